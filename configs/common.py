@@ -1,0 +1,138 @@
+"""Every key of a run, with its unit, its range and the paper's value as the default.
+
+A recipe calls `get_config()` and changes only what differs. Any key can be overridden on the
+command line: `--config.selection.fraction=0.05`. Recipes end in `in_form()`, so that
+`--config=configs/RECIPE.py:toy` is the same recipe shrunk onto the embedded corpus.
+
+Source of the defaults: arXiv 2602.04145, Qwen2.5-VL-7B rows.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the paper's recipe on the full released corpus, Qwen2.5-VL-7B."""
+  c = ConfigDict()
+  c.seed = 0  # data order, initialisation and random selection; an integer >= 0
+
+  c.corpus = ConfigDict()
+  c.corpus.name = "visualprm"  # "visualprm": files on disk; "toy": the embedded corpus, drawn
+  c.corpus.annotations = "data/VisualPRM400K-v1.1-Raw/annotations.zip"  # folder of *.jsonl or zip
+  c.corpus.images = "data/VisualPRM400K-v1.1-Raw/images.zip"  # folder or zip, never extracted
+  c.corpus.prepared = ""  # folder of prepared corpora; "": beside the annotations
+  c.corpus.tau = 0.0  # a step is positive where its MC score > tau; in [0, 1)
+  c.corpus.unmeasured = "negative"  # steps without continuations: "negative" (paper) or "ignore"
+  c.corpus.max_rejected_fraction = 0.01  # of all records, in [0, 1]; above it the run stops
+  c.corpus.workers = 0  # processes that read and check; 0: one a core
+  c.corpus.toy = ConfigDict()  # what the embedded corpus is drawn from
+  c.corpus.toy.rollouts = 48_000  # count, >= 1000
+  c.corpus.toy.images = 16_000  # count, >= 300
+  c.corpus.toy.seed = 0  # an integer >= 0
+  c.corpus.toy.benchmark_items = 500  # count, >= 5
+
+  c.selection = ConfigDict()
+  c.selection.strategy = "full"  # a name of bis_jax.selection.strategies.STRATEGIES
+  c.selection.fraction = 1.0  # of the rollouts of every source, in (0, 1]
+  c.selection.alpha = 0.2  # BIS smoothing, >= 0; paper: 0.05 at fraction >= 0.25, 0.2 at 0.10
+
+  c.labels = ConfigDict()
+  c.labels.kind = "hard"  # "hard": MC > tau; "soft": the MC score; "banded": see the bands
+  c.labels.band_low = 0.0  # banded: label 0 at or below; in [0, 1]
+  c.labels.band_high = 0.5  # banded: label 1 above; in [band_low, 1]
+
+  c.inputs = ConfigDict()
+  c.inputs.tokenizer = ""  # folder or hub id; "": the model's checkpoint
+  c.inputs.separator = "\n\n"  # text between steps; "" is the released evaluation's form
+  c.inputs.max_length = 8192  # tokens of one rollout; longer ones lose whole trailing steps
+  c.inputs.min_pixels = 4 * 28 * 28  # of one image after the resize
+  c.inputs.max_pixels = 1280 * 28 * 28  # likewise: at most max_pixels / 784 image tokens
+  c.inputs.row_tokens = 8192  # tokens of one packed row, >= max_length
+  c.inputs.row_patches = 16_384  # patch slots of one packed row, a multiple of 64
+  c.inputs.row_markers = 256  # step markers of one packed row
+  c.inputs.row_multiple = 16  # rows a step are rounded to a multiple of this
+  c.inputs.lookahead = 512  # open rows that the packer may still fill, >= 1
+  c.inputs.workers = 8  # processes that assemble rows; 0: threads of this process
+  c.inputs.prefetch = 4  # global batches assembled ahead, >= 1
+
+  c.model = ConfigDict()
+  c.model.backbone = "qwen2_5_vl"
+  c.model.size = "7b"  # "tiny", "toy", "3b", "7b"
+  c.model.checkpoint = "data/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
+  c.model.dtype = "bfloat16"  # of activations; parameters are float32
+  c.model.remat = "full"  # what the backward pass recomputes: "none", "dots", "full"
+  # Learning-rate factor of every parameter: first matching regex wins, 0 freezes.
+  c.model.learning_rates = ((r"visual\.(?!merger)", 0.0), (r".*", 1.0))
+
+  c.loss = ConfigDict()
+  c.loss.normalise = "global"  # by the labelled markers of the "global" batch, or "micro" (release)
+
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 1e-5  # peak, > 0
+  c.optim.warmup = 0.05  # share of the steps, in [0, 1)
+  c.optim.weight_decay = 0.05  # decoupled, on matrices only, >= 0
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.999
+  c.optim.eps = 1e-8
+  c.optim.clip = 1.0  # global gradient norm, > 0
+  c.optim.moment_dtype = "float32"  # of the first moment: "float32" or "bfloat16"
+
+  c.train = ConfigDict()
+  c.train.global_batch = 512  # rollouts a step, on average (rows of a step are fixed)
+  c.train.accumulate = 1  # micro-batches a step
+  c.train.epochs = 1  # passes over the kept rollouts
+  c.train.steps = 0  # stop after this many steps; 0: after the epochs
+  c.train.log_every = 1  # steps
+  c.train.checkpoint_every = 50  # steps
+  c.train.keep_checkpoints = 2  # count, >= 1
+
+  c.mesh = ConfigDict()  # devices along each axis; one of them may be -1: all that are left
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+  c.mesh.tensor = 1
+
+  c.evaluation = ConfigDict()
+  c.evaluation.benchmark = "data/VisualProcessBench"  # folder; "": do not evaluate
+  c.evaluation.images = "multi"  # images of an item: all ("multi"), one "canvas", or the "first"
+  c.evaluation.blank_images = False  # also score with blanked images: does the model look?
+  c.evaluation.page_items = 12  # benchmark items shown on index.html
+  return c
+
+
+def in_form(c: ConfigDict, form: str) -> ConfigDict:
+  """Returns the recipe `c` in a form: "" as it stands, "toy" shrunk.
+
+  The toy form takes the same path through the code on the embedded corpus, with a small model
+  and random weights, in minutes on two CPU cores.
+
+  Raises:
+    ValueError: there is no such form.
+  """
+  if form not in ("", "toy"):
+    raise ValueError(f"a recipe has no form {form!r}: use configs/RECIPE.py or configs/RECIPE.py:toy")
+  return _shrink(c) if form == "toy" else c
+
+
+def _shrink(c: ConfigDict) -> ConfigDict:
+  c.corpus.name = "toy"
+  c.inputs.max_length = 256
+  c.inputs.min_pixels = 28 * 28
+  c.inputs.max_pixels = 336 * 336
+  c.inputs.row_tokens = 512
+  c.inputs.row_patches = 512
+  c.inputs.row_markers = 64
+  c.inputs.row_multiple = 8
+  c.inputs.workers = 0
+  c.model.size = "toy"
+  c.model.checkpoint = ""
+  c.model.dtype = "float32"
+  c.model.remat = "none"
+  c.model.learning_rates = ((r".*", 1.0),)  # random weights: nothing to freeze
+  c.optim.learning_rate = 1e-3
+  c.train.global_batch = 64
+  c.train.epochs = 8
+  c.train.log_every = 10
+  c.train.checkpoint_every = 200
+  c.mesh.fsdp = 1
+  c.mesh.data = -1
+  c.evaluation.blank_images = True
+  return c

@@ -1,0 +1,18 @@
+"""Qwen2.5-VL-7B on the 10 % of every source with the highest BIS: 110 steps of 512 rollouts.
+
+Paper: overall_source_weighted 64.63 on VisualProcessBench, threshold tuned on test.
+
+  python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10
+  python -m bis_jax.main --config=configs/qwen_bis10.py:toy --workdir=runs/qwen_bis10_toy
+"""
+
+from configs import common
+
+
+def get_config(form: str = ""):
+  """Returns the recipe, as it stands or in the form "toy"."""
+  c = common.get_config()
+  c.selection.strategy = "bis"
+  c.selection.fraction = 0.10
+  c.selection.alpha = 0.2
+  return common.in_form(c, form)

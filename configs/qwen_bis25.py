@@ -1,0 +1,16 @@
+"""Qwen2.5-VL-7B on the 25 % of every source with the highest BIS: 275 steps of 512 rollouts.
+
+  python -m bis_jax.main --config=configs/qwen_bis25.py --workdir=gs://BUCKET/qwen_bis25
+  python -m bis_jax.main --config=configs/qwen_bis25.py:toy --workdir=runs/qwen_bis25_toy
+"""
+
+from configs import common
+
+
+def get_config(form: str = ""):
+  """Returns the recipe, as it stands or in the form "toy"."""
+  c = common.get_config()
+  c.selection.strategy = "bis"
+  c.selection.fraction = 0.25
+  c.selection.alpha = 0.05
+  return common.in_form(c, form)
