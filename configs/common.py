@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   c.corpus.name = "visualprm"  # "visualprm": files on disk; "toy": the embedded corpus, drawn
   c.corpus.annotations = "data/VisualPRM400K-v1.1-Raw/annotations.zip"  # folder of *.jsonl or zip
   c.corpus.images = "data/VisualPRM400K-v1.1-Raw/images.zip"  # folder or zip, never extracted
-  c.corpus.prepared = ""  # folder of prepared corpora; "": beside the annotations
+  c.corpus.cache = "~/.cache/bis_jax"  # folder of prepared and drawn corpora, shared by runs
   c.corpus.tau = 0.0  # a step is positive where its MC score > tau; in [0, 1)
   c.corpus.unmeasured = "negative"  # steps without continuations: "negative" (paper) or "ignore"
   c.corpus.max_rejected_fraction = 0.01  # of all records, in [0, 1]; above it the run stops

@@ -1,0 +1,65 @@
+"""Orbax checkpoints: parameters, optimiser state and the position in the data.
+
+`WORKDIR/checkpoints/STEP/` holds what training changes, `WORKDIR/frozen/` the frozen parameters,
+once. The data position is the number of the next global batch: the row plan is a function of the
+config alone, so that number is all an exact resume needs, on any number of processes.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+
+def manager(workdir: epath.Path, *, every: int, keep: int) -> ocp.CheckpointManager:
+  """Returns the manager of a run's checkpoints, saved every `every` steps, the last `keep` kept."""
+  options = ocp.CheckpointManagerOptions(
+    save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True
+  )
+  return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, *, force: bool = False) -> None:
+  """Saves the state after `step` steps, if the interval or `force` asks for it."""
+  if step == checkpoints.latest_step():
+    return
+  checkpoints.save(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"next_batch": step})
+    ),
+    force=force,
+  )
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None:
+  """Returns the newest saved state and the next batch's number, or None where nothing is saved.
+
+  Args:
+    checkpoints: the run's manager.
+    like: a pytree of jax.ShapeDtypeStruct with shardings; arrays arrive in those.
+  """
+  step = checkpoints.latest_step()
+  if step is None:
+    return None
+  restored = checkpoints.restore(
+    step,
+    args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()),
+  )
+  return restored.state, restored.data["next_batch"]
+
+
+def save_frozen(workdir: epath.Path, frozen: dict[str, jax.Array]) -> None:
+  """Saves the frozen parameters if there are any and they are not saved yet."""
+  if frozen and not (workdir / "frozen").exists():
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(workdir / "frozen", frozen)
+
+
+def restore_frozen(workdir: epath.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
+  """Returns the frozen parameters in the shardings of `like`; {} where nothing is frozen."""
+  if not like:
+    return {}
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(workdir / "frozen", like)

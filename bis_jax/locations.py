@@ -1,0 +1,89 @@
+"""Where a run's inputs are, and what to do when one of them is missing."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+class MissingInputError(FileNotFoundError):
+  """Data or weights that a recipe needs are not where it looked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Locations:
+  """Folders and files that a run reads, and the folder of its prepared corpus."""
+
+  annotations: pathlib.Path  # folder of *.jsonl, or a zip of it
+  images: pathlib.Path  # folder, or a zip of it
+  prepared: pathlib.Path  # the prepared corpus, written by the run
+  tokenizer: str  # folder
+  checkpoint: str  # safetensors folder; "": random weights
+  benchmark: pathlib.Path | None  # None: do not evaluate
+  toy: pathlib.Path | None  # folder to draw the embedded corpus in; None: files on disk
+
+
+def _key(*parts: object) -> str:
+  return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def locate(config: ConfigDict) -> Locations:
+  """Returns the run's locations without touching them, but for `~`."""
+  c = config.corpus
+  cache = pathlib.Path(c.cache).expanduser()
+  toy = cache / f"toy-{_key(sorted(c.toy.items()))}" if c.name == "toy" else None
+  annotations = toy / "annotations" if toy else pathlib.Path(c.annotations).expanduser()
+  images = toy / "images" if toy else pathlib.Path(c.images).expanduser()
+  benchmark = toy / "benchmark" if toy else pathlib.Path(config.evaluation.benchmark).expanduser()
+  return Locations(
+    annotations=annotations,
+    images=images,
+    prepared=cache
+    / f"corpus-{_key(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)}",
+    tokenizer=config.inputs.tokenizer or (str(toy / "tokenizer") if toy else config.model.checkpoint),
+    checkpoint=config.model.checkpoint,
+    benchmark=benchmark if config.evaluation.benchmark else None,
+    toy=toy,
+  )
+
+
+_DOWNLOADS = {
+  "corpus.annotations": "hf download OpenGVLab/VisualPRM400K-v1.1-Raw annotations.zip "
+  "--repo-type dataset --local-dir {folder}",
+  "corpus.images": "hf download OpenGVLab/VisualPRM400K-v1.1-Raw images.zip "
+  "--repo-type dataset --local-dir {folder}",
+  "evaluation.benchmark": "hf download OpenGVLab/VisualProcessBench --repo-type dataset "
+  "--local-dir {path}",
+  "model.checkpoint": "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir {path}",
+  "inputs.tokenizer": "hf download Qwen/Qwen2.5-VL-7B-Instruct --include 'tokenizer*' "
+  "--local-dir {path}",
+}
+
+
+def require(config: ConfigDict, where: Locations) -> None:
+  """Checks that everything the run needs is there, before any work.
+
+  Raises:
+    MissingInputError: for each missing input, its key, where it was looked for and the command
+      that gets it.
+  """
+  needed = {"model.checkpoint": where.checkpoint, "inputs.tokenizer": where.tokenizer}
+  if not where.toy:
+    needed |= {"corpus.annotations": where.annotations, "corpus.images": where.images}
+    needed |= {"evaluation.benchmark": where.benchmark}
+  elif not config.inputs.tokenizer:
+    del needed["inputs.tokenizer"]  # drawn with the corpus
+  lines = []
+  for key, path in needed.items():
+    if path is None or path == "" or pathlib.Path(path).expanduser().exists():
+      continue
+    absolute = pathlib.Path(path).absolute()
+    command = _DOWNLOADS[key].format(path=path, folder=pathlib.Path(path).parent)
+    lines.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
+  if lines:
+    raise MissingInputError(
+      "this recipe needs inputs that are not here; nothing was started.\n  "
+      + "\n  ".join(dict.fromkeys(lines))
+      + "\n  or name another place, e.g. --config.corpus.images=FOLDER_OR_ZIP"
+    )

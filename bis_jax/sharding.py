@@ -1,0 +1,69 @@
+"""The device mesh and where every array of a run lives on it.
+
+Parameters are a flat dict `{"visual.blocks.attn.qkv.kernel": array}`; a table of (regex,
+PartitionSpec) says how each is split. First match wins and an unmatched path raises.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+P = PartitionSpec
+BATCH_AXES = ("data", "fsdp")  # the rows of a batch are split over both
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
+  """Returns a mesh with the axes data, fsdp, tensor; one size may be -1, all that are left.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+  if len(devices) % fixed:
+    raise ValueError(f"mesh sizes {sizes} ask for a multiple of {fixed} devices; {len(devices)} are here")
+  shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
+  if int(np.prod(shape)) != len(devices):
+    raise ValueError(
+      f"mesh sizes {sizes} use {int(np.prod(shape))} of {len(devices)} devices: set one of them to -1"
+    )
+  return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def first_match(rules: tuple[tuple[str, Any], ...], path: str) -> Any:
+  """Returns the value of the first rule whose regex is found in `path`.
+
+  Raises:
+    KeyError: no rule matches.
+  """
+  for pattern, value in rules:
+    if re.search(pattern, path):
+      return value
+  raise KeyError(f"no rule matches the parameter {path!r}: add one to the table")
+
+
+def parameter_shardings(
+  mesh: Mesh, rules: tuple[tuple[str, P], ...], shapes: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, NamedSharding]:
+  """Returns the sharding of every parameter; a dimension that does not divide is replicated."""
+
+  def fit(path: str, shape: tuple[int, ...]) -> P:
+    spec = first_match(rules, path)
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
+    return P(*(axis if n % s == 0 else None for axis, n, s in zip(spec, shape, sizes, strict=True)))
+
+  return {path: NamedSharding(mesh, fit(path, s.shape)) for path, s in shapes.items()}
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of batch arrays [accumulate, rows, ...]: rows over data and fsdp."""
+  return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Returns into how many parts the rows of a micro-batch are split."""
+  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
