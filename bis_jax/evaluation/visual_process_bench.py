@@ -79,10 +79,10 @@ def load(folder: str, image_root: str | None = None) -> list[BenchmarkItem]:
   return items
 
 
-def encoded_images(item: BenchmarkItem, multi_image: str = "separate") -> tuple[bytes, ...]:
+def encoded_images(item: BenchmarkItem, multi_image: str = "multi") -> tuple[bytes, ...]:
   """Returns the encoded images the model is shown for `item`.
 
-  `multi_image` says what becomes of an item's images: "separate" gives each file as it is,
+  `multi_image` says what becomes of an item's images: "multi" gives each file as it is,
   "first" only the first file, "canvas" one PNG with all of them side by side (`canvas`); an item
   with one image is that file in every mode. Raises ValueError on another mode.
   """
@@ -93,7 +93,7 @@ def encoded_images(item: BenchmarkItem, multi_image: str = "separate") -> tuple[
   return tuple(path.read_bytes() for path in kept)
 
 
-def shown_sizes(item: BenchmarkItem, multi_image: str = "separate") -> list[tuple[int, int]]:
+def shown_sizes(item: BenchmarkItem, multi_image: str = "multi") -> list[tuple[int, int]]:
   """Returns the (height, width) of each image of `encoded_images`, without reading pixels."""
   _check_mode(multi_image)
   if multi_image == "canvas" and len(item.images) > 1:
@@ -131,8 +131,8 @@ def _canvas_grid(n: int) -> tuple[int, int]:
 
 
 def _check_mode(multi_image: str) -> None:
-  if multi_image not in ("separate", "canvas", "first"):
-    raise ValueError(f"multi_image is {multi_image!r}; it must be separate, canvas or first")
+  if multi_image not in ("multi", "canvas", "first"):
+    raise ValueError(f"multi_image is {multi_image!r}; it must be multi, canvas or first")
 
 
 def _parse(line: bytes, index: int, root: pathlib.Path) -> BenchmarkItem:

@@ -1,0 +1,208 @@
+"""Draws a run's figures with matplotlib and returns each as the bytes of a PNG file."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = (
+  "#0072b2",
+  "#e69f00",
+  "#009e73",
+  "#cc79a7",
+  "#56b4e9",
+  "#d55e00",
+)
+_INK, _GREY, _GRID = "#222222", "#9a9a9a", "#e3e3e3"
+_CELLS = 32
+_DPI = 160
+_THRESHOLD_COLOURS = {"fixed_0.5": BLUE, "tuned_on_dev": GREEN, "tuned_on_test": ORANGE}
+_THRESHOLD_WORDS = {
+  "fixed_0.5": "threshold 0.5",
+  "tuned_on_dev": "tuned on held-out training data",
+  "tuned_on_test": "tuned on test",
+}
+
+
+def selection(
+  mixture: np.ndarray, reliability: np.ndarray, kept: np.ndarray, alpha: float | None = None
+) -> bytes:
+  """Returns the picture of a selection: all rollouts in grey and the kept ones in blue.
+
+  `mixture` float[M] is p(1-p), `reliability` float[M] the mean MC score of positive steps,
+  `kept` bool[M]. Rollouts fall into cells, and a disc's area grows with the square root of the
+  number in its cell. With `alpha`, lines of equal Balanced-Information Score are drawn.
+  """
+  figure, axes = _figure("mixture  p (1 - p)", "reliability  R", width=6.4, height=4.4)
+  kept = np.asarray(kept, bool)
+  edges = np.linspace(0, 0.25, _CELLS + 1), np.linspace(0, 1, _CELLS + 1)
+  for mask, colour, word in ((slice(None), "#c9c9c9", "all"), (kept, BLUE, "kept")):
+    x, y = np.asarray(mixture)[mask], np.asarray(reliability)[mask]
+    cells = [
+      np.clip(np.digitize(values, edge) - 1, 0, _CELLS - 1)
+      for values, edge in zip((x, y), edges, strict=True)
+    ]
+    cell, inverse, count = np.unique(
+      cells[0] * _CELLS + cells[1], return_inverse=True, return_counts=True
+    )
+    # The disc stands at the mean of its rollouts, so that p(1-p) = 0 is drawn on the axis.
+    centre_x = np.bincount(inverse, x, len(cell)) / count
+    centre_y = np.bincount(inverse, y, len(cell)) / count
+    area = 400 * np.sqrt(count / max(1, len(kept)))
+    label = f"{word}: {len(x):,}"
+    axes.scatter(centre_x, centre_y, area + 2, color=colour, label=label, linewidths=0, zorder=2)
+  if alpha is not None:
+    grid_x, grid_y = np.meshgrid(np.linspace(-0.01, 0.26, 100), np.linspace(0, 1.05, 100))
+    lines = axes.contour(
+      grid_x,
+      grid_y,
+      (grid_x + alpha) * grid_y,
+      np.arange(0.05, 0.25 + alpha, 0.05),
+      colors=_INK,
+      linewidths=0.6,
+      alpha=0.45,
+      zorder=3,
+    )
+    axes.clabel(lines, fmt="BIS %.2f", fontsize=6.5)
+  axes.set(xlim=(-0.01, 0.26), ylim=(0, 1.05))
+  axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False, fontsize=9)
+  return _png(figure)
+
+
+def loss(history: Sequence[dict]) -> bytes:
+  """Returns the loss over training steps: every logged value, and their running mean.
+
+  `history` holds the lines of metrics.jsonl; those without a `loss` are passed over.
+  """
+  lines = [line for line in history if "loss" in line]
+  step = np.array([line["step"] for line in lines], float)
+  value = np.array([line["loss"] for line in lines], float)
+  figure, axes = _figure("training step", "loss", width=6.4, height=3.6)
+  smooth = len(value) >= 10
+  axes.plot(step, value, color=SKY if smooth else BLUE, linewidth=1, alpha=0.6 if smooth else 1)
+  if smooth:
+    axes.plot(step, _running_mean(value), color=BLUE, linewidth=2, label="running mean")
+    axes.legend(frameon=False, fontsize=9)
+  axes.margins(x=0.01)
+  return _png(figure)
+
+
+def source_f1(evaluation: dict) -> bytes:
+  """Returns macro-F1 per source at every threshold, with intervals, over the constant predictor.
+
+  `evaluation` is the content of evaluation.json.
+  """
+  sources = list(evaluation["per_source"])
+  names = list(evaluation["thresholds"])
+  figure, axes = _figure("", "macro-F1 x 100", width=6.4, height=3.8)
+  width = 0.76 / len(names)
+  for i, name in enumerate(names):
+    blocks = [evaluation["per_source"][source]["thresholds"][name] for source in sources]
+    x = np.arange(len(sources)) + (i - (len(names) - 1) / 2) * width
+    values = np.array([block["macro_f1"] for block in blocks])
+    spans = [block.get("intervals", {}).get("macro_f1") for block in blocks]
+    axes.bar(
+      x,
+      100 * values,
+      width * 0.92,
+      color=_THRESHOLD_COLOURS[name],
+      label=_THRESHOLD_WORDS[name],
+      zorder=2,
+    )
+    for centre, span in zip(x, spans, strict=True):
+      if span:
+        axes.plot([centre] * 2, [100 * end for end in span], color=_INK, linewidth=1.1, zorder=3)
+  constants = [100 * evaluation["per_source"][source]["constant_macro_f1"] for source in sources]
+  positions = np.arange(len(sources))
+  axes.hlines(
+    constants,
+    positions - 0.44,
+    positions + 0.44,
+    color=VERMILION,
+    linewidth=2,
+    linestyle=(0, (3, 1.5)),
+    label="constant predictor",
+    zorder=4,
+  )
+  axes.set_xticks(positions, sources)
+  axes.set_ylim(0, 100)
+  axes.grid(axis="x", visible=False)
+  axes.legend(
+    loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names) + 1, frameon=False, fontsize=8
+  )
+  return _png(figure)
+
+
+def reliability(evaluation: dict) -> bytes:
+  """Returns the reliability diagram of evaluation.json: scores against shares of correct steps.
+
+  Below it stands how many steps fall into each bin.
+  """
+  bins = evaluation["reliability"]
+  full = [b for b in bins if b["steps"]]
+  figure = Figure(figsize=(6.4, 4.4), dpi=_DPI, layout="constrained")
+  upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+  for axes, word in ((upper, "share of correct steps"), (lower, "steps")):
+    _style(axes, "", word)
+  lower.set_xlabel("score", color=_INK)
+  width = bins[0]["high"] - bins[0]["low"]
+  upper.bar(
+    [b["low"] + width / 2 for b in full],
+    [b["share_correct"] for b in full],
+    width * 0.94,
+    color=SKY,
+    zorder=2,
+  )
+  upper.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--", zorder=3)
+  upper.plot(
+    [b["mean_score"] for b in full],
+    [b["share_correct"] for b in full],
+    color=BLUE,
+    marker="o",
+    markersize=4,
+    linewidth=1.4,
+    zorder=4,
+  )
+  words = [f"{name} {evaluation[key]:.3f}" for name, key in (("ECE", "ece"), ("Brier", "brier"))]
+  upper.text(0.03, 0.95, "\n".join(words), transform=upper.transAxes, va="top", fontsize=9)
+  upper.set(xlim=(0, 1), ylim=(0, 1))
+  lower.bar(
+    [b["low"] + width / 2 for b in bins], [b["steps"] for b in bins], width * 0.94, color=_GREY
+  )
+  return _png(figure)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+  """Returns the mean of each value and its neighbours, a fifteenth of the run on either side."""
+  reach = max(1, len(values) // 30)
+  sums = np.concatenate([[0.0], np.cumsum(values)])
+  low = np.maximum(np.arange(len(values)) - reach, 0)
+  high = np.minimum(np.arange(len(values)) + reach + 1, len(values))
+  return (sums[high] - sums[low]) / (high - low)
+
+
+def _figure(x_label: str, y_label: str, *, width: float, height: float):
+  """Returns a styled figure (inches) and its axes, outside pyplot's global state."""
+  figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+  axes = figure.subplots()
+  _style(axes, x_label, y_label)
+  return figure, axes
+
+
+def _style(axes, x_label: str, y_label: str) -> None:
+  axes.set_xlabel(x_label, color=_INK)
+  axes.set_ylabel(y_label, color=_INK)
+  axes.grid(color=_GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=_INK, labelsize=9, length=0)
+  for side in ("top", "right", "left"):
+    axes.spines[side].set_visible(False)
+  axes.spines["bottom"].set_color(_GREY)
+
+
+def _png(figure: Figure) -> bytes:
+  encoded = io.BytesIO()
+  figure.savefig(encoded, format="png", facecolor="white")
+  return encoded.getvalue()
