@@ -1,0 +1,219 @@
+"""What selection knows of a corpus: one row of numbers per rollout, no text.
+
+Source of the statistics: arXiv 2602.04145, the Balanced-Information Score.
+"""
+
+import dataclasses
+import hashlib
+import zipfile
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order
+PAPER_OK = 2  # the paper's builder writes the record when it is kept in `paper` order
+
+_COLUMNS = {
+  "source": np.int16,
+  "line": np.int32,
+  "n": np.int16,
+  "n_pos": np.int16,
+  "score_sum": np.float64,
+  "spread_sum": np.float64,
+  "flags": np.uint8,
+  "rollout": np.int64,
+}
+
+
+class ScoreTableError(ValueError):
+  """Statistics that no score table can hold, or a file that holds no score table."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreTable:
+  """One row per scorable rollout, sources in file-name order, lines in file order.
+
+  Attributes:
+    source_names: annotation file stems, in file-name order.
+    source: int16[rows], index into `source_names`, never falling.
+    line: int32[rows], 0-based line number in the file, rising within a source.
+    n: int16[rows], scored steps, at least 1.
+    n_pos: int16[rows], those of them with an MC score above `tau`.
+    score_sum: float64[rows], sum of the positive steps' MC scores, added in step order.
+    spread_sum: float64[rows], sum of s (1 - s) over the scored steps, added in step order.
+    flags: uint8[rows], bits STRICT_OK and PAPER_OK.
+    rollout: int64[rows], index in the prepared corpus, -1 where the rollout is not stored.
+    tau: threshold of a positive step.
+    unmeasured: "negative" (a step without continuations counts, as not positive) or "ignore".
+    digest: names the corpus that the rows describe.
+  """
+
+  source_names: tuple[str, ...]
+  source: np.ndarray
+  line: np.ndarray
+  n: np.ndarray
+  n_pos: np.ndarray
+  score_sum: np.ndarray
+  spread_sum: np.ndarray
+  flags: np.ndarray
+  rollout: np.ndarray
+  tau: float = 0.0
+  unmeasured: str = "negative"
+  digest: str = ""
+
+  def __len__(self) -> int:
+    return self.line.size
+
+  @classmethod
+  def from_steps(
+    cls,
+    source_names: tuple[str, ...],
+    *,
+    source: np.ndarray,
+    line: np.ndarray,
+    lengths: np.ndarray,
+    scores: np.ndarray,
+    measured: np.ndarray,
+    flags: np.ndarray,
+    rollout: np.ndarray | None = None,
+    tau: float = 0.0,
+    unmeasured: str = "negative",
+    digest: str = "",
+  ) -> "ScoreTable":
+    """Returns the table of rollouts given as ragged steps.
+
+    Two rollouts with MC scores (1/16, 1/2) and (0, 1/4, 1) have `lengths` [2, 3] and `scores`
+    [1/16, 1/2, 0, 1/4, 1]. Sums are float64 and run in step order, as a plain loop adds them.
+
+    Args:
+      source_names: see the class.
+      source: int[rollouts], index into `source_names`.
+      line: int[rollouts].
+      lengths: int[rollouts], steps with a numeric score.
+      scores: float64[sum(lengths)], MC scores.
+      measured: bool[sum(lengths)], False where the step had no continuations.
+      flags: uint8[rollouts].
+      rollout: int64[rollouts] or None (nothing is stored).
+      tau: see the class.
+      unmeasured: "negative" or "ignore"; "ignore" leaves such steps out, and a rollout without
+        any other step out of the table.
+      digest: see the class.
+
+    Raises:
+      ScoreTableError: unknown `unmeasured`; arrays of unequal length; a rollout of more than
+        32,767 steps.
+    """
+    if unmeasured not in ("negative", "ignore"):
+      raise ScoreTableError(f"unmeasured is {unmeasured!r}; it must be 'negative' or 'ignore'")
+    lengths, scores = np.asarray(lengths), np.asarray(scores, np.float64)
+    if scores.size != lengths.sum() or scores.size != len(measured):
+      raise ScoreTableError(
+        f"{lengths.sum()} steps by their lengths, but {scores.size} scores and {len(measured)} "
+        "measured flags"
+      )
+    rows = lengths.size
+    owner = np.repeat(np.arange(rows, dtype=np.int32), lengths)
+    if unmeasured == "ignore":
+      owner, scores = owner[measured], scores[measured]
+    n = np.bincount(owner, minlength=rows)
+    if rows and n.max() > np.iinfo(np.int16).max:
+      at = int(n.argmax())
+      raise ScoreTableError(
+        f"{source_names[source[at]]}:{line[at]} has {n[at]} scored steps; a rollout may have at "
+        "most 32767: remove the record"
+      )
+    positive = scores > tau
+    values = {
+      "source": source,
+      "line": line,
+      "n": n,
+      "n_pos": np.bincount(owner[positive], minlength=rows),
+      "score_sum": np.bincount(owner[positive], scores[positive], rows),
+      "spread_sum": np.bincount(owner, scores * (1.0 - scores), rows),
+      "flags": flags,
+      "rollout": np.full(rows, -1) if rollout is None else rollout,
+    }
+    scored = n > 0
+    columns = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
+    return cls(tuple(source_names), **columns, tau=tau, unmeasured=unmeasured, digest=digest)
+
+  def rows_of(self, source: int) -> slice:
+    """Returns the rows of one source, which stand together."""
+    bounds = np.array((source, source + 1), self.source.dtype)  # another dtype copies the column
+    return slice(*np.searchsorted(self.source, bounds).tolist())
+
+  def take(self, rows: slice | np.ndarray) -> "ScoreTable":
+    """Returns a table of some rows (a slice, a mask or rising indices); slices share memory."""
+    return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+  def checksum(self) -> str:
+    """Returns 16 hex digits of the statistics: what decides who is kept, not where it is stored.
+
+    The sum, modulo 2**64, of a hash of each row, so that slices of a table can be summed up.
+    """
+    return f"{self.row_hash_sum():016x}"
+
+  def row_hash_sum(self) -> int:
+    """Returns the sum of the row hashes modulo 2**64; see `checksum`."""
+    names = np.array([_hash(name) for name in self.source_names], np.uint64)
+    total = np.uint64(0)
+    for start in range(0, len(self), 1 << 20):
+      part = self.take(slice(start, start + (1 << 20)))
+      state = names[part.source]
+      for column in (part.line, part.n, part.n_pos, part.flags):
+        state = mix64(state + column.astype(np.uint64))
+      for column in (part.score_sum, part.spread_sum):
+        state = mix64(state + np.ascontiguousarray(column).view(np.uint64))
+      total += state.sum(dtype=np.uint64)
+    return int(total)
+
+  def save(self, path: Any) -> None:
+    """Writes the table as an .npz file without pickles, whole or not at all."""
+    path = epath.Path(path)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+      np.savez(
+        file,
+        source_names=np.array(self.source_names, np.str_),
+        tau=np.float64(self.tau),
+        unmeasured=np.str_(self.unmeasured),
+        digest=np.str_(self.digest),
+        **{name: getattr(self, name) for name in _COLUMNS},
+      )
+    part.replace(path)
+
+  @classmethod
+  def load(cls, path: Any) -> "ScoreTable":
+    """Reads a table that `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ScoreTableError: the file is no score table of this version.
+    """
+    with epath.Path(path).open("rb") as file:
+      try:
+        with np.load(file, allow_pickle=False) as held:
+          columns = {name: held[name] for name in _COLUMNS}
+          return cls(
+            tuple(held["source_names"].tolist()),
+            **columns,
+            tau=float(held["tau"]),
+            unmeasured=str(held["unmeasured"]),
+            digest=str(held["digest"]),
+          )
+      except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ScoreTableError(
+          f"{path} is no score table of this version ({error}): delete it and write it again"
+        ) from error
+
+
+def _hash(text: str) -> int:
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix64(state: np.ndarray) -> np.ndarray:
+  """Returns splitmix64's output function of uint64 states: a bijection that scatters the bits."""
+  state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return state ^ (state >> np.uint64(31))

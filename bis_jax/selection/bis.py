@@ -1,0 +1,34 @@
+"""The Balanced-Information Score of a rollout, in float64 as the paper writes it.
+
+Scores are discrete, ties at the cut are the rule, and rounding decides who is kept. NumPy rounds
+after every operation; XLA may fuse p (1 - p) + alpha into one rounding, and TPUs have no float64.
+So scores are computed here, on the host, and devices see only their ranks.
+"""
+
+import numpy as np
+
+
+def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
+  """Returns p (1 - p) with p = n_pos / n: float64, in [0, 1/4].
+
+  Args:
+    n: int[rollouts], scored steps, at least 1.
+    n_pos: int[rollouts], positive ones among them.
+  """
+  p = n_pos.astype(np.float64) / n
+  return p * (1.0 - p)
+
+
+def reliability(n_pos: np.ndarray, score_sum: np.ndarray) -> np.ndarray:
+  """Returns R, the mean MC score of the positive steps, and 1 where there is none: float64.
+
+  Args:
+    n_pos: int[rollouts].
+    score_sum: float64[rollouts], sum of the positive steps' MC scores.
+  """
+  return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), 1.0)
+
+
+def bis_scores(n: np.ndarray, n_pos: np.ndarray, score_sum: np.ndarray, alpha: float) -> np.ndarray:
+  """Returns (p (1 - p) + alpha) R of each rollout: float64. Arguments as above."""
+  return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum)
