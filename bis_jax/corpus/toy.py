@@ -1,0 +1,202 @@
+"""The embedded corpus: drawn, not stored, in the layouts of the released data.
+
+    out/annotations/card_sum.jsonl ...   VisualPRM400K-v1.1-Raw, a file a source
+    out/images/card_sum/000000.png ...   112 x 112 px
+    out/benchmark/test.jsonl, images/    VisualProcessBench
+    out/tokenizer/                       for transformers.AutoTokenizer
+    out/truth.jsonl                      {"file", "line", "truth": [1 | 0, ...]}, a line a rollout
+    out/captions.jsonl                   {"image", "text"}: all that is to be seen, a line an image
+    out/digest.json                      what it was drawn from
+
+A rollout's steps look at one thing of the picture after another, note its value and keep a total.
+A step is right when its note and its total are. Its MC score is measured, not made up: see
+`toy_policy`. The benchmark's pictures are new, its policies slip more, and its labels are the
+truth, 0 for a step that claims nothing.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+
+from absl import logging
+from tqdm import tqdm
+
+from bis_jax.corpus import toy_pictures, toy_policy, toy_questions, toy_records, toy_tokenizer
+from bis_jax.corpus.toy_questions import SOURCES
+from bis_jax.corpus.toy_records import Groups
+
+ROLLOUTS_A_GROUP = 3
+
+_IMAGE_PREFIX = "VisualPRM400K-v1.1-Raw/"
+_GROUPS_A_RUN = 500
+_CODE = (toy_pictures, toy_policy, toy_questions, toy_records, toy_tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+  """What a corpus is drawn from.
+
+  rollouts: count over all sources, >= 60.
+  images: count at most, >= 20; with fewer than question groups, some groups share images.
+  seed: an integer >= 0.
+  benchmark_items: count, >= 15 (one a source and policy).
+  n_mc: continuations a step.
+  slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
+    and of continuations whose answer is lost.
+  """
+
+  rollouts: int
+  images: int
+  seed: int
+  benchmark_items: int
+  n_mc: int
+  slip: float
+  recovery: float
+  lapse: float
+
+
+def draw(
+  out_dir: str | os.PathLike,
+  *,
+  rollouts: int = 48_000,
+  images: int = 16_000,
+  seed: int = 0,
+  benchmark_items: int = 500,
+  n_mc: int = 16,
+  slip: float = 1.0,
+  recovery: float = 1.0,
+  lapse: float = 1.0,
+  workers: int = 0,
+) -> pathlib.Path:
+  """Draws the corpus into `out_dir` and returns that folder; reuses one that is the same.
+
+  The arguments are those of `Knobs`; `workers` (processes; 0: one a core) does not change a byte
+  of what is written. The folder appears whole or not at all.
+
+  Raises:
+    ValueError: an argument is out of range.
+    FileExistsError: `out_dir` holds something else.
+  """
+  knobs = Knobs(rollouts, images, seed, benchmark_items, n_mc, slip, recovery, lapse)
+  _check(knobs)
+  out = pathlib.Path(out_dir)
+  identity = {"knobs": dataclasses.asdict(knobs), "code": _code_digest()}
+  if out.exists():
+    return _reuse(out, identity)
+  part = out.with_name(out.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
+  part.mkdir(parents=True)
+  context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+  with context.Pool(workers or os.cpu_count()) as pool:
+    _draw_corpus(pool, part, knobs)
+    _draw_benchmark(pool, part, knobs)
+  (part / "digest.json").write_text(json.dumps(identity, indent=2) + "\n")
+  part.rename(out)
+  return out
+
+
+def _check(knobs: Knobs) -> None:
+  for name, least in (("rollouts", 60), ("images", 20), ("benchmark_items", 15), ("n_mc", 1)):
+    if getattr(knobs, name) < least:
+      raise ValueError(f"{name} is {getattr(knobs, name)}: give at least {least}")
+  for name in ("seed", "slip", "recovery", "lapse"):
+    if getattr(knobs, name) < 0:
+      raise ValueError(f"{name} is {getattr(knobs, name)}: give 0 or more")
+
+
+def _code_digest() -> str:
+  digest = hashlib.sha256()
+  for path in (__file__, *(module.__file__ for module in _CODE)):
+    digest.update(pathlib.Path(path).read_bytes())
+  return digest.hexdigest()
+
+
+def _reuse(out: pathlib.Path, identity: dict) -> pathlib.Path:
+  path = out / "digest.json"
+  there = json.loads(path.read_text()) if path.is_file() else None
+  if there != identity:
+    raise FileExistsError(
+      f"{out} holds {there or 'something else'}, not the corpus of {identity}: "
+      "delete it or give another folder"
+    )
+  logging.info("reusing the embedded corpus in %s: it was drawn from the same settings", out)
+  return out
+
+
+def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
+  runs = list(_corpus_runs(knobs, part))
+  work = functools.partial(
+    toy_records.draw_rollouts,
+    n_mc=knobs.n_mc,
+    slip=knobs.slip,
+    recovery=knobs.recovery,
+    lapse=knobs.lapse,
+  )
+  (part / "annotations").mkdir()
+  texts: list[str] = []
+  for groups, drawn in zip(tqdm(runs, "draw", disable=None), pool.imap(work, runs), strict=True):
+    _append(part / "annotations" / f"{SOURCES[groups.source].name}.jsonl", drawn.records)
+    _append(part / "truth.jsonl", drawn.truth)
+    _append(part / "captions.jsonl", drawn.captions)
+    texts += drawn.texts
+  toy_tokenizer.train_tokenizer(texts, part / "tokenizer")
+
+
+def _draw_benchmark(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
+  (part / "benchmark").mkdir()
+  for items in pool.imap(toy_records.draw_benchmark, _benchmark_runs(knobs, part)):
+    _append(part / "benchmark" / "test.jsonl", items)
+
+
+def _append(path: pathlib.Path, data: bytes) -> None:
+  with open(path, "ab") as file:
+    file.write(data)
+
+
+def _corpus_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+  counts = zip(SOURCES, _shares(knobs.rollouts), _shares(knobs.images), strict=True)
+  for source, (about, rollouts, images) in enumerate(counts):
+    n_groups = -(-rollouts // ROLLOUTS_A_GROUP)
+    for first in range(0, n_groups, _GROUPS_A_RUN):
+      yield Groups(
+        source=source,
+        first=first,
+        rollouts=min(rollouts - first * ROLLOUTS_A_GROUP, _GROUPS_A_RUN * ROLLOUTS_A_GROUP),
+        rollouts_a_group=ROLLOUTS_A_GROUP,
+        scenes=max(1, images // about.pictures),
+        root=part / "images",
+        folder=about.name,
+        prefix=_IMAGE_PREFIX,
+        seed=f"corpus {knobs.seed}",
+      )
+
+
+def _benchmark_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+  for source, about in enumerate(SOURCES):
+    first = knobs.benchmark_items * source // len(SOURCES)
+    items = knobs.benchmark_items * (source + 1) // len(SOURCES) - first
+    yield Groups(
+      source=source,
+      first=0,
+      rollouts=items,
+      rollouts_a_group=1,
+      scenes=items,
+      root=part / "benchmark" / "images",
+      folder=about.benchmark,
+      prefix="images/",
+      seed=f"benchmark {knobs.seed}",
+    )
+
+
+def _shares(total: int) -> list[int]:
+  """Returns how the sources share `total`: whole numbers that sum to it."""
+  ends = [round(total * s) for s in itertools.accumulate(source.share for source in SOURCES)]
+  return [end - start for start, end in itertools.pairwise([0, *ends])]

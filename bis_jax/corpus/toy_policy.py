@@ -1,0 +1,179 @@
+"""The policy that writes the embedded corpus's solutions, and the continuations that score them.
+
+A solution is a course through fixed slots. With K things to look at:
+
+    slot 0        a preface that claims nothing                              (sometimes)
+    slot 2u + 1   look at thing u = 0 .. K-1, note its value, add it up
+    slot 2u       look again at one of the u things noted so far, u = 1 .. K  (sometimes)
+    slot 2K + 1   the final answer
+
+The state after a slot is the notes so far, so a continuation is the same policy run on through the
+slots that are left. A wrong note stays wrong until its thing is looked at again: this is how a
+wrong state recovers.
+
+Array dims: N rollouts, K things (the most of any rollout), V values a thing can have, S slots
+(2K + 2), M runs side by side (1 when writing, the number of continuations when scoring).
+"""
+
+import dataclasses
+
+import numpy as np
+
+NOTHING, PREFACE, LOOK, AGAIN, FINAL = 0, 1, 2, 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Habits:
+  """How a policy works; every number is a probability.
+
+  slip: a look notes a wrong value.
+  mix_up: a slip takes the value of another card of the picture, not any wrong value.
+  again: after a look, one of the things noted so far is looked at again.
+  lapse: a continuation's answer is lost (it does not end, or in a form that no one can read).
+  preface: the solution starts by saying what it will do.
+  """
+
+  slip: float
+  mix_up: float = 0.0
+  again: float = 0.0
+  lapse: float = 0.0
+  preface: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+  """What N solutions are about.
+
+  truth: int[N, K], the value (0 .. V-1) of each thing, 0 beyond `things`.
+  things: int[N], how many things are looked at.
+  start, worth: int[N], int[N, V]: the answer is start + the sum of worth[truth].
+  others: int[N, C], values that are to be seen in the picture; `n_others` int[N] of them count.
+  """
+
+  truth: np.ndarray
+  things: np.ndarray
+  start: np.ndarray
+  worth: np.ndarray
+  others: np.ndarray
+  n_others: np.ndarray
+
+  def rows(self, index: np.ndarray) -> "Problems":
+    """Returns the problems at `index`."""
+    return Problems(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Solutions:
+  """N solutions, slot by slot; all arrays start [N, S].
+
+  event: what happens in the slot (NOTHING: there is no such step).
+  thing, value: which thing is looked at, and the value that is noted.
+  total: start + the worth of the notes so far.
+  right: the note and the total are right.
+  notes: int8[N, S, K], the notes after the slot.
+  """
+
+  event: np.ndarray
+  thing: np.ndarray
+  value: np.ndarray
+  total: np.ndarray
+  right: np.ndarray
+  notes: np.ndarray
+
+
+def solve(rng: np.random.Generator, problems: Problems, habits: Habits) -> Solutions:
+  """Returns one solution of each problem."""
+  n, k = problems.truth.shape
+  notes = np.zeros((n, 1, k), np.int8)
+  columns = []
+  for slot in range(2 * k + 2):
+    event, thing = _run_slot(rng, slot, notes, problems, habits)
+    at = thing[..., None]
+    value = np.take_along_axis(notes, at, 2)[:, 0, 0]
+    truth = np.take_along_axis(problems.truth[:, None], at, 2)[:, 0, 0]
+    looked = np.minimum((slot + 1) // 2, problems.things)
+    total = _total(notes, looked, problems)[:, 0]
+    right = total == _total(problems.truth[:, None], looked, problems)[:, 0]
+    event, thing = event[:, 0], thing[:, 0]
+    right &= (value == truth) | (event == PREFACE) | (event == FINAL)
+    columns.append((event, thing, value, total, right, notes[:, 0].copy()))
+  return Solutions(*(np.stack(column, 1) for column in zip(*columns, strict=True)))
+
+
+def count_successes(
+  rng: np.random.Generator, problems: Problems, solutions: Solutions, habits: Habits, n_mc: int
+) -> np.ndarray:
+  """Returns int[N, S]: how many of `n_mc` continuations after each slot reach the right answer.
+
+  Slots without a step get 0. After the final answer nothing is left to run: all or none.
+  """
+  n, slots = solutions.event.shape
+  counts = np.zeros((n, slots), np.int64)
+  for slot in range(slots):
+    index = np.flatnonzero(solutions.event[:, slot] != NOTHING)
+    if not index.size:
+      continue
+    here = problems.rows(index)
+    notes = np.repeat(solutions.notes[index, slot, None], n_mc, 1)
+    for later in range(slot + 1, slots):
+      _run_slot(rng, later, notes, here, habits)
+    target = _total(here.truth[:, None], here.things, here)
+    success = _total(notes, here.things, here) == target
+    ended = solutions.event[index, slot, None] == FINAL
+    success &= ended | (rng.random(success.shape) >= habits.lapse)
+    counts[index, slot] = success.sum(1)
+  return counts
+
+
+def _run_slot(
+  rng: np.random.Generator, slot: int, notes: np.ndarray, problems: Problems, habits: Habits
+) -> tuple[np.ndarray, np.ndarray]:
+  """Runs one slot on `notes` int8[N, M, K], in place; returns event and thing, both [N, M]."""
+  n, m, _ = notes.shape
+  things = problems.things[:, None]
+  event, thing = np.zeros((n, m), np.int8), np.zeros((n, m), np.int8)
+  if slot == 0:
+    event[rng.random((n, m)) < habits.preface] = PREFACE
+    return event, thing
+  looked = slot // 2
+  if slot % 2:
+    acts = np.broadcast_to(looked < things, (n, m))
+    event[acts] = LOOK
+    event[np.broadcast_to(looked == things, (n, m))] = FINAL
+    thing[acts] = looked
+  else:
+    acts = (looked <= things) & (rng.random((n, m)) < habits.again)
+    event[acts] = AGAIN
+    thing[acts] = rng.integers(0, looked, int(acts.sum()))
+  row, run = np.nonzero(acts)
+  if row.size:
+    notes[row, run, thing[acts]] = _look(rng, row, thing[acts], problems, habits)
+  return event, thing
+
+
+def _look(
+  rng: np.random.Generator,
+  row: np.ndarray,
+  thing: np.ndarray,
+  problems: Problems,
+  habits: Habits,
+) -> np.ndarray:
+  """Returns what looks at `thing` of problems `row` note, all of shape [L]."""
+  truth = problems.truth[row, thing]
+  noted = truth.copy()
+  slips = np.flatnonzero(rng.random(truth.shape) < habits.slip)
+  row, truth = row[slips], truth[slips]
+  n_values = problems.worth.shape[1]
+  wrong = (truth + rng.integers(1, n_values, slips.shape)) % n_values
+  other = problems.others[row, rng.integers(0, problems.n_others[row])]
+  mixed_up = (rng.random(slips.shape) < habits.mix_up) & (other != truth)
+  noted[slips] = np.where(mixed_up, other, wrong)
+  return noted
+
+
+def _total(notes: np.ndarray, looked: np.ndarray, problems: Problems) -> np.ndarray:
+  """Returns int[N, M]: start + the worth of the first `looked` int[N] notes of int[N, M, K]."""
+  n, _, k = notes.shape
+  worth = problems.worth[np.arange(n)[:, None, None], notes]
+  counted = np.arange(k) < looked[:, None]
+  return problems.start[:, None] + (worth * counted[:, None]).sum(2)

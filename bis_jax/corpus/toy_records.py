@@ -1,0 +1,223 @@
+"""Pictures, rollouts and benchmark items of the embedded corpus, a run of question groups at a time.
+
+Whatever is random in a group comes from (seed, source, group), or from (seed, source, first group
+of the job), so that neither the number of processes nor their order changes what is drawn.
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+import numpy as np
+
+from bis_jax.corpus import toy_policy
+from bis_jax.corpus.toy_pictures import draw_picture
+from bis_jax.corpus.toy_policy import Problems, Solutions
+from bis_jax.corpus.toy_questions import SOURCES, Question, Scene, Source, ask
+
+# Slip rates of the policies that write the benchmark's solutions.
+BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
+
+_TEXT_RECORDS = 400  # of each call: enough for every word
+_INSTRUCTION = (
+  "Your task is to answer the question below. Give step by step reasoning before you answer, and "
+  'when you\'re ready to answer, please use the format "Final answer: .."\n\nQuestion:\n\n'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """Some question groups of one source, consecutive ones.
+
+  source: index into SOURCES.
+  first, rollouts, rollouts_a_group: the first group, and how many rollouts from there on.
+  scenes: how many scenes the source has; group g is about scene g % scenes.
+  root: the folder under which pictures are written, by the path in the records less `prefix`.
+  prefix, folder: what comes before a picture's number in the records.
+  seed: text that is all that the drawing depends on.
+  """
+
+  source: int
+  first: int
+  rollouts: int
+  rollouts_a_group: int
+  scenes: int
+  root: pathlib.Path
+  folder: str
+  prefix: str
+  seed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """What was drawn of some groups, as JSON lines, and some of its text for the tokenizer."""
+
+  records: bytes
+  truth: bytes
+  captions: bytes
+  texts: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  scene: Scene
+  question: Question
+  images: list[str]
+  answer: str
+
+
+def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse: float) -> Drawn:
+  """Draws pictures and returns VisualPRM400K records, the truth of their steps, and captions.
+
+  `n_mc` continuations are run after every step; `slip`, `recovery` and `lapse` are factors on the
+  source's habits.
+  """
+  source = SOURCES[groups.source]
+  asked, captions = _draw_and_ask(groups)
+  owners = np.arange(groups.rollouts) // groups.rollouts_a_group
+  problems = _problems([asked[i] for i in owners])
+  habits = dataclasses.replace(
+    source.habits,
+    slip=min(1.0, source.habits.slip * slip),
+    again=min(1.0, source.habits.again * recovery),
+    lapse=min(1.0, source.habits.lapse * lapse),
+  )
+  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  solutions = toy_policy.solve(rng, problems, habits)
+  counts = toy_policy.count_successes(rng, problems, solutions, habits, n_mc)
+  records, truths = [], []
+  for row, owner in enumerate(owners):
+    about = asked[owner]
+    slots = np.flatnonzero(solutions.event[row])
+    steps = _steps(source, about, solutions, row, slots)
+    records.append(
+      {
+        "image": about.images if len(about.images) > 1 else about.images[0],
+        "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
+        "answer": about.answer,
+        "response": "\n\n".join(steps),
+        "num_mc_sequences": n_mc,
+        "steps_with_score": [
+          {"step": step, "score": n / n_mc, "num_mc_correct": n, "num_mc_total": n_mc}
+          for step, n in zip(steps, counts[row, slots].tolist(), strict=True)
+        ],
+        "question_orig": about.question.text,
+      }
+    )
+    line = groups.first * groups.rollouts_a_group + row
+    truth = solutions.right[row, slots].astype(int).tolist()
+    truths.append({"file": f"{source.name}.jsonl", "line": line, "truth": truth})
+  some = records[:_TEXT_RECORDS]
+  texts = [text for record in some for text in (record["question_orig"], record["response"])]
+  return Drawn(_json_lines(records), _json_lines(truths), _json_lines(captions), texts)
+
+
+def draw_benchmark(groups: Groups) -> bytes:
+  """Draws pictures and returns VisualProcessBench items, one a group, with true labels."""
+  source = SOURCES[groups.source]
+  asked, _ = _draw_and_ask(groups)
+  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  items: list[dict] = [{}] * len(asked)
+  for start, (policy, slip) in enumerate(BENCHMARK_POLICIES.items()):
+    mine = range(start, len(asked), len(BENCHMARK_POLICIES))
+    problems = _problems([asked[i] for i in mine])
+    solutions = toy_policy.solve(rng, problems, dataclasses.replace(source.habits, slip=slip))
+    for row, i in enumerate(mine):
+      slots = np.flatnonzero(solutions.event[row])
+      labels = np.where(solutions.right[row, slots], 1, -1)
+      labels[solutions.event[row, slots] == toy_policy.PREFACE] = 0
+      items[i] = {
+        "image": asked[i].images,
+        "question": asked[i].question.text,
+        "answer": asked[i].answer,
+        "response": {
+          "steps": _steps(source, asked[i], solutions, row, slots),
+          "process_correctness": labels.tolist(),
+        },
+        "policy_model": policy,
+        "data_source": source.benchmark,
+      }
+  return _json_lines(items)
+
+
+def _json_lines(records: list[dict]) -> bytes:
+  return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
+  """Returns what each group is about, and the captions of the pictures drawn here."""
+  source = SOURCES[groups.source]
+  n_groups = -(-groups.rollouts // groups.rollouts_a_group)
+  asked, captions = [], []
+  for group in range(groups.first, groups.first + n_groups):
+    index = group % groups.scenes
+    rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
+    scene = source.scene(rng, rng.randint(*source.cards))
+    names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene.pictures))]
+    if group < groups.scenes:
+      paper = rng.randint(236, 255)
+      for name, cards in zip(names, scene.pictures, strict=True):
+        path = groups.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_picture(cards, paper))
+      captions += _captions(source, scene, names)
+    rng = random.Random(f"{groups.seed}/{source.name}/question/{group}")
+    question = ask(rng, source, scene)
+    answer = question.start + sum(question.worth[scene.values[i]] for i in question.things)
+    asked.append(_Asked(scene, question, [groups.prefix + name for name in names], str(answer)))
+  return asked, captions
+
+
+def _captions(source: Source, scene: Scene, names: list[str]) -> list[dict]:
+  captions = []
+  for name, cards in zip(names, scene.pictures, strict=True):
+    seen = {word for card in cards for word in (card.colour, card.glyph)}
+    facts = [
+      _fact(source, scene, i, scene.values[i])
+      for i, thing in enumerate(scene.names)
+      if thing in seen
+    ]
+    captions.append({"image": name, "text": " ".join(f"{fact}." for fact in facts)})
+  return captions
+
+
+def _fact(source: Source, scene: Scene, thing: int, value: int) -> str:
+  return source.fact.format(
+    name=scene.names[thing], value=source.values[value], target=scene.target
+  )
+
+
+def _problems(asked: list[_Asked]) -> Problems:
+  """Returns what the policy has to know, padded to the most things of any question."""
+  n = len(asked)
+  things = np.array([len(a.question.things) for a in asked])
+  n_others = np.array([len(a.scene.values) for a in asked])
+  truth = np.zeros((n, things.max()), np.int8)
+  others = np.zeros((n, n_others.max()), np.int8)
+  for row, a in enumerate(asked):
+    truth[row, : things[row]] = [a.scene.values[i] for i in a.question.things]
+    others[row, : n_others[row]] = a.scene.values
+  start = np.array([a.question.start for a in asked])
+  worth = np.array([a.question.worth for a in asked])
+  return Problems(truth, things, start, worth, others, n_others)
+
+
+def _steps(
+  source: Source, about: _Asked, solutions: Solutions, row: int, slots: np.ndarray
+) -> list[str]:
+  """Returns the text of the steps in `slots` of solution `row`."""
+  steps = []
+  for slot in slots:
+    event, total = solutions.event[row, slot], solutions.total[row, slot]
+    if event == toy_policy.PREFACE:
+      steps.append(f"Take the {about.question.names} in turn.")
+    elif event == toy_policy.FINAL:
+      steps.append(f"Final answer: {total}")
+    else:
+      thing = about.question.things[solutions.thing[row, slot]]
+      fact = _fact(source, about.scene, thing, solutions.value[row, slot])
+      if event == toy_policy.AGAIN:
+        fact = f"Look again: {fact[0].lower()}{fact[1:]}"
+      steps.append(f"{fact}, {source.result.format(total=total)}.")
+  return steps
