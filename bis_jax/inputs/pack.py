@@ -1,0 +1,182 @@
+"""The row plan: which examples share a packed row, known in full before the first step.
+
+Every example has a token length, a cost in patch slots and a number of step markers; every row has
+a budget of each. A row takes the oldest waiting example first, so none waits for ever, and then,
+among the next `lookahead` examples, whichever leaves the smallest rest of the token and the patch
+budget (squares summed), until none fits. This is norm-based greedy vector packing (Panigrahy et
+al. 2011, "Heuristics for Vector Bin Packing") over a bounded window.
+
+    lengths 60 50 40 30, row of 100 tokens, shuffled to 2 0 3 1:  rows [2, 0] and [3, 1]
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_PATCH_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+  """The rows of a whole run. Examples are indices into the source of examples.
+
+  Attributes:
+    offsets: int64[rows + 1]; row r holds `examples[offsets[r] : offsets[r + 1]]`.
+    examples: int64[...], in the order of their row.
+    epoch_rows: int64[epochs + 1], the first row of each epoch, and the end.
+    row_tokens, row_patches, row_markers: the budgets of a row.
+    token_padding, patch_padding: share of the rows' tokens and patch slots that is left empty.
+    too_long: example -> why it is in no row, e.g. "9000 tokens, a row holds 8192".
+  """
+
+  offsets: np.ndarray
+  examples: np.ndarray
+  epoch_rows: np.ndarray
+  row_tokens: int
+  row_patches: int
+  row_markers: int
+  token_padding: float
+  patch_padding: float
+  too_long: Mapping[int, str] = field(default_factory=dict)
+
+  def __len__(self) -> int:
+    return len(self.offsets) - 1
+
+  def row(self, r: int) -> np.ndarray:
+    """Returns the examples of row r, int64[...]; empty for rows past the end."""
+    return self.examples[self.offsets[r] : self.offsets[r + 1]] if r < len(self) else _NONE
+
+
+_NONE = np.zeros(0, np.int64)
+
+
+def plan(
+  token_lengths: np.ndarray,
+  patch_costs: np.ndarray,
+  marker_counts: np.ndarray,
+  *,
+  row_tokens: int,
+  row_patches: int,
+  row_markers: int,
+  seed: int = 0,
+  epochs: int = 1,
+  shuffle: bool = True,
+  lookahead: int = 512,
+) -> Plan:
+  """Returns the plan of `epochs` passes over all examples, a pure function of its arguments.
+
+  Args:
+    token_lengths, patch_costs, marker_counts: int[n], what each example takes of a row.
+    row_tokens, row_patches, row_markers: what a row has.
+    seed: with the epoch, decides the order; every epoch is shuffled and packed anew.
+    shuffle: False packs in the order given, as scoring does.
+    lookahead: examples that a row may choose from, >= 1.
+
+  Raises:
+    ValueError: no example fits a row (the first few are listed), or a budget is not positive.
+  """
+  if min(row_tokens, row_markers, lookahead) < 1 or row_patches < _PATCH_BLOCK:
+    raise ValueError(
+      f"row_tokens {row_tokens}, row_markers {row_markers} and lookahead {lookahead} must be "
+      f"positive, and row_patches {row_patches} at least {_PATCH_BLOCK}"
+    )
+  budgets = np.array([row_tokens, row_patches, row_markers])
+  costs = np.stack([token_lengths, patch_costs, marker_counts], axis=1).astype(np.int64)
+  too_long = _too_long(costs, budgets)
+  fitting = np.setdiff1d(np.arange(len(costs)), np.fromiter(too_long, np.int64, len(too_long)))
+  if not len(fitting):
+    shown = "; ".join(f"example {i}: {why}" for i, why in list(too_long.items())[:3])
+    raise ValueError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
+  if too_long:
+    logging.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
+  packed, lengths, epoch_rows = [], [], [0]
+  for epoch in range(epochs):
+    order = fitting[_permutation(seed, epoch, len(fitting))] if shuffle else fitting
+    members, sizes = _pack(costs[order], budgets, lookahead)
+    packed.append(order[members])
+    lengths.append(sizes)
+    epoch_rows.append(epoch_rows[-1] + len(sizes))
+  used = costs[fitting].sum(axis=0) * epochs / (budgets * epoch_rows[-1])
+  return Plan(
+    offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+    examples=np.concatenate(packed),
+    epoch_rows=np.array(epoch_rows, np.int64),
+    row_tokens=row_tokens,
+    row_patches=row_patches,
+    row_markers=row_markers,
+    token_padding=float(1 - used[0]),
+    patch_padding=float(1 - used[1]),
+    too_long=too_long,
+  )
+
+
+def balanced_row_patches(
+  token_lengths: np.ndarray, patch_costs: np.ndarray, row_tokens: int, *, slack: float = 1.03
+) -> int:
+  """Returns the `row_patches` at which these examples fill tokens and patches alike.
+
+  With fewer, tokens stay empty; with more, patches do. `slack` gives patches a little more room
+  than their share, which costs patch padding and saves token padding. A multiple of 64, and never
+  less than the largest example needs.
+  """
+  share = np.sum(patch_costs, dtype=np.float64) / max(1, np.sum(token_lengths, dtype=np.float64))
+  wanted = max(share * row_tokens * slack, np.max(patch_costs, initial=0), 1)
+  return int(np.ceil(wanted / _PATCH_BLOCK)) * _PATCH_BLOCK
+
+
+def _too_long(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:
+  names = ("tokens", "patch slots", "step markers")
+  reasons = {}
+  for i in np.flatnonzero((costs > budgets).any(axis=1) | (costs[:, 2] == 0)):
+    over = [
+      f"{cost} {name}, a row holds {budget}"
+      for cost, name, budget in zip(costs[i], names, budgets, strict=True)
+      if cost > budget
+    ]
+    reasons[int(i)] = "; ".join(over) or "no step fits behind its images and question"
+  return reasons
+
+
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+  """Returns a permutation that any version of numpy computes alike (raw Philox bits, sorted)."""
+  bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+  return np.argsort(bits, kind="stable")
+
+
+def _pack(costs: np.ndarray, budgets: np.ndarray, lookahead: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (examples in row order, examples a row) for int64[n, 3] costs that all fit a row.
+
+  The window holds the waiting examples; a taken one is replaced by the next of the order.
+  """
+  n = len(costs)
+  size = min(lookahead, n)
+  waiting = np.arange(size)  # numbers in the order; n where the window has run empty
+  tokens, patches, markers = costs[:size].T.copy()
+  members, row_sizes = np.empty(n, np.int64), []
+  upcoming, in_row, left = size, 0, budgets.copy()
+  placed = 0
+  while placed < n:
+    if in_row == 0:
+      place = int(waiting.argmin())
+    else:
+      fits = (tokens <= left[0]) & (patches <= left[1]) & (markers <= left[2])
+      rest = ((left[0] - tokens) / budgets[0]) ** 2 + ((left[1] - patches) / budgets[1]) ** 2
+      place = int(np.where(fits, rest, np.inf).argmin())
+      if not fits[place]:
+        row_sizes.append(in_row)
+        in_row, left = 0, budgets.copy()
+        continue
+    members[placed] = waiting[place]
+    left -= (tokens[place], patches[place], markers[place])
+    placed, in_row = placed + 1, in_row + 1
+    if upcoming < n:
+      waiting[place] = upcoming
+      tokens[place], patches[place], markers[place] = costs[upcoming]
+      upcoming += 1
+    else:
+      waiting[place] = n
+      tokens[place] = budgets[0] + 1  # fits nowhere
+  row_sizes.append(in_row)
+  return members, np.array(row_sizes, np.int64)

@@ -1,0 +1,383 @@
+"""From examples to batches: measure, plan (see `pack`), then read batches through Grain.
+
+    measured = measure(examples, prompt, images, max_length=...)
+    plan = pack.plan(*measured.costs, row_tokens=..., ...)
+    iterator = batches(examples, measured, plan, images, rows_per_batch=...)
+
+Batch number n of a run is a pure function of (examples, plan, n), so a run resumes at any batch, on
+any number of processes and workers.
+
+A batch is a dict of numpy arrays: B rows of this process, T tokens, P patch slots, R step markers.
+All positions and indices count within their row.
+
+    tokens         int32[B, T]      `image_pad` where an image feature goes
+    segment_ids    int32[B, T]      1.. the sample in the row, 0 padding
+    positions      int32[B, 3, T]   mRoPE, from 0 in every sample
+    image_index    int32[B, T]      merge unit whose feature replaces the token, -1 elsewhere
+    patches        float32[B, P, 1176]
+    patch_segment  int32[B, P]      1.. the image in the row, 0 empty slot
+    patch_window   int32[B, P]      1.. the window in the row, inside one block of 64; 0 empty slot
+    patch_position int32[B, P, 2]   (row, column) of the patch in its image
+    marker_index   int32[B, R]      token of the marker; 0 if unused
+    marker_target  float32[B, R]
+    marker_weight  float32[B, R]    0 if ignored or unused
+    example_index  int32[B, R]      the marker's example and
+    step_index     int32[B, R]        step; -1 if unused. Both stay on the host.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grain
+import numpy as np
+from tqdm import tqdm
+
+from bis_jax.inputs import positions
+from bis_jax.inputs.images import (
+  PATCH_VALUES,
+  UNIT_PATCHES,
+  Patches,
+  QwenImages,
+  decode,
+  stored_size,
+)
+from bis_jax.inputs.pack import Plan
+from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Example:
+  """One question with its images (encoded bytes) and the n steps of one answer.
+
+  Attributes:
+    id: names the example in errors, "source:line".
+    targets: float32[n], probability that the step is correct, in [0, 1].
+    weights: float32[n], 1 where the step is labelled, 0 where it is not.
+  """
+
+  id: str
+  question: str
+  steps: tuple[str, ...]
+  images: tuple[bytes, ...]
+  targets: np.ndarray
+  weights: np.ndarray
+
+
+class Examples(Protocol):
+  """A random-access source of examples; picklable where worker processes are used."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> Example:
+    """Returns example i with its images."""
+
+  def text(self, i: int) -> tuple[str, Sequence[str]]:
+    """Returns (question, steps) of example i without reading its images."""
+
+  def image_sizes(self, i: int) -> Sequence[tuple[int, int]]:
+    """Returns (height, width), upright, of every image of example i without decoding it."""
+
+
+class ExampleList:
+  """A source of examples held in memory."""
+
+  def __init__(self, examples: Sequence[Example]):
+    self._examples = tuple(examples)
+    self._sizes = [[stored_size(data) for data in example.images] for example in self._examples]
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, i: int) -> Example:
+    return self._examples[i]
+
+  def text(self, i: int) -> tuple[str, Sequence[str]]:
+    """Returns (question, steps) of example i."""
+    return self._examples[i].question, self._examples[i].steps
+
+  def image_sizes(self, i: int) -> Sequence[tuple[int, int]]:
+    """Returns (height, width) of the images of example i."""
+    return self._sizes[i]
+
+
+class InputError(ValueError):
+  """An example that cannot be put into a batch; the message names it."""
+
+
+@dataclass(frozen=True)
+class Measured:
+  """What every example takes of a row, and its tokens with one `image_pad` an image.
+
+  Attributes:
+    token_lengths, patch_costs, marker_counts: int64[n].
+    dropped_steps: int64[n], trailing steps beyond the length limit.
+    tokens: int32[...], all examples behind one another; offsets: int64[n + 1] into it.
+    special: the ids that `tokens` was made with.
+  """
+
+  token_lengths: np.ndarray
+  patch_costs: np.ndarray
+  marker_counts: np.ndarray
+  dropped_steps: np.ndarray
+  tokens: np.ndarray
+  offsets: np.ndarray
+  special: SpecialTokens
+
+  @property
+  def costs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the first three arguments of `pack.plan`."""
+    return self.token_lengths, self.patch_costs, self.marker_counts
+
+  def sample(self, i: int, image_token_counts: Sequence[int]) -> Sample:
+    """Returns the tokenised sample of example i."""
+    compact = self.tokens[self.offsets[i] : self.offsets[i + 1]]
+    return expand(compact, image_token_counts, self.special, int(self.dropped_steps[i]))
+
+
+def measure(
+  examples: Examples,
+  prompt: QwenPrompt,
+  images: QwenImages,
+  *,
+  max_length: int,
+  progress: bool = False,
+  chunk: int = 2048,
+) -> Measured:
+  """Returns the tokens and costs of all examples; reads texts and image sizes, no pixels.
+
+  Args:
+    max_length: tokens of one sample; trailing steps beyond it are dropped and counted.
+    progress: show a progress bar.
+    chunk: examples tokenised at once.
+  """
+  patch_costs, marker_counts, lengths, dropped_steps, tokens = [], [], [], [], []
+  with tqdm(total=len(examples), desc="measure", disable=not progress, unit="rollout") as bar:
+    for start in range(0, len(examples), chunk):
+      chosen = range(start, min(start + chunk, len(examples)))
+      costs = [[images.cost(*size) for size in examples.image_sizes(i)] for i in chosen]
+      counts = [[image_tokens for image_tokens, _ in cost] for cost in costs]
+      texts = [examples.text(i) for i in chosen]
+      encoded = prompt.encode_batch(texts, counts, max_length=max_length)
+      for (_, steps), cost, (compact, dropped) in zip(texts, costs, encoded, strict=True):
+        lengths.append(len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost))
+        patch_costs.append(sum(slots for _, slots in cost))
+        marker_counts.append(len(steps) - dropped)
+        dropped_steps.append(dropped)
+        tokens.append(compact)
+      bar.update(len(chosen))
+  return Measured(
+    token_lengths=np.array(lengths, np.int64),
+    patch_costs=np.array(patch_costs, np.int64),
+    marker_counts=np.array(marker_counts, np.int64),
+    dropped_steps=np.array(dropped_steps, np.int64),
+    tokens=np.concatenate([np.zeros(0, np.int32), *tokens]),
+    offsets=np.cumsum([0, *map(len, tokens)]),
+    special=prompt.special,
+  )
+
+
+@dataclass(frozen=True)
+class BatchSource:
+  """The batches of a run by number, each assembled when it is asked for.
+
+  Attributes:
+    first_row, rows: this process reads rows first_row .. first_row + rows of every global batch
+      of `rows_per_batch`. The last batch of the run is filled up with empty rows.
+  """
+
+  examples: Examples
+  measured: Measured
+  plan: Plan
+  images: QwenImages
+  rows_per_batch: int
+  first_row: int
+  rows: int
+
+  def __len__(self) -> int:
+    return -(-len(self.plan) // self.rows_per_batch)
+
+  def __getitem__(self, number: int) -> Batch:
+    batch = _empty_batch(self.rows, self.plan)
+    start = int(number) * self.rows_per_batch + self.first_row
+    for b in range(self.rows):
+      row = _RowWriter({name: array[b] for name, array in batch.items()})
+      for i in self.plan.row(start + b):
+        row.add(int(i), *self._read(int(i)))
+    return batch
+
+  def _read(self, i: int) -> tuple[Example, Sample, list[Patches]]:
+    example = self.examples[i]
+    try:
+      images = [self.images.patches(decode(data)) for data in example.images]
+      planned = [self.images.cost(*size)[0] for size in self.examples.image_sizes(i)]
+      found = [len(image.unit_slot) for image in images]
+      if planned != found:
+        raise ValueError(
+          f"its text has places for {planned} image tokens, but its images give {found} features; "
+          "the corpus states other sizes than its images have: prepare it again"
+        )
+      return example, self.measured.sample(i, found), images
+    except ValueError as error:
+      raise InputError(f"example {example.id}: {error}") from error
+
+
+def _empty_batch(rows: int, plan: Plan) -> Batch:
+  tokens, patches, markers = plan.row_tokens, plan.row_patches, plan.row_markers
+  return {
+    "tokens": np.zeros((rows, tokens), np.int32),
+    "segment_ids": np.zeros((rows, tokens), np.int32),
+    "positions": np.zeros((rows, 3, tokens), np.int32),
+    "image_index": np.full((rows, tokens), -1, np.int32),
+    "patches": np.zeros((rows, patches, PATCH_VALUES), np.float32),
+    "patch_segment": np.zeros((rows, patches), np.int32),
+    "patch_window": np.zeros((rows, patches), np.int32),
+    "patch_position": np.zeros((rows, patches, 2), np.int32),
+    "marker_index": np.zeros((rows, markers), np.int32),
+    "marker_target": np.zeros((rows, markers), np.float32),
+    "marker_weight": np.zeros((rows, markers), np.float32),
+    "example_index": np.full((rows, markers), -1, np.int32),
+    "step_index": np.full((rows, markers), -1, np.int32),
+  }
+
+
+class _RowWriter:
+  """Puts samples one behind the other into the arrays of one row."""
+
+  def __init__(self, arrays: Batch):
+    self._arrays = arrays
+    self._samples = self._tokens = self._patches = self._images = self._windows = self._markers = 0
+
+  def add(self, index: int, example: Example, sample: Sample, images: Sequence[Patches]) -> None:
+    """Adds one example with its tokens, image patches and labels."""
+    arrays = self._arrays
+    start = self._tokens
+    here = slice(start, start + len(sample.tokens))
+    self._samples += 1
+    arrays["tokens"][here] = sample.tokens
+    arrays["segment_ids"][here] = self._samples
+    arrays["positions"][:, here] = positions.mrope(
+      len(sample.tokens), sample.image_spans, [image.grid for image in images]
+    )
+    for (first, count), image in zip(sample.image_spans, images, strict=True):
+      units = self._add_image(image)
+      arrays["image_index"][start + first : start + first + count] = units
+    self._add_markers(index, example, start + sample.markers)
+    self._tokens = here.stop
+
+  def _add_image(self, image: Patches) -> np.ndarray:
+    """Adds one image; returns the merge unit in the row of each of its tokens."""
+    arrays = self._arrays
+    here = slice(self._patches, self._patches + len(image.values))
+    filled = image.window > 0
+    self._images += 1
+    arrays["patches"][here] = image.values
+    arrays["patch_segment"][here] = filled * self._images
+    arrays["patch_window"][here] = np.where(filled, image.window + self._windows, 0)
+    arrays["patch_position"][here] = image.position
+    self._windows += int(image.window.max())
+    self._patches = here.stop
+    return here.start // UNIT_PATCHES + image.unit_slot
+
+  def _add_markers(self, index: int, example: Example, token_index: np.ndarray) -> None:
+    kept = len(token_index)
+    here = slice(self._markers, self._markers + kept)
+    arrays = self._arrays
+    arrays["marker_index"][here] = token_index
+    arrays["marker_target"][here] = example.targets[:kept]
+    arrays["marker_weight"][here] = example.weights[:kept]
+    arrays["example_index"][here] = index
+    arrays["step_index"][here] = np.arange(kept)
+    self._markers = here.stop
+
+
+def batches(
+  examples: Examples,
+  measured: Measured,
+  plan: Plan,
+  images: QwenImages,
+  *,
+  rows_per_batch: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  workers: int = 0,
+  prefetch: int = 2,
+) -> "BatchIterator":
+  """Returns the iterator over a run's batches, for training and for scoring.
+
+  Args:
+    rows_per_batch: rows of a global batch, over all processes; each process reads its own
+      contiguous share, so their shares in order are the global batch.
+    workers: processes that assemble batches; 0 uses threads of this process.
+    prefetch: batches assembled ahead; 0 assembles each when it is asked for.
+
+  Raises:
+    ValueError: the rows of a batch do not divide over the processes.
+  """
+  rows, left_over = divmod(rows_per_batch, process_count)
+  if left_over:
+    raise ValueError(
+      f"{rows_per_batch} rows a batch do not divide over {process_count} processes; "
+      f"use a multiple of {process_count}"
+    )
+  source = BatchSource(examples, measured, plan, images, rows_per_batch, process_index * rows, rows)
+  return BatchIterator(source, workers=workers, prefetch=prefetch)
+
+
+class BatchIterator(grain.DatasetIterator):
+  """Iterates over batches; its state is the number of the next global batch.
+
+  The state is the same on every process and for any number of processes and workers, so a
+  checkpoint of one process resumes them all.
+  """
+
+  def __init__(self, source: BatchSource, *, workers: int, prefetch: int):
+    super().__init__()
+    self._source = source
+    self._workers = workers
+    self._prefetch = prefetch
+    self._next_batch = 0
+    self._inner: grain.DatasetIterator | None = None
+
+  def __len__(self) -> int:
+    """Returns the number of batches of the whole run."""
+    return len(self._source)
+
+  def __next__(self) -> Batch:
+    if self._inner is None:
+      self._inner = iter(self._dataset())
+    batch = next(self._inner)
+    self._next_batch += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns {"next_batch": n}."""
+    return {"next_batch": self._next_batch}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to the batch that `get_state` named; raises IndexError past the run's end."""
+    if not 0 <= state["next_batch"] <= len(self):
+      raise IndexError(f"batch {state['next_batch']} of a run of {len(self)} batches")
+    self.close()
+    self._next_batch = int(state["next_batch"])
+
+  def close(self) -> None:
+    """Stops reading ahead; the next batch asked for starts it again."""
+    if self._inner is not None:
+      self._inner.close()
+      self._inner = None
+
+  def _dataset(self) -> grain.IterDataset:
+    dataset = grain.MapDataset.source(self._source)[self._next_batch :]
+    if not self._workers:
+      ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
+      return dataset.to_iter_dataset(ahead)
+    one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return dataset.to_iter_dataset(one_by_one).mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=self._workers,
+        per_worker_buffer_size=max(1, -(-self._prefetch // self._workers)),
+      )
+    )
