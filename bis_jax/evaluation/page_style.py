@@ -37,7 +37,7 @@ small, .small { font-size: .82rem; } a { color: var(--link); }
 figure img { width: 100%; display: block; background: #fff; border-radius: 6px; }
 figcaption { color: var(--quiet); font-size: .85rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .4rem .5rem; font-size: .93rem; text-align: right; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 11rem; } th { color: var(--quiet); font-weight: 600; }
 td small { display: block; color: var(--quiet); }

@@ -131,12 +131,11 @@ def threshold_measures(
   """
   items, starts = np.unique(steps.item, return_index=True)
   weights = item_weights[..., items]
-  groups = len(steps.group_names)
-  counts = np.zeros((len(items), groups, 4))
+  counts = np.zeros((len(items), len(steps.group_names), 4))
   if len(items):
     by_item = np.add.reduceat(step_metrics.step_counts(steps, threshold), starts)
     counts[np.arange(len(items)), steps.group[starts]] = by_item
-  summed = (weights @ counts.reshape(len(items), -1)).reshape(*weights.shape[:-1], groups, 4)
+  summed = np.tensordot(weights, counts, axes=1)
   first_errors = weights @ step_metrics.first_error_counts(steps, threshold).astype(np.float64)
   return {
     **step_metrics.overall_measures(summed),
@@ -156,10 +155,10 @@ def score_measures(steps: ScoredSteps, item_weights: np.ndarray) -> dict[str, np
     tied = step_metrics.tied_counts(steps.labels, steps.scores, weights[chunk][:, steps.item])
     ranking[chunk, 0] = step_metrics.roc_auc(*tied)
     ranking[chunk, 1] = step_metrics.average_precision_error(*tied)
-  bins = step_metrics.calibration_sums(steps).reshape(len(steps.item), -1)
+  bins = step_metrics.calibration_sums(steps)
   items, starts = np.unique(steps.item, return_index=True)
   by_item = np.add.reduceat(bins, starts) if len(items) else bins
-  sums = (weights[:, items] @ by_item).reshape(len(weights), step_metrics.ECE_BINS, 4)
+  sums = np.tensordot(weights[:, items], by_item, axes=1)
   measures = {
     "roc_auc": ranking[:, 0],
     "average_precision_error": ranking[:, 1],
