@@ -143,6 +143,10 @@ class ScoreTable:
     bounds = np.array((source, source + 1), self.source.dtype)  # another dtype copies the column
     return slice(*np.searchsorted(self.source, bounds).tolist())
 
+  def spans(self) -> list[slice]:
+    """Returns the rows of every source, in order."""
+    return [self.rows_of(source) for source in range(len(self.source_names))]
+
   def take(self, rows: slice | np.ndarray) -> "ScoreTable":
     """Returns a table of some rows (a slice, a mask or rising indices); slices share memory."""
     return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})

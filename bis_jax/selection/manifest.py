@@ -33,7 +33,7 @@ class KeptSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Manifest:
-  """One selection; the parameters are those of `strategies.select`.
+  """One selection; the parameters are those of `cut.Rule`.
 
   Attributes:
     tau: threshold of a positive step in the score table.

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from bis_jax.selection.cut import select
 from bis_jax.selection.manifest import KeptSource, Manifest, ManifestError
-from bis_jax.selection.strategies import select
 
 
 @dataclasses.dataclass
