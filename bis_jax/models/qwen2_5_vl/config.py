@@ -1,6 +1,8 @@
 """Sizes of Qwen2.5-VL, as frozen dataclasses with the field names of Hugging Face's config."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,28 @@ class VisionConfig:
   @property
   def fullatt_block_indexes(self) -> tuple[int, ...]:
     return tuple(range(self.full_attention_period - 1, self.depth, self.full_attention_period))
+
+
+# Fields that a Hugging Face config holds under the same name.
+_TEXT_FIELDS = (
+  "vocab_size",
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "rms_norm_eps",
+)
+_VISION_FIELDS = (
+  "depth",
+  "hidden_size",
+  "intermediate_size",
+  "num_heads",
+  "patch_size",
+  "temporal_patch_size",
+  "spatial_merge_size",
+  "window_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,3 +185,69 @@ class Qwen2_5_VLConfig:
       vision=VisionConfig(),
       dtype="bfloat16",
     )
+
+  @classmethod
+  def from_hugging_face(cls, raw: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
+    """Returns the architecture that a `config.json` describes, text keys nested or at the top.
+
+    Raises:
+      ValueError: it is no Qwen2.5-VL, or one of a form that is not implemented here.
+    """
+    text, vision = raw.get("text_config") or raw, raw["vision_config"]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    period = vision["fullatt_block_indexes"][0] + 1
+    config = cls(
+      text=TextConfig(
+        **{field: text[field] for field in _TEXT_FIELDS},
+        mrope_section=tuple(rope["mrope_section"]),
+        rope_theta=rope.get("rope_theta", text.get("rope_theta")),
+      ),
+      vision=VisionConfig(
+        **{field: vision[field] for field in _VISION_FIELDS},
+        in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+        full_attention_period=period,
+      ),
+      tie_word_embeddings=raw.get("tie_word_embeddings", False),
+    )
+    expected = {
+      "model_type": ("qwen2_5_vl", raw["model_type"]),
+      "out_hidden_size": (config.text.hidden_size, vision["out_hidden_size"]),
+      "fullatt_block_indexes": (
+        config.vision.fullatt_block_indexes,
+        tuple(vision["fullatt_block_indexes"]),
+      ),
+      "use_sliding_window": (False, text.get("use_sliding_window", False)),
+      "hidden_act": ("silu", text.get("hidden_act", "silu")),
+    }
+    for name, (implemented, found) in expected.items():
+      if implemented != found:
+        raise ValueError(f"{name} is {found!r}; only {implemented!r} is implemented")
+    return config
+
+  def to_hugging_face(self) -> dict[str, Any]:
+    """Returns the `config.json` of this architecture, for plain Transformers; ids are left out."""
+    text = {field: getattr(self.text, field) for field in _TEXT_FIELDS}
+    vision = {field: getattr(self.vision, field) for field in _VISION_FIELDS}
+    rope = {"rope_type": "default", "rope_theta": self.text.rope_theta}
+    return {
+      "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+      "model_type": "qwen2_5_vl",
+      "tie_word_embeddings": self.tie_word_embeddings,
+      "text_config": {
+        "model_type": "qwen2_5_vl_text",
+        "hidden_act": "silu",
+        "max_position_embeddings": 128_000,
+        "use_sliding_window": False,
+        "rope_parameters": {**rope, "mrope_section": list(self.text.mrope_section)},
+        **text,
+      },
+      "vision_config": {
+        "model_type": "qwen2_5_vl_vision",
+        "hidden_act": "silu",
+        "in_channels": self.vision.in_channels,
+        "fullatt_block_indexes": list(self.vision.fullatt_block_indexes),
+        "out_hidden_size": self.text.hidden_size,
+        "tokens_per_second": 2,
+        **vision,
+      },
+    }

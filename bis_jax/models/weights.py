@@ -1,0 +1,295 @@
+"""Hugging Face weights in: safetensors streamed straight into the shards of our parameters.
+
+Our parameter paths are the Hugging Face names with `kernel`, `scale` and `embedding` for `weight`
+and without layer numbers, because layers are stacked:
+
+    visual.blocks.attn.qkv.kernel [32, 1280, 3840]
+      <- visual.blocks.{0..31}.attn.qkv.weight [3840, 1280], transposed
+
+Two layouts of the same names are read: the hub's (`visual.*`, `model.*`) and that of newer
+Transformers in memory (`model.visual.*`, `model.language_model.*`). The `lm_head` is not a
+parameter here; its `Yes` and `No` rows become the columns of the reward head.
+
+Nothing but safetensors is read: no pickle and no code from a checkpoint.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+
+LM_HEAD = "lm_head.weight"
+EMBEDDING = "language_model.embed_tokens.weight"
+REWARD_HEAD = "reward_head.kernel"
+
+_DTYPES = ("F32", "BF16", "F16")
+_STACKS = ("visual.blocks.", "language_model.layers.")
+_PREFIXES = (  # of a file's keys, first match wins, and what we call them
+  ("model.visual.", "visual."),
+  ("model.language_model.", "language_model."),
+  ("visual.", "visual."),
+  ("model.", "language_model."),
+  (LM_HEAD, LM_HEAD),
+)
+_HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+
+
+class WeightsError(ValueError):
+  """A checkpoint that cannot be read or does not fit the model; the message lists every reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubTensor:
+  """Where a parameter lies in a checkpoint.
+
+  Attributes:
+    keys: one key, or one a layer if `stacked`; in our spelling of the prefix.
+    shape: of each of them in the file.
+    stacked: the parameter has a leading axis over `keys`.
+    transposed: the file holds [E, C], or [E, ...] with C values after the first axis, where the
+      parameter holds [C, E].
+  """
+
+  keys: tuple[str, ...]
+  shape: tuple[int, ...]
+  stacked: bool
+  transposed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+  """A tensor as the header of its file announces it; `dtype` in safetensors' spelling."""
+
+  file: pathlib.Path
+  key: str
+  shape: tuple[int, ...]
+  dtype: str
+
+
+def load(
+  folder: pathlib.Path,
+  config: Qwen2_5_VLConfig,
+  shapes: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  yes_token: int,
+  no_token: int,
+  marker_token: int | None,
+  skip: Sequence[str] = (),
+  initialised: Mapping[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+  """Returns the parameters of a checkpoint, each process reading only the slices it holds.
+
+  The host holds one shard of one parameter at a time above the arrays themselves.
+
+  Args:
+    folder: from `find_checkpoint`.
+    config: the model's; its architecture must be the checkpoint's.
+    shapes: shape, dtype and sharding of every parameter, by path.
+    yes_token: row of the LM head that becomes the column of positive steps.
+    no_token: row of the LM head that becomes the other column.
+    marker_token: step marker whose embedding the checkpoint never trained: its row becomes the mean
+      of the rows before it. None leaves it as it is.
+    skip: regexes of keys in the file that are not read although no parameter wants them.
+    initialised: parameters that are taken from here and not from the file.
+
+  Raises:
+    WeightsError: with every unknown, missing, duplicate, wrong-shape or wrong-dtype key, and every
+      truncated or corrupt file, in one message.
+  """
+  initialised = dict(initialised or {})
+  table = {path: t for path, t in hub_tensors(config, shapes).items() if path not in initialised}
+  stored, problems = read_headers(folder)
+  head = LM_HEAD if LM_HEAD in stored or not config.tie_word_embeddings else EMBEDDING
+  head_shape = (config.text.vocab_size, config.text.hidden_size)
+  wanted = {key: tensor.shape for tensor in table.values() for key in tensor.keys}
+  if REWARD_HEAD not in initialised:
+    wanted[head] = head_shape
+  problems += _differences(stored, wanted, skip)
+  if problems:
+    raise WeightsError(
+      f"the checkpoint in {folder} does not fit the model ({len(problems)} problems):\n  "
+      + "\n  ".join(problems)
+    )
+
+  params = {}
+  for path, struct in shapes.items():
+    if path in initialised:
+      params[path] = jax.device_put(initialised[path], struct.sharding)
+    elif path == REWARD_HEAD:
+      params[path] = _assemble(struct, _HeadReader(stored[head], (yes_token, no_token)))
+    else:
+      keys = [stored[key] for key in table[path].keys]
+      params[path] = _assemble(struct, _ParameterReader(table[path], keys))
+  if marker_token is not None:
+    path = "language_model.embed_tokens.embedding"
+    params[path] = _with_mean_row(params[path], marker_token)
+  return params
+
+
+def hub_tensors(
+  config: Qwen2_5_VLConfig, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, HubTensor]:
+  """Returns where every parameter but the reward head lies in a checkpoint, by path."""
+  return {
+    path: _hub_tensor(config, path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD
+  }
+
+
+def _hub_tensor(config: Qwen2_5_VLConfig, path: str, shape: tuple[int, ...]) -> HubTensor:
+  key = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)
+  prefix = next((p for p in _STACKS if path.startswith(p)), None)
+  keys = (key,)
+  if prefix:
+    keys = tuple(f"{prefix}{layer}.{key.removeprefix(prefix)}" for layer in range(shape[0]))
+    shape = shape[1:]
+  transposed = path.endswith(".kernel")
+  if path == "visual.patch_embed.proj.kernel":
+    vision = config.vision
+    patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    shape = (shape[1], vision.in_channels, *patch)
+  elif transposed:
+    shape = shape[::-1]
+  return HubTensor(keys, shape, stacked=prefix is not None, transposed=transposed)
+
+
+def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
+  """Returns the tensors of a checkpoint by key in our spelling, and what is wrong with its files.
+
+  Raises:
+    WeightsError: the folder holds no safetensors.
+  """
+  index = folder / "model.safetensors.index.json"
+  weight_map = json.loads(index.read_text())["weight_map"] if index.exists() else None
+  names = sorted(
+    set(weight_map.values()) if weight_map else (p.name for p in folder.glob("*.safetensors"))
+  )
+  if not names:
+    raise WeightsError(
+      f"no *.safetensors in {folder}: only safetensors are read; save the checkpoint with "
+      "Transformers' save_pretrained(..., safe_serialization=True)"
+    )
+  tensors: dict[str, list[StoredTensor]] = collections.defaultdict(list)
+  problems = []
+  for name in names:
+    file = folder / name
+    try:
+      with safe_open(file, framework="numpy") as opened:
+        for key in opened.keys():  # noqa: SIM118  (not a dict)
+          view = opened.get_slice(key)
+          stored = StoredTensor(file, key, tuple(view.get_shape()), view.get_dtype())
+          tensors[_our_spelling(key)].append(stored)
+          if weight_map is not None and weight_map.get(key) != name:
+            problems.append(f"not in the index: {key} of {name}")
+    except FileNotFoundError:
+      problems.append(f"missing file: {name}, named by {index.name}")
+    except SafetensorError as error:
+      problems.append(f"truncated or corrupt file: {name} ({error}); fetch it again")
+  for key, found in tensors.items():
+    if len(found) > 1:
+      places = ", ".join(f"{t.key} of {t.file.name}" for t in found)
+      problems.append(f"duplicate: {key} ({places})")
+  return {key: found[0] for key, found in tensors.items()}, problems
+
+
+def _our_spelling(key: str) -> str:
+  for theirs, ours in _PREFIXES:
+    if key.startswith(theirs):
+      return ours + key.removeprefix(theirs)
+  return key
+
+
+def _differences(
+  stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]], skip: Sequence[str]
+) -> list[str]:
+  """Returns one line for each key that is missing, unknown, or of a wrong shape or dtype."""
+  problems = [f"missing: {key} {shape}" for key, shape in wanted.items() if key not in stored]
+  for key, tensor in stored.items():
+    if key not in wanted:
+      if not any(re.search(pattern, key) for pattern in skip) and key != LM_HEAD:
+        problems.append(f"unknown: {tensor.key} of {tensor.file.name}")
+      continue
+    if tensor.shape != wanted[key]:
+      problems.append(f"wrong shape: {tensor.key} is {tensor.shape}, the model has {wanted[key]}")
+    if tensor.dtype not in _DTYPES:
+      problems.append(f"wrong dtype: {tensor.key} is {tensor.dtype}, not one of {_DTYPES}")
+  return problems
+
+
+class _ParameterReader:
+  """Fills a block of a parameter, given the block's place in the whole."""
+
+  def __init__(self, tensor: HubTensor, stored: Sequence[StoredTensor]):
+    self._tensor = tensor
+    self._stored = stored
+
+  def __call__(self, block: np.ndarray, index: tuple[slice, ...]) -> None:
+    if not self._tensor.stacked:
+      self._read(self._stored[0], block, index)
+      return
+    for one, stored in zip(block, self._stored[index[0]], strict=True):
+      self._read(stored, one, index[1:])
+
+  def _read(self, stored: StoredTensor, out: np.ndarray, index: tuple[slice, ...]) -> None:
+    # Opened for this read alone: pages of a mapped file count as memory until it is closed.
+    with safe_open(stored.file, framework="numpy") as opened:
+      view = opened.get_slice(stored.key)
+      if not self._tensor.transposed:
+        out[...] = view[index]
+      elif len(stored.shape) == 2:
+        out[...] = view[index[1], index[0]].T
+      else:  # the 3-D convolution over patches
+        rows = view[index[1]]
+        out[...] = rows.reshape(len(rows), -1)[:, index[0]].T
+
+
+class _HeadReader:
+  """Fills a block of the reward head [D, 2] from two rows of the LM head [V, D]."""
+
+  def __init__(self, stored: StoredTensor, rows: tuple[int, int]):
+    self._stored = stored
+    self._rows = rows
+
+  def __call__(self, block: np.ndarray, index: tuple[slice, ...]) -> None:
+    with safe_open(self._stored.file, framework="numpy") as opened:
+      view = opened.get_slice(self._stored.key)
+      for column, row in enumerate(self._rows[index[1]]):
+        block[:, column] = view[row : row + 1, index[0]][0]
+
+
+def _assemble(struct: jax.ShapeDtypeStruct, read: "_ParameterReader | _HeadReader") -> jax.Array:
+  """Returns the array whose local shards `read` fills, one at a time; equal shards are read once."""
+  places = struct.sharding.addressable_devices_indices_map(struct.shape)
+  devices: dict[tuple, list[jax.Device]] = collections.defaultdict(list)
+  for device, index in places.items():
+    devices[tuple(s.indices(n)[:2] for s, n in zip(index, struct.shape, strict=True))].append(
+      device
+    )
+  shards = {}
+  for bounds, holders in devices.items():
+    block = np.empty([stop - start for start, stop in bounds], struct.dtype)
+    read(block, tuple(slice(*b) for b in bounds))
+    for device in holders:
+      shards[device] = jax.device_put(block, device)
+  return jax.make_array_from_single_device_arrays(
+    struct.shape, struct.sharding, [shards[device] for device in places]
+  )
+
+
+def _with_mean_row(table_VD: jax.Array, token: int) -> jax.Array:
+  """Returns the table with row `token` replaced by the mean of the rows before it."""
+
+  def replace(table_VD: jax.Array) -> jax.Array:
+    mean_D = table_VD[:token].mean(axis=0, dtype=jnp.float32)
+    return table_VD.at[token].set(mean_D.astype(table_VD.dtype))
+
+  return jax.jit(replace, donate_argnums=0, out_shardings=table_VD.sharding)(table_VD)
