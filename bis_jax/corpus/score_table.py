@@ -5,7 +5,11 @@ Source of the statistics: arXiv 2602.04145, the Balanced-Information Score.
 
 import dataclasses
 import hashlib
+import io
+import json
+import os
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ _COLUMNS = {
   "spread_sum": np.float64,
   "flags": np.uint8,
   "rollout": np.int64,
+  "offset": np.int64,
 }
 
 
@@ -44,6 +49,7 @@ class ScoreTable:
     spread_sum: float64[rows], sum of s (1 - s) over the scored steps, added in step order.
     flags: uint8[rows], bits STRICT_OK and PAPER_OK.
     rollout: int64[rows], index in the prepared corpus, -1 where the rollout is not stored.
+    offset: int64[rows], byte where the line starts in the uncompressed file, -1 if unknown.
     tau: threshold of a positive step.
     unmeasured: "negative" (a step without continuations counts, as not positive) or "ignore".
     digest: names the corpus that the rows describe.
@@ -58,6 +64,7 @@ class ScoreTable:
   spread_sum: np.ndarray
   flags: np.ndarray
   rollout: np.ndarray
+  offset: np.ndarray
   tau: float = 0.0
   unmeasured: str = "negative"
   digest: str = ""
@@ -77,6 +84,7 @@ class ScoreTable:
     measured: np.ndarray,
     flags: np.ndarray,
     rollout: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
     tau: float = 0.0,
     unmeasured: str = "negative",
     digest: str = "",
@@ -95,6 +103,7 @@ class ScoreTable:
       measured: bool[sum(lengths)], False where the step had no continuations.
       flags: uint8[rollouts].
       rollout: int64[rollouts] or None (nothing is stored).
+      offset: int64[rollouts] or None (unknown).
       tau: see the class.
       unmeasured: "negative" or "ignore"; "ignore" leaves such steps out, and a rollout without
         any other step out of the table.
@@ -133,6 +142,7 @@ class ScoreTable:
       "spread_sum": np.bincount(owner, scores * (1.0 - scores), rows),
       "flags": flags,
       "rollout": np.full(rows, -1) if rollout is None else rollout,
+      "offset": np.full(rows, -1) if offset is None else offset,
     }
     scored = n > 0
     columns = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
@@ -176,40 +186,56 @@ class ScoreTable:
     """Writes the table as an .npz file without pickles, whole or not at all."""
     path = epath.Path(path)
     part = path.with_name(path.name + ".part")
+    rest = ("source_names", "tau", "unmeasured", "digest")
+    head = {name: getattr(self, name) for name in rest}
     with part.open("wb") as file:
-      np.savez(
-        file,
-        source_names=np.array(self.source_names, np.str_),
-        tau=np.float64(self.tau),
-        unmeasured=np.str_(self.unmeasured),
-        digest=np.str_(self.digest),
-        **{name: getattr(self, name) for name in _COLUMNS},
-      )
+      columns = {name: getattr(self, name) for name in _COLUMNS}
+      np.savez(file, head=np.str_(json.dumps(head)), **columns)
     part.replace(path)
 
   @classmethod
-  def load(cls, path: Any) -> "ScoreTable":
-    """Reads a table that `save` wrote.
+  def load(cls, path: Any, part: tuple[int, int] = (0, 1)) -> "ScoreTable":
+    """Reads a table that `save` wrote, or slice i of n of its rows with `part` (i, n).
+
+    Slices are as equal as can be, in order, and the other rows are never in memory.
 
     Raises:
       FileNotFoundError: there is no such file.
       ScoreTableError: the file is no score table of this version.
     """
-    with epath.Path(path).open("rb") as file:
-      try:
-        with np.load(file, allow_pickle=False) as held:
-          columns = {name: held[name] for name in _COLUMNS}
-          return cls(
-            tuple(held["source_names"].tolist()),
-            **columns,
-            tau=float(held["tau"]),
-            unmeasured=str(held["unmeasured"]),
-            digest=str(held["digest"]),
-          )
-      except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ScoreTableError(
-          f"{path} is no score table of this version ({error}): delete it and write it again"
-        ) from error
+    try:
+      with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+        head = np.load(io.BytesIO(archive.read("head.npy")), allow_pickle=False).item()
+        columns = {name: _read_rows(archive, f"{name}.npy", *part) for name in _COLUMNS}
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+      raise ScoreTableError(
+        f"{path} is no score table of this version ({error}): delete it and write it again"
+      ) from error
+    head = json.loads(head)
+    return cls(tuple(head.pop("source_names")), **columns, **head)
+
+  @classmethod
+  def concatenate(cls, tables: Sequence["ScoreTable"]) -> "ScoreTable":
+    """Returns one table of the rows of several, which share everything but the rows."""
+    columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _COLUMNS}
+    return dataclasses.replace(tables[0], **columns)
+
+
+def _read_rows(archive: zipfile.ZipFile, name: str, part: int, parts: int) -> np.ndarray:
+  """Returns slice `part` of `parts` of a stored column, without reading it whole into memory."""
+  with archive.open(name) as member:
+    np.lib.format.read_magic(member)
+    (rows,), _, dtype = np.lib.format.read_array_header_1_0(member)
+    start, stop = rows * part // parts, rows * (part + 1) // parts
+    member.seek(start * dtype.itemsize, os.SEEK_CUR)
+    column = np.empty(stop - start, dtype)
+    rest = memoryview(column).cast("B")
+    while rest:
+      got = member.readinto(rest[: 1 << 24])
+      if not got:
+        raise EOFError(f"{name} is cut short")
+      rest = rest[got:]
+    return column
 
 
 def _hash(text: str) -> int:

@@ -71,6 +71,17 @@ def test_saved_table_comes_back_whole(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["table.npz"]
 
 
+def test_slices_of_a_saved_table_make_up_the_whole(tmp_path):
+  table = table_of([[i / 16] for i in range(11)], line=[*range(3, 14)], offset=np.arange(11) * 10)
+  table.save(tmp_path / "table.npz")
+  for parts in (1, 2, 4, 13):
+    slices = [ScoreTable.load(tmp_path / "table.npz", part=(i, parts)) for i in range(parts)]
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    whole = ScoreTable.concatenate(slices)
+    assert whole.checksum() == table.checksum()
+    assert whole.offset.tolist() == table.offset.tolist()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_table_is_named(tmp_path, content):
   (tmp_path / "table.npz").write_bytes(content)

@@ -1,0 +1,195 @@
+"""The same selection where every training process holds only a slice of the score table.
+
+Scores become 64-bit integers that sort alike. The cut of a source is found by counting, one byte
+of those integers after the other: each process counts its rows by source and byte, the counts are
+summed over all devices, and the byte that the k-th best score has follows. So 8 sums of small
+integer histograms find the exact cut, whatever the scores; ties at the cut go to the first
+devices, whose rows come first in the file.
+"""
+
+import dataclasses
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.selection.cut import Rule, kept_sources, manifest_of
+from bis_jax.selection.manifest import KeptSource, Manifest
+
+
+def sort_keys(scores: np.ndarray) -> np.ndarray:
+  """Returns uint64[rows] that compare as the float64 scores do; 0.0 and -0.0 share a key."""
+  bits = (scores + 0.0).view(np.uint64)
+  negative = bits >> np.uint64(63) == 1
+  return np.where(negative, ~bits, bits | np.uint64(1 << 63))
+
+
+def _row_mesh() -> Mesh:
+  """Returns all devices in one axis, those of a process together and processes in order."""
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
+
+
+def _count(group_N: jax.Array, byte_N: jax.Array, active_N: jax.Array, groups: int) -> jax.Array:
+  """Returns int32[groups, 256]: the active rows of all devices by group and byte."""
+  counts = jnp.zeros((groups, 256), jnp.int32)
+  counts = counts.at[group_N, byte_N].add(active_N.astype(jnp.int32), mode="drop")
+  return jax.lax.psum(counts, "rows")
+
+
+def _find_cut(high_N, low_N, group_N, wanted_G):
+  """Returns the cut of each group and how many rows at the cut this device keeps.
+
+  Runs on every device with its own N rows.
+
+  Args:
+    high_N: uint32[N], upper half of the sort keys.
+    low_N: uint32[N], lower half.
+    group_N: int32[N]; rows whose group is G belong to none.
+    wanted_G: int32[G], rows to keep of each group, no more than it has.
+
+  Returns:
+    cut_2G: uint32[2, G], both halves of the lowest key kept; mine_1G: int32[1, G].
+  """
+  groups = wanted_G.shape[0]
+  words_N, cut_G = (high_N, low_N), [jnp.zeros_like(wanted_G, jnp.uint32) for _ in range(2)]
+  at_cut_N = group_N < groups
+  for word in (0, 1):
+    for shift in (24, 16, 8, 0):
+      byte_N = (words_N[word] >> shift) & 0xFF
+      count_GV = _count(group_N, byte_N.astype(jnp.int32), at_cut_N, groups)
+      at_least_GV = jnp.cumsum(count_GV[:, ::-1], axis=1)[:, ::-1]
+      byte_G = jnp.sum(at_least_GV >= wanted_G[:, None], axis=1, dtype=jnp.int32) - 1
+      above_GV = at_least_GV - count_GV
+      wanted_G = wanted_G - jnp.take_along_axis(above_GV, byte_G[:, None], axis=1)[:, 0]
+      cut_G[word] = cut_G[word] | (byte_G.astype(jnp.uint32) << shift)
+      at_cut_N &= byte_N == byte_G.astype(jnp.uint32).at[group_N].get(mode="clip")
+  ties_G = jnp.zeros((groups,), jnp.int32).at[group_N].add(at_cut_N.astype(jnp.int32), mode="drop")
+  ties_DG = jax.lax.all_gather(ties_G, "rows")
+  earlier_D = jnp.arange(ties_DG.shape[0]) < jax.lax.axis_index("rows")
+  before_G = jnp.sum(jnp.where(earlier_D[:, None], ties_DG, 0), axis=0)
+  return jnp.stack(cut_G), jnp.clip(wanted_G - before_G, 0, ties_G)[None]
+
+
+@functools.cache
+def _jitted_find_cut(mesh: Mesh):
+  rows = P("rows")
+  return jax.jit(
+    jax.shard_map(
+      _find_cut, mesh=mesh, in_specs=(rows, rows, rows, P()), out_specs=(P(), rows), check_vma=False
+    )
+  )
+
+
+def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+  """Returns bool[rows] of this process's rows to keep.
+
+  Args:
+    keys: uint64[rows]; the rows of process 0 come before those of process 1, and so on.
+    group: int32[rows], `wanted.size` for rows that are never kept.
+    wanted: int[groups], rows to keep over all processes, no more than a group has.
+  """
+  mesh = _row_mesh()
+  local = jax.local_device_count()
+  most = int(multihost_utils.process_allgather(np.int32(keys.size)).max())
+  block = max(1, -(-most // local))  # rows a device: the largest slice decides for all
+
+  def shard(column: np.ndarray, padding: int) -> jax.Array:
+    padded = np.full(local * block, padding, column.dtype)
+    padded[: column.size] = column
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P("rows")), padded)
+
+  high, low = (keys >> np.uint64(32)).astype(np.uint32), keys.astype(np.uint32)
+  replicated = NamedSharding(mesh, P())
+  wanted = jax.make_array_from_process_local_data(replicated, wanted.astype(np.int32))
+  cut, mine = _jitted_find_cut(mesh)(
+    shard(high, 0), shard(low, 0), shard(group, wanted.size), wanted
+  )
+  cut = np.asarray(cut.addressable_data(0)).astype(np.uint64)
+  cut_keys = np.append((cut[0] << np.uint64(32)) | cut[1], np.uint64(2**64 - 1))[group]
+  kept, ties = keys > cut_keys, keys == cut_keys
+  pieces = sorted(mine.addressable_shards, key=lambda piece: piece.index[0].start or 0)
+  for device, piece in enumerate(pieces):
+    rows = slice(device * block, (device + 1) * block)
+    quota = np.append(np.asarray(piece.data)[0], 0)
+    for g in np.flatnonzero(quota):
+      kept[rows][np.flatnonzero(ties[rows] & (group[rows] == g))[: quota[g]]] = True
+  return kept
+
+
+def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
+  """Returns the sum of int32 counts over all processes: int64."""
+  return multihost_utils.process_allgather(counts.astype(np.int32)).sum(0, dtype=np.int64)
+
+
+def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
+  """Returns the kept rollouts of all processes, each source's lines in process order."""
+  counts = np.array([[s.scorable, s.dropped, s.lines.size] for s in sources], np.int32)
+  counts = multihost_utils.process_allgather(counts)  # [processes, sources, 3]
+  sizes = counts[:, :, 2]
+  lines = np.zeros(sizes.sum(1).max(), np.int32)
+  lines[: sizes[jax.process_index()].sum()] = np.concatenate([s.lines for s in sources])
+  ends = sizes.cumsum(1)
+  held = [
+    np.split(every[: end[-1]], end[:-1])
+    for every, end in zip(multihost_utils.process_allgather(lines), ends, strict=True)
+  ]
+  return tuple(
+    KeptSource(
+      source.name,
+      scorable=int(counts[:, i, 0].sum()),
+      dropped=int(counts[:, i, 1].sum()),
+      lines=np.concatenate([of_process[i] for of_process in held]),
+    )
+    for i, source in enumerate(sources)
+  )
+
+
+def select(table: ScoreTable, **rule) -> Manifest:
+  """Returns on every process the manifest that `cut.select` returns for the whole table.
+
+  Args:
+    table: this process's rows; the whole table is the slices of processes 0, 1, ... in order, and
+      all name the same sources. `ScoreTable.load(path, part=(process, processes))` reads one.
+    **rule: the fields of `Rule`, the same on every process.
+
+  Raises:
+    ValueError: a parameter outside its range, no rollout to rank, or slices of different tables.
+  """
+  rule = Rule(**rule)
+  same = dataclasses.astuple(rule) + (table.source_names, table.tau, table.unmeasured, table.digest)
+  _check_same(repr(same))
+  ranked, scores = rule.ranked(table), rule.scores(table)
+  per_source = rule.scope == "per_source"
+  groups = len(table.source_names) if per_source else 1
+  group = table.source.astype(np.int32) if per_source else np.zeros(len(table), np.int32)
+  rollouts = _sum_over_processes(np.bincount(group[ranked], minlength=groups))
+  group[scores == -np.inf] = groups
+  eligible = _sum_over_processes(np.bincount(group, minlength=groups + 1)[:groups])
+  wanted = np.minimum([rule.quota(int(m)) for m in rollouts], eligible)
+  kept = _kept_rows(sort_keys(scores), group, wanted)
+  sources = _gather_sources(kept_sources(table, rule, kept))
+  return manifest_of(rule, table, _checksum(table), sources)
+
+
+def _checksum(table: ScoreTable) -> str:
+  halves = np.array([table.row_hash_sum()], np.uint64).view(np.uint32)  # jax has no uint64 here
+  every = multihost_utils.process_allgather(halves).reshape(-1, 2)
+  every = np.ascontiguousarray(every, np.uint32).view(np.uint64)
+  return f"{int(every.sum(dtype=np.uint64)):016x}"
+
+
+def _check_same(text: str) -> None:
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+  every = multihost_utils.process_allgather(digest).reshape(-1, digest.size)
+  if (every != digest).any():
+    raise ValueError(
+      "the processes do not select by one rule from slices of one table: give all the same "
+      "parameters and the same score table"
+    )

@@ -1,0 +1,61 @@
+"""BIS of rollouts whose MC counts lie on a device: exact ranks, by integers and one look-up.
+
+Rollouts with the same (n, n_pos, sum of counts) have the same score, and there are few such
+triples. The host scores every possible triple in float64 and ranks them; the device counts and
+looks the rank up. No rounding happens there, so order and ties are the same on every backend.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bis_jax.selection.bis import bis_scores
+
+NO_STEP = 255  # stands in `counts_SB` where a rollout has no scored step
+
+
+def rank_table(alpha: float, *, steps: int, continuations: int = 16) -> np.ndarray:
+  """Returns the rank of every possible rollout: int32[n, n_pos, sum of counts].
+
+  A higher score has a higher rank, and scores that tie in float64 share one; -1 where no rollout
+  can be (n = 0, n_pos > n, a sum out of reach).
+
+  Args:
+    alpha: BIS smoothing.
+    steps: most scored steps of a rollout.
+    continuations: MC continuations of every step, a power of two up to 128: then sums of counts
+      are exactly the float64 sums of scores, in whatever order.
+
+  Raises:
+    ValueError: `continuations` is no such power of two.
+  """
+  if continuations not in (1, 2, 4, 8, 16, 32, 64, 128):
+    raise ValueError(
+      f"ranks by counts need 1, 2, 4, ... 128 continuations a step, not {continuations}: score "
+      "such rollouts on the host with bis_scores"
+    )
+  n, n_pos, total = np.indices((steps + 1, steps + 1, steps * continuations + 1))
+  possible = (n > 0) & (n_pos <= n) & (n_pos <= total) & (total <= n_pos * continuations)
+  ranks = np.full(n.shape, -1, np.int32)
+  scores = bis_scores(n[possible], n_pos[possible], total[possible] / continuations, alpha)
+  ranks[possible] = np.unique(scores, return_inverse=True)[1]
+  return ranks
+
+
+@jax.jit
+def step_ranks(counts_SB: jax.Array, ranks: jax.Array) -> jax.Array:
+  """Returns the BIS rank of each rollout: int32[B].
+
+  S steps lead so that a vector register holds one step of many rollouts B.
+
+  Args:
+    counts_SB: uint8[S, B], right continuations of each step, NO_STEP where there is none.
+    ranks: a `rank_table` for at least S steps.
+  """
+  scored_SB = counts_SB != NO_STEP
+  positive_SB = scored_SB & (counts_SB > 0)
+  n_B = scored_SB.sum(0, dtype=jnp.int32)
+  n_pos_B = positive_SB.sum(0, dtype=jnp.int32)
+  total_B = jnp.where(positive_SB, counts_SB, 0).sum(0, dtype=jnp.int32)
+  _, width, depth = ranks.shape
+  return ranks.reshape(-1)[(n_B * width + n_pos_B) * depth + total_B]
