@@ -14,12 +14,14 @@ Sources: Transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py` (resize
 and `vision_utils.get_vision_window_index` (windows).
 """
 
+import contextlib
 import functools
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
   Qwen2VLImageProcessorPil,
   smart_resize,
@@ -34,7 +36,8 @@ BLOCK = WINDOW * WINDOW * UNIT_PATCHES  # patch slots of a block: 64
 PATCH_VALUES = 3 * 2 * PATCH * PATCH  # channels x frames x pixels: 1176; a still image fills both
 
 MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed to this
-MAX_DECODED_PIXELS = 100_000_000  # of the stored image; larger is taken for a decompression bomb
+MAX_STORED_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; larger is taken for a decompression bomb
+_ORIENTATION = 0x0112  # the EXIF tag; 5 and above swap height and width
 
 
 class ImageError(ValueError):
@@ -49,18 +52,13 @@ def decode(data: bytes) -> Image.Image:
   """Returns an encoded image as a person sees it: upright RGB, the first frame, on white.
 
   Raises:
-    ImageError: "bomb" if the header announces more than `MAX_DECODED_PIXELS` (nothing is decoded
+    ImageError: "bomb" if the header announces more than `MAX_STORED_PIXELS` (nothing is decoded
       then), "broken" if the bytes are no image or are cut short.
   """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      _refuse_bomb(image)
-      image.load()
-      return _on_white(ImageOps.exif_transpose(image))
-  except ImageError:
-    raise
-  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-    raise ImageError("broken", str(error) or type(error).__name__) from error
+  with _opened(data) as image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return _on_white(image)
 
 
 def stored_size(data: bytes) -> tuple[int, int]:
@@ -69,22 +67,28 @@ def stored_size(data: bytes) -> tuple[int, int]:
   Raises:
     ImageError: as `decode`, as far as the header can tell.
   """
+  with _opened(data) as image:
+    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+  """Opens an image by its header; whatever goes wrong in the block is an ImageError."""
   try:
     with Image.open(io.BytesIO(data)) as image:
-      _refuse_bomb(image)
-      rotated = image.getexif().get(0x0112, 1) >= 5
+      if image.width * image.height > MAX_STORED_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        raise ImageError("bomb", f"{size}, more than {MAX_STORED_PIXELS:,}")
+      yield image
   except ImageError:
     raise
-  except Exception as error:
+  except Image.DecompressionBombError as error:  # Pillow's own check, at twice our limit
+    raise ImageError("bomb", str(error)) from error
+  except UnidentifiedImageError as error:
+    raise ImageError("broken", "not in a format that Pillow knows, or cut short") from error
+  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
     raise ImageError("broken", str(error) or type(error).__name__) from error
-  return (image.width, image.height) if rotated else (image.height, image.width)
-
-
-def _refuse_bomb(image: Image.Image) -> None:
-  if image.width * image.height > MAX_DECODED_PIXELS:
-    raise ImageError(
-      "bomb", f"{image.width} x {image.height} pixels, more than {MAX_DECODED_PIXELS:,}"
-    )
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -103,18 +107,24 @@ class Patches:
   """One image as the vision tower reads it. S slots, a multiple of 64; U = image tokens.
 
   Attributes:
-    values: float32[S, 1176], normalised pixels, zero at empty slots.
+    pixels: uint8[U, 4, 3, 196], the patches of each merge unit, units in reading order.
     window: int32[S], 1.. the window of the slot, 0 at empty slots.
     position: int32[S, 2], (row, column) of the patch in the image, 0 at empty slots.
     unit_slot: int32[U], for each image token in reading order, its merge unit (slot // 4).
     grid: (rows, columns) of merge units; U is their product.
   """
 
-  values: np.ndarray
+  pixels: np.ndarray
   window: np.ndarray
   position: np.ndarray
   unit_slot: np.ndarray
   grid: tuple[int, int]
+
+  def write_values(self, out: np.ndarray) -> None:
+    """Writes the normalised values into float32[S, 1176]; leaves empty slots as they are."""
+    values = out.reshape(-1, UNIT_PATCHES, 3, 2, PATCH * PATCH)
+    for channel, table in enumerate(_value_tables()):
+      values[self.unit_slot, :, channel] = table[self.pixels[:, :, channel, None]]
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ class QwenImages:
     return rows * columns, _layout(rows, columns).blocks * BLOCK
 
   def patches(self, image: Image.Image) -> Patches:
-    """Returns the patches of an RGB image; values equal the Hugging Face processor's."""
+    """Returns the patches of an RGB image; their values equal the Hugging Face processor's."""
     rows, columns = self.grid(image.height, image.width)
     size = (columns * UNIT, rows * UNIT)
     if image.size != size:
@@ -150,11 +160,8 @@ class QwenImages:
     # [unit rows, unit columns, patch row, patch column, channel, pixel row, pixel column]
     pixels = np.asarray(image).reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
     pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, UNIT_PATCHES, 3, -1)
-    values = np.zeros((layout.blocks * BLOCK // UNIT_PATCHES, UNIT_PATCHES, 3, 2, PATCH**2), "f4")
-    for channel, table in enumerate(_value_tables()):
-      values[layout.unit_slot, :, channel] = table[pixels[:, :, channel, None]]
     return Patches(
-      values=values.reshape(-1, PATCH_VALUES),
+      pixels=pixels,
       window=layout.window,
       position=layout.position,
       unit_slot=layout.unit_slot,

@@ -270,12 +270,12 @@ class _RowWriter:
   def _add_image(self, image: Patches) -> np.ndarray:
     """Adds one image; returns the merge unit in the row of each of its tokens."""
     arrays = self._arrays
-    here = slice(self._patches, self._patches + len(image.values))
+    here = slice(self._patches, self._patches + len(image.window))
     filled = image.window > 0
     self._images += 1
-    arrays["patches"][here] = image.values
+    image.write_values(arrays["patches"][here])
     arrays["patch_segment"][here] = filled * self._images
-    arrays["patch_window"][here] = np.where(filled, image.window + self._windows, 0)
+    arrays["patch_window"][here] = filled * (image.window + self._windows)
     arrays["patch_position"][here] = image.position
     self._windows += int(image.window.max())
     self._patches = here.stop
@@ -346,9 +346,7 @@ class BatchIterator(grain.DatasetIterator):
     return len(self._source)
 
   def __next__(self) -> Batch:
-    if self._inner is None:
-      self._inner = iter(self._dataset())
-    batch = next(self._inner)
+    batch = next(self._reader())
     self._next_batch += 1
     return batch
 
@@ -363,11 +361,20 @@ class BatchIterator(grain.DatasetIterator):
     self.close()
     self._next_batch = int(state["next_batch"])
 
+  def start_prefetch(self) -> None:
+    """Starts reading ahead, so that the first batch is ready when it is asked for."""
+    self._reader().start_prefetch()
+
   def close(self) -> None:
     """Stops reading ahead; the next batch asked for starts it again."""
     if self._inner is not None:
       self._inner.close()
       self._inner = None
+
+  def _reader(self) -> grain.DatasetIterator:
+    if self._inner is None:
+      self._inner = iter(self._dataset())
+    return self._inner
 
   def _dataset(self) -> grain.IterDataset:
     dataset = grain.MapDataset.source(self._source)[self._next_batch :]

@@ -24,14 +24,15 @@ def mrope(length: int, image_spans: np.ndarray, grids: Sequence[tuple[int, int]]
     image_spans: int[images, 2], (start, length) of each image's tokens, in order.
     grids: (rows, columns) of image tokens of each image.
   """
-  # Where text counts: +1 a token, and a whole image advances by its longer side.
-  step = np.ones(length, np.int64)
-  for (start, count), grid in zip(image_spans, grids, strict=True):
-    step[start : start + count] = 0
-    step[start + count - 1] = max(grid)
-  base = np.cumsum(step) - step
-  positions = np.broadcast_to(base, (3, length)).astype(np.int32)
+  positions = np.empty((3, length), np.int32)
+  token = position = 0
   for (start, count), (rows, columns) in zip(image_spans, grids, strict=True):
-    positions[1, start : start + count] += np.repeat(np.arange(rows, dtype=np.int32), columns)
-    positions[2, start : start + count] += np.tile(np.arange(columns, dtype=np.int32), rows)
+    positions[:, token:start] = np.arange(position, position + start - token)
+    position += start - token
+    token = start + count
+    positions[0, start:token] = position
+    positions[1, start:token] = position + np.arange(rows).repeat(columns)
+    positions[2, start:token].reshape(rows, columns)[:] = position + np.arange(columns)
+    position += max(rows, columns)
+  positions[:, token:] = np.arange(position, position + length - token)
   return positions

@@ -1,0 +1,267 @@
+"""Batches hold every example where they say, whole, for any number of processes, and resume."""
+
+import dataclasses
+import io
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from absl import flags
+from PIL import Image
+
+from bis_jax.inputs import pack
+from bis_jax.inputs.images import QwenImages
+from bis_jax.inputs.pipeline import Example, ExampleList, InputError, batches, measure
+
+IMAGES = QwenImages(min_pixels=28 * 28, max_pixels=336 * 336)
+ROW = {"row_tokens": 320, "row_patches": 512, "row_markers": 24}
+SIZES = ((112, 112), (56, 140), (224, 168), (30, 31))
+
+
+def encoded_image(height, width, seed):
+  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def example(i, **changes):
+  """Example i: 0 to 3 images, 1 to 5 steps, and labels that name the example and the step."""
+  steps = tuple(f"Step {j} of {i}: there are {i * j} circles." for j in range(1 + i % 5))
+  images = tuple(encoded_image(*SIZES[(i + k) % 4], seed=i + k) for k in range(i % 4))
+  targets = np.array([i + j / 100 for j in range(len(steps))], np.float32)
+  weights = np.array([(i + j) % 3 > 0 for j in range(len(steps))], np.float32)
+  fields = dict(id=f"toy:{i}", question=f"How many in {i}?", steps=steps, images=images)
+  return Example(**(fields | {"targets": targets, "weights": weights} | changes))
+
+
+@pytest.fixture(scope="module")
+def source():
+  return ExampleList([example(i) for i in range(40)])
+
+
+@pytest.fixture(scope="module")
+def measured(source, tiny_prompt):
+  return measure(source, tiny_prompt, IMAGES, max_length=320, chunk=7)
+
+
+@pytest.fixture(scope="module")
+def plan(measured):
+  return pack.plan(*measured.costs, **ROW, seed=3, epochs=2, lookahead=8)
+
+
+def assert_equal(left, right):
+  assert left.keys() == right.keys()
+  for name in left:
+    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_measured_costs_are_those_of_single_samples(source, measured, tiny_prompt):
+  for i in range(len(source)):
+    costs = [IMAGES.cost(*size) for size in source.image_sizes(i)]
+    counts = [tokens for tokens, _ in costs]
+    sample = tiny_prompt.encode(source[i].question, source[i].steps, counts, max_length=320)
+    assert measured.token_lengths[i] == len(sample.tokens)
+    assert measured.patch_costs[i] == sum(slots for _, slots in costs)
+    assert measured.marker_counts[i] == len(sample.markers)
+    assert measured.dropped_steps[i] == sample.dropped_steps
+    again = measured.sample(i, counts)
+    np.testing.assert_array_equal(again.tokens, sample.tokens)
+    np.testing.assert_array_equal(again.markers, sample.markers)
+
+
+def alone(source, measured, i):
+  """Row 0 of a batch that holds example i alone."""
+  one = pack.plan(*(cost[i : i + 1] for cost in measured.costs), **ROW)
+  one = dataclasses.replace(one, examples=np.array([i]))
+  batch = next(batches(source, measured, one, IMAGES, rows_per_batch=1, prefetch=0))
+  return {name: array[0] for name, array in batch.items()}
+
+
+def features(row, tokens):
+  """What stands for each image token: the four patches of its merge unit and their positions."""
+  units = row["image_index"][tokens]
+  units = units[units >= 0]
+  patches = row["patches"].reshape(-1, 4, row["patches"].shape[-1])[units]
+  return patches, row["patch_position"].reshape(-1, 4, 2)[units]
+
+
+def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan):
+  """Each sample has the tokens, positions, images and labels that it has alone in a row.
+
+  Mutations caught: image_index without the row's patch offset, marker_index without its token
+  offset, labels of the next example, positions that go on from the sample before.
+  """
+  seen = 0
+  iterator = batches(source, measured, plan, IMAGES, rows_per_batch=4, prefetch=0)
+  for number, batch in enumerate(iterator):
+    for b in range(4):
+      row = {name: array[b] for name, array in batch.items()}
+      members = plan.row(4 * number + b)
+      start = images = 0
+      for segment, i in enumerate(members, start=1):
+        single = alone(source, measured, i)
+        length = int(measured.token_lengths[i])
+        here = np.arange(start, start + length)
+        assert (row["segment_ids"][here] == segment).all()
+        for name in ("tokens", "positions"):
+          np.testing.assert_array_equal(row[name][..., here], single[name][..., :length])
+        for found, expected in zip(
+          features(row, here), features(single, np.arange(length)), strict=True
+        ):
+          np.testing.assert_array_equal(found, expected)
+        assert (row["image_index"][here] >= 0).sum() == (
+          row["tokens"][here] == measured.special.image_pad
+        ).sum()
+        mine = row["example_index"] == i
+        np.testing.assert_array_equal(
+          row["marker_index"][mine], here[single["tokens"][:length] == measured.special.prm]
+        )
+        steps = row["step_index"][mine]
+        np.testing.assert_array_equal(steps, np.arange(len(source[i].steps)))
+        np.testing.assert_array_equal(row["marker_target"][mine], source[i].targets)
+        np.testing.assert_array_equal(row["marker_weight"][mine], source[i].weights)
+        start += length
+        images += len(source[i].images)
+        seen += 1
+      assert not row["segment_ids"][start:].any() and (row["image_index"][start:] == -1).all()
+      assert row["patch_segment"].max() == images
+      assert not row["marker_weight"][row["example_index"] < 0].any()
+  assert seen == 80  # two epochs
+
+
+def test_images_and_windows_of_a_row_stay_apart(source, measured, plan):
+  for batch in batches(source, measured, plan, IMAGES, rows_per_batch=4, prefetch=0):
+    for b in range(4):
+      segment, window = batch["patch_segment"][b], batch["patch_window"][b]
+      assert ((segment > 0) == (window > 0)).all()
+      assert not batch["patches"][b][segment == 0].any()
+      block = np.arange(len(window)) // 64
+      for number in range(1, window.max() + 1):
+        members = window == number
+        assert members.any()
+        assert len(set(segment[members])) == 1 and len(set(block[members])) == 1
+
+
+def test_processes_read_their_share_of_every_batch(source, measured, plan):
+  whole = list(batches(source, measured, plan, IMAGES, rows_per_batch=4))
+  assert len(whole) == len(batches(source, measured, plan, IMAGES, rows_per_batch=4))
+  for count in (2, 4):
+    shares = [
+      batches(
+        source, measured, plan, IMAGES, rows_per_batch=4, process_index=p, process_count=count
+      )
+      for p in range(count)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+      assert_equal(batch, {n: np.concatenate([part[n] for part in parts]) for n in batch})
+  with pytest.raises(ValueError, match="4 rows a batch do not divide over 3 processes"):
+    batches(source, measured, plan, IMAGES, rows_per_batch=4, process_count=3)
+
+
+def test_last_batch_is_filled_with_empty_rows(source, measured, plan):
+  rows = len(plan) - 1
+  *_, last = batches(source, measured, plan, IMAGES, rows_per_batch=rows)
+  empty = {name: array[1:] for name, array in last.items()}
+  assert (last["example_index"][0] >= 0).any()
+  assert all((empty[name] == -1).all() for name in ("image_index", "example_index", "step_index"))
+  assert not any(
+    empty[name].any()
+    for name in empty
+    if name not in ("image_index", "example_index", "step_index")
+  )
+
+
+def test_run_resumes_from_a_checkpoint_at_the_next_batch(tmp_path, source, measured, plan):
+  """Through Orbax, and on another number of processes from the same state."""
+  make = lambda **options: batches(  # noqa: E731
+    source, measured, plan, IMAGES, rows_per_batch=4, **options
+  )
+  whole = list(make())
+  iterator = make(prefetch=3)
+  for _ in range(3):
+    next(iterator)
+  assert iterator.get_state() == {"next_batch": 3}
+  with ocp.CheckpointManager(tmp_path) as manager:
+    manager.save(3, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+    manager.wait_until_finished()
+    resumed = make()
+    manager.restore(3, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
+  for expected, found in zip(whole[3:], resumed, strict=True):
+    assert_equal(expected, found)
+  half = make(process_index=1, process_count=2)
+  half.set_state(iterator.get_state())
+  assert_equal({name: array[2:] for name, array in whole[3].items()}, next(half))
+  with pytest.raises(IndexError, match="batch 999 of a run of"):
+    half.set_state({"next_batch": 999})
+
+
+def test_worker_process_gives_the_same_batches(source, measured, plan):
+  flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a command's main has parsed them
+  options = {"rows_per_batch": 6}
+  expected = list(batches(source, measured, plan, IMAGES, **options))
+  iterator = batches(source, measured, plan, IMAGES, workers=1, **options)
+  iterator.set_state({"next_batch": 1})
+  for left, right in zip(expected[1:], iterator, strict=True):
+    assert_equal(left, right)
+  iterator.close()
+
+
+def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
+  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  scores = [np.full(len(source[i].steps), -1.0) for i in range(len(source))]
+  for batch in batches(source, measured, plan, IMAGES, rows_per_batch=4):
+    used = batch["example_index"] >= 0
+    for i, step, target in zip(
+      batch["example_index"][used],
+      batch["step_index"][used],
+      batch["marker_target"][used],
+      strict=True,
+    ):
+      assert scores[i][step] == -1.0
+      scores[i][step] = target
+  for i, found in enumerate(scores):
+    np.testing.assert_allclose(found, source[i].targets)
+
+
+def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
+  source = ExampleList([example(4), example(9, images=())])
+  measured = measure(source, tiny_prompt, IMAGES, max_length=150)
+  assert measured.dropped_steps.min() > 0 and measured.marker_counts.min() > 0
+  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  batch = next(batches(source, measured, plan, IMAGES, rows_per_batch=2))
+  for i in range(2):
+    kept = measured.marker_counts[i]
+    found = batch["marker_target"][batch["example_index"] == i]
+    np.testing.assert_array_equal(found, source[i].targets[:kept])
+
+
+class WrongSizes(ExampleList):
+  """States other image sizes than the images have."""
+
+  def image_sizes(self, i):
+    return [(224, 224) for _ in super().image_sizes(i)]
+
+
+class Damaged(ExampleList):
+  """Its images break after they have been measured."""
+
+  def __getitem__(self, i):
+    return dataclasses.replace(super().__getitem__(i), images=(b"\x89PNG\r\n",))
+
+
+@pytest.mark.parametrize(
+  "kind, message",
+  [
+    (WrongSizes, r"example toy:1: .*places for \[64\] image tokens.*give \[16\] features"),
+    (Damaged, r"example toy:1: broken image"),
+  ],
+)
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_errors_name_the_example(tiny_prompt, kind, message, prefetch):
+  source = kind([example(1, images=(encoded_image(112, 112, 0),))] * 2)
+  measured = measure(source, tiny_prompt, IMAGES, max_length=320)
+  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  with pytest.raises(InputError, match=message):
+    next(batches(source, measured, plan, IMAGES, rows_per_batch=1, prefetch=prefetch))
