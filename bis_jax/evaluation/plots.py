@@ -174,6 +174,43 @@ def reliability(evaluation: dict) -> bytes:
   return _png(figure)
 
 
+def best_of_n(result: dict) -> bytes:
+  """Returns the Best-of-N curves: share of questions right over the number of candidates.
+
+  `result` is that of `best_of_n.evaluate`. Shaded are the intervals of the best aggregation, and of
+  the majority vote.
+  """
+  figure, axes = _figure("candidates a question", "questions right x 100", width=6.4, height=4.2)
+  curve = result["curve"]
+  baselines = {"pass@n": ("pass@N (oracle)", _GREY), "majority_vote": ("majority vote", _INK)}
+  aggregations = [name for name in curve if name not in baselines]
+  best = max(aggregations, key=lambda name: curve[name]["values"][-1])
+  colours = dict(
+    zip(aggregations, (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, "#8c6d31"), strict=True)
+  )
+  for name, line in curve.items():
+    label, colour = baselines.get(name, (name.replace("_", " of "), colours.get(name)))
+    dashed = name in baselines
+    values = 100 * np.array(line["values"])
+    axes.plot(
+      result["n"],
+      values,
+      color=colour,
+      label=label,
+      linestyle="--" if dashed else "-",
+      linewidth=2.4 if name == best else 1.4,
+      marker="o",
+      markersize=3.5,
+    )
+    if "intervals" in line and name in (best, "majority_vote"):
+      low, high = 100 * np.array(line["intervals"]).T
+      axes.fill_between(result["n"], low, high, color=colour, alpha=0.12, linewidth=0)
+  axes.set_xscale("log", base=2)
+  axes.set_xticks(result["n"], [str(n) for n in result["n"]])
+  axes.legend(frameon=False, fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+  return _png(figure)
+
+
 def _running_mean(values: np.ndarray) -> np.ndarray:
   """Returns the mean of each value and its neighbours, a fifteenth of the run on either side."""
   reach = max(1, len(values) // 30)

@@ -1,6 +1,7 @@
 """Loads and checks a benchmark in VisualProcessBench's layout; see the paper's arXiv:2503.10291.
 
-A benchmark is a folder with `test.jsonl`, one item a line, and the images its items name:
+A benchmark is a folder with `test.jsonl`, one item a line, and the images its items name, in
+`images/` or in an `images.zip` that stays as it is:
 
     {"image": ["images/MMMU/12_1.png"], "question": "<image1> What ...?", "answer": "B",
      "response": {"steps": ["...", "..."], "process_correctness": [1, -1]},
@@ -14,8 +15,11 @@ import io
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from bis_jax.corpus.image_root import ImageRoot
 
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
 ANNOTATIONS = "test.jsonl"
@@ -24,6 +28,18 @@ _SHOWN_FAULTS = 20
 _IMAGE_PLACEHOLDER = re.compile(r"<image\d*>")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SWAPS_SIDES = (5, 6, 7, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkImage:
+  """An image file: its name under a root that nothing outside is ever read from."""
+
+  root: ImageRoot
+  name: str
+
+  def read(self) -> bytes:
+    """Returns the encoded bytes; raises `BadRecord` if they can't be read any more."""
+    return self.root.read(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +52,7 @@ class BenchmarkItem:
 
   index: int
   question: str
-  images: tuple[pathlib.Path, ...]
+  images: tuple[BenchmarkImage, ...]
   image_sizes: tuple[tuple[int, int], ...]
   steps: tuple[str, ...]
   labels: tuple[int, ...]
@@ -48,18 +64,19 @@ class BenchmarkItem:
 def load(folder: str, image_root: str | None = None) -> list[BenchmarkItem]:
   """Returns the items of `folder`/test.jsonl, in file order, every one of them checked.
 
-  Images are looked for under `image_root` (default: the folder itself), then under its `images`;
-  a file outside that root is never opened, whether reached by an absolute path, by `..` or by a
-  link. Raises FileNotFoundError when there is no test.jsonl, and ValueError that lists each fault
-  with its line and item.
+  `image_root` is a folder or a zip (default: `folder`/images, else images.zip there, else the
+  folder itself); names may begin with `images/` or not. A file outside it is never opened, whether
+  reached by an absolute path, by `..` or by a link. Raises FileNotFoundError when there is no
+  test.jsonl or no image root, and ValueError that lists each fault with its line and item.
   """
   annotations = pathlib.Path(folder) / ANNOTATIONS
   if not annotations.is_file():
     raise FileNotFoundError(
       f"no {ANNOTATIONS} in {folder}: give the folder that holds VisualProcessBench's "
-      f"{ANNOTATIONS} and its extracted images"
+      f"{ANNOTATIONS} and its images"
     )
-  root = pathlib.Path(image_root or folder).resolve()
+  places = [annotations.with_name("images"), annotations.with_name("images.zip")]
+  root = ImageRoot(image_root or next((p for p in places if p.exists()), annotations.parent))
   items, faults = [], []
   lines = annotations.read_bytes().split(b"\n")
   for line_number, line in enumerate(lines, start=1):
@@ -71,12 +88,17 @@ def load(folder: str, image_root: str | None = None) -> list[BenchmarkItem]:
     except ValueError as error:
       faults.append(f"line {line_number} (item {index}): {error}")
   if faults:
-    shown = "\n  ".join(faults[:_SHOWN_FAULTS])
-    more = f"\n  ... and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-    raise ValueError(f"{annotations}: {len(faults)} bad items; correct them:\n  {shown}{more}")
+    raise ValueError(listed(annotations, faults))
   if not items:
     raise ValueError(f"{annotations} holds no item: it is empty or has only blank lines")
   return items
+
+
+def listed(where: object, faults: list[str]) -> str:
+  """Returns the message about a benchmark's bad items: how many, and the first twenty."""
+  shown = "\n  ".join(faults[:_SHOWN_FAULTS])
+  more = f"\n  ... and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+  return f"{where}: {len(faults)} bad items; correct them:\n  {shown}{more}"
 
 
 def encoded_images(item: BenchmarkItem, multi_image: str = "multi") -> tuple[bytes, ...]:
@@ -88,9 +110,9 @@ def encoded_images(item: BenchmarkItem, multi_image: str = "multi") -> tuple[byt
   """
   _check_mode(multi_image)
   if multi_image == "canvas" and len(item.images) > 1:
-    return (canvas(item.images),)
+    return (canvas([image.read() for image in item.images]),)
   kept = item.images[:1] if multi_image == "first" else item.images
-  return tuple(path.read_bytes() for path in kept)
+  return tuple(image.read() for image in kept)
 
 
 def shown_sizes(item: BenchmarkItem, multi_image: str = "multi") -> list[tuple[int, int]]:
@@ -103,16 +125,16 @@ def shown_sizes(item: BenchmarkItem, multi_image: str = "multi") -> list[tuple[i
   return list(item.image_sizes[:1] if multi_image == "first" else item.image_sizes)
 
 
-def canvas(paths: tuple[pathlib.Path, ...]) -> bytes:
+def canvas(encoded: Sequence[bytes]) -> bytes:
   """Returns a PNG of all images on one white canvas, as the released evaluation lays them out.
 
   At most three columns; every cell has the largest width and the largest height; each image is
-  pasted in the middle of its cell at its own size, row by row.
+  pasted in the middle of its cell at its own size, row by row. Raises `ImageError` on broken files.
   """
-  images = []
-  for path in paths:
-    with Image.open(path) as image:
-      images.append(ImageOps.exif_transpose(image).convert("RGB"))
+  # Imported here: it takes Transformers along, which the evaluation of a score file never needs.
+  from bis_jax.inputs.images import decode
+
+  images = [decode(data) for data in encoded]
   columns, rows = _canvas_grid(len(images))
   width, height = max(image.width for image in images), max(image.height for image in images)
   sheet = Image.new("RGB", (columns * width, rows * height), "white")
@@ -120,9 +142,9 @@ def canvas(paths: tuple[pathlib.Path, ...]) -> bytes:
     left = (i % columns) * width + (width - image.width) // 2
     top = (i // columns) * height + (height - image.height) // 2
     sheet.paste(image, (left, top))
-  encoded = io.BytesIO()
-  sheet.save(encoded, "PNG")
-  return encoded.getvalue()
+  png = io.BytesIO()
+  sheet.save(png, "PNG")
+  return png.getvalue()
 
 
 def _canvas_grid(n: int) -> tuple[int, int]:
@@ -135,7 +157,7 @@ def _check_mode(multi_image: str) -> None:
     raise ValueError(f"multi_image is {multi_image!r}; it must be multi, canvas or first")
 
 
-def _parse(line: bytes, index: int, root: pathlib.Path) -> BenchmarkItem:
+def _parse(line: bytes, index: int, root: ImageRoot) -> BenchmarkItem:
   """Returns the checked item of one line; raises ValueError with the first fault found."""
   try:
     record = json.loads(line)
@@ -150,7 +172,7 @@ def _parse(line: bytes, index: int, root: pathlib.Path) -> BenchmarkItem:
   names = record.get("image")
   if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
     raise ValueError(f"`image` must be a list of at least one path, found {names!r}")
-  images = tuple(_find_image(name, root) for name in names)
+  images = tuple(BenchmarkImage(root, root.locate(name)) for name in names)
   for key in ("question", "data_source"):
     if not isinstance(record.get(key), str):
       raise ValueError(f"`{key}` must be a string, found {record.get(key)!r}")
@@ -158,7 +180,7 @@ def _parse(line: bytes, index: int, root: pathlib.Path) -> BenchmarkItem:
     index=index,
     question=_IMAGE_PLACEHOLDER.sub("", record["question"]).strip(),
     images=images,
-    image_sizes=tuple(_image_size(path) for path in images),
+    image_sizes=tuple(_image_size(image) for image in images),
     steps=steps,
     labels=labels,
     data_source=record["data_source"],
@@ -181,22 +203,12 @@ def _steps_and_labels(response: dict) -> tuple[tuple[str, ...], tuple[int, ...]]
   return tuple(steps), tuple(labels)
 
 
-def _find_image(name: str, root: pathlib.Path) -> pathlib.Path:
-  """Returns the file that `name` stands for under `root`; raises ValueError if there is none."""
-  for candidate in (root / name, root / "images" / name):
-    path = candidate.resolve()
-    if not path.is_relative_to(root):
-      raise ValueError(f"image {name!r} is outside the image root {root}")
-    if path.is_file():
-      return path
-  raise ValueError(f"image {name!r} is not under the image root {root}")
-
-
-def _image_size(path: pathlib.Path) -> tuple[int, int]:
+def _image_size(image: BenchmarkImage) -> tuple[int, int]:
+  """Returns (height, width) as shown, from the header alone: a damaged rest shows when decoded."""
   try:
-    with Image.open(path) as image:
-      height, width = image.height, image.width
-      orientation = image.getexif().get(_EXIF_ORIENTATION)
+    with Image.open(io.BytesIO(image.read())) as opened:
+      height, width = opened.height, opened.width
+      orientation = opened.getexif().get(_EXIF_ORIENTATION)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    raise ValueError(f"image {path.name!r} can't be opened: {error}") from error
+    raise ValueError(f"image {image.name!r} can't be opened: {error}") from error
   return (width, height) if orientation in _EXIF_SWAPS_SIDES else (height, width)

@@ -113,8 +113,8 @@ def item_html(item, scores: np.ndarray, threshold: float) -> str:
     for text, label, score in zip(item.steps, item.labels, scores, strict=True)
   )
   images = "".join(
-    f'<img alt="image {i}" src="{page_style.data_uri(*page_style.thumbnail(path.read_bytes()))}">'
-    for i, path in enumerate(item.images, start=1)
+    f'<img alt="image {i}" src="{page_style.data_uri(*page_style.thumbnail(image.read()))}">'
+    for i, image in enumerate(item.images, start=1)
   )
   about = f"item {item.index}, {item.data_source}, solved by {item.policy_model}"
   return (

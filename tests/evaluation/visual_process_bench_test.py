@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import shutil
 
 import pytest
 from PIL import Image
@@ -22,7 +24,7 @@ def test_items_are_read_as_they_stand(benchmark):
     "model-0",
     "2",
   )
-  assert [path.name for path in second.images] == ["2_0.png", "2_1.png"]
+  assert [image.name for image in second.images] == ["2_0.png", "2_1.png"]
   assert second.image_sizes == ((30, 40), (30, 50))
 
 
@@ -53,11 +55,11 @@ FAULTS = {
   "no_response": ({"response": "text"}, "`response` must be an object"),
   "no_image": ({"image": []}, "at least one path"),
   "image_type": ({"image": "images/0_0.png"}, "must be a list"),
-  "image_gone": ({"image": ["images/gone.png"]}, "'images/gone.png' is not under"),
-  "image_is_text": ({"image": ["test.jsonl"]}, "'test.jsonl' can't be opened"),
-  "image_above": ({"image": ["../outside.png"]}, "outside the image root"),
-  "image_absolute": ({"image": ["/etc/hostname"]}, "outside the image root"),
-  "image_linked": ({"image": ["images/link.png"]}, "outside the image root"),
+  "image_gone": ({"image": ["images/gone.png"]}, "missing_image: 'images/gone.png'"),
+  "image_is_text": ({"image": ["images/text.png"]}, "'text.png' can't be opened"),
+  "image_above": ({"image": ["../outside.png"]}, "image_outside_root: "),
+  "image_absolute": ({"image": ["/etc/hostname"]}, "image_outside_root: "),
+  "image_linked": ({"image": ["images/link.png"]}, "image_outside_root: "),
   "question_type": ({"question": None}, "`question` must be a string"),
   "source_type": ({"data_source": 3}, "`data_source` must be a string"),
 }
@@ -73,6 +75,7 @@ def test_a_fault_is_named_with_its_line_and_item(
     (bad["response"] if key in bad["response"] else bad)[key] = value
   Image.new("RGB", (5, 5)).save(tmp_path / "outside.png")
   folder = write_benchmark(tmp_path / "benchmark", [benchmark_record(0), bad, benchmark_record(1)])
+  (folder / "images/text.png").write_text("text")
   os.symlink(tmp_path / "outside.png", folder / "images/link.png")
   with pytest.raises(ValueError, match="1 bad items") as error:
     visual_process_bench.load(folder)
@@ -100,26 +103,35 @@ def test_an_empty_or_missing_benchmark_says_what_is_wanted(tmp_path):
     visual_process_bench.load(tmp_path)
 
 
-def test_images_may_lie_in_a_root_of_their_own(tmp_path, write_benchmark, benchmark_record):
-  bare = benchmark_record(0) | {"image": ["0_0.png"]}
-  folder = write_benchmark(tmp_path / "benchmark", [bare])
-  (found,) = visual_process_bench.load(folder)[0].images
-  assert found == (folder / "images/0_0.png").resolve()
-  (folder / "images").rename(tmp_path / "pictures")
-  (found,) = visual_process_bench.load(folder, image_root=tmp_path / "pictures")[0].images
-  assert found == (tmp_path / "pictures/0_0.png").resolve()
+def test_images_may_lie_in_a_root_of_their_own_or_in_a_zip(
+  tmp_path, write_benchmark, benchmark_record
+):
+  record = benchmark_record(0) | {"image": ["0_0.png", "images/0_1.png"]}
+  folder = write_benchmark(tmp_path / "benchmark", [record])
+  (item,) = visual_process_bench.load(folder)
+  encoded = visual_process_bench.encoded_images(item)
+  for root in ("folder", "zip"):
+    if root == "zip":
+      shutil.make_archive(folder / "images", "zip", folder, "images")
+      shutil.rmtree(folder / "images")
+    (found,) = visual_process_bench.load(folder)
+    assert visual_process_bench.encoded_images(found) == encoded
+    assert found.image_sizes == item.image_sizes
+  (folder / "images.zip").rename(tmp_path / "elsewhere.zip")
+  (found,) = visual_process_bench.load(folder, image_root=tmp_path / "elsewhere.zip")
+  assert visual_process_bench.encoded_images(pickle.loads(pickle.dumps(found))) == encoded
 
 
 def test_several_images_are_separate_first_or_on_one_canvas(benchmark):
   one, two = visual_process_bench.load(benchmark)[1:3]
-  files = tuple(path.read_bytes() for path in two.images)
+  files = tuple(image.read() for image in two.images)
   assert visual_process_bench.encoded_images(two) == files
   assert visual_process_bench.encoded_images(two, "first") == files[:1]
   (sheet,) = visual_process_bench.encoded_images(two, "canvas")
-  assert sheet == visual_process_bench.canvas(two.images)
+  assert sheet == visual_process_bench.canvas(files)
   for mode in ("multi", "first", "canvas"):
     (only,) = visual_process_bench.encoded_images(one, mode)
-    assert only == one.images[0].read_bytes()
+    assert only == one.images[0].read()
     for item in (one, two):
       shown = []
       for encoded in visual_process_bench.encoded_images(item, mode):
@@ -130,14 +142,15 @@ def test_several_images_are_separate_first_or_on_one_canvas(benchmark):
     visual_process_bench.encoded_images(one, "mosaic")
 
 
-def test_a_canvas_has_three_columns_and_centred_images_on_white(tmp_path):
+def test_a_canvas_has_three_columns_and_centred_images_on_white():
   sizes = [(10, 4), (6, 8), (2, 2), (10, 8)]  # width, height
   colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9)]
-  paths = []
-  for i, (size, colour) in enumerate(zip(sizes, colours, strict=True)):
-    paths.append(tmp_path / f"{i}.png")
-    Image.new("RGB", size, colour).save(paths[-1])
-  sheet = Image.open(io.BytesIO(visual_process_bench.canvas(tuple(paths))))
+  encoded = []
+  for size, colour in zip(sizes, colours, strict=True):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    encoded.append(file.getvalue())
+  sheet = Image.open(io.BytesIO(visual_process_bench.canvas(encoded)))
   assert sheet.size == (30, 16)
   want = Image.new("RGB", (30, 16), "white")
   for box, colour in zip(
@@ -155,5 +168,5 @@ def test_sizes_are_those_after_exif_rotation(tmp_path, write_benchmark, benchmar
   (item,) = visual_process_bench.load(folder)
   assert item.image_sizes == ((40, 30), (40, 30))
   assert visual_process_bench.shown_sizes(item, "canvas") == [(40, 60)]
-  sheet = Image.open(io.BytesIO(visual_process_bench.canvas(item.images)))
+  sheet = Image.open(io.BytesIO(visual_process_bench.encoded_images(item, "canvas")[0]))
   assert (sheet.height, sheet.width) == (40, 60)

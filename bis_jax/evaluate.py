@@ -1,0 +1,107 @@
+"""The command that evaluates step scores, anyone's: no model is needed.
+
+    python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --out=evaluation.json
+    python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
+    python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
+
+The first measures one run on VisualProcessBench or ProcessBench, the second how much better it is
+than another run on the same items, the third Best-of-N. The files are JSON lines:
+`bis_jax/evaluation/score_files.py` and `best_of_n.py` say how.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+
+from bis_jax.evaluation import (
+  benchmarks,
+  best_of_n,
+  plots,
+  score_files,
+  step_evaluation,
+  workdir_page,
+)
+
+_BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
+_SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
+_BASELINE = flags.DEFINE_string("baseline", "", "scores of another run, to compare with")
+_HELD_OUT = flags.DEFINE_string(
+  "held_out", "", 'JSON lines {"scores", "labels", "data_source"} to tune a threshold on'
+)
+_CANDIDATES = flags.DEFINE_string("candidates", "", "JSON lines of Best-of-N candidates")
+_MISSING = flags.DEFINE_enum("missing", "error", best_of_n.MISSING, "what a missing candidate is")
+_OUT = flags.DEFINE_string("out", "", "JSON file to write")
+_PAGE = flags.DEFINE_string("page", "", "folder for plots and an index.html, if wanted")
+_PLOT = flags.DEFINE_string("plot", "", "PNG file for the Best-of-N curves, if wanted")
+_DRAWS = flags.DEFINE_integer("bootstrap_draws", 1000, "0: no intervals", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
+
+_SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
+
+
+def main(argv: list[str]) -> None:
+  """Runs the command that the flags describe; bad input ends it with a message and exit code 1."""
+  if len(argv) > 1:
+    sys.exit(f"evaluate: what is {argv[1]!r}? Every argument is a flag, like --scores=FILE")
+  if bool(_SCORES.value) == bool(_CANDIDATES.value):
+    sys.exit("evaluate: give --scores=FILE with --benchmark=DIR, or --candidates=FILE")
+  if not _OUT.value:
+    sys.exit("evaluate: say with --out=FILE.json where the result goes")
+  try:
+    result = _best_of_n() if _CANDIDATES.value else _steps()
+  except (ValueError, OSError) as error:
+    sys.exit(f"evaluate: {error}")
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+  print(f"wrote {out}")
+
+
+def _steps() -> dict:
+  """Returns the evaluation of a run's step scores, or its comparison with a baseline's."""
+  if not _BENCHMARK.value:
+    raise ValueError("name the benchmark that was scored with --benchmark=DIR")
+  items = benchmarks.load(_BENCHMARK.value)
+  scores = score_files.read_scores(_SCORES.value, items)
+  how = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
+  if _BASELINE.value:
+    baseline = score_files.read_scores(_BASELINE.value, items)
+    comparison = step_evaluation.compare(items, scores, baseline, **how)
+    for name in ("fixed_0.5", "tuned_on_test"):
+      gain = comparison[name]["overall_source_weighted"]
+      print(f"{name:14} overall_source_weighted {100 * gain['difference']:+.2f}", end="  ")
+      print("95 % interval", [round(100 * end, 2) for end in gain["interval"] or ()])
+    return comparison
+  dev = score_files.read_held_out(_HELD_OUT.value) if _HELD_OUT.value else None
+  evaluation = step_evaluation.evaluate(items, scores, dev=dev, **how)
+  for name, block in evaluation["thresholds"].items():
+    measures = "  ".join(f"{m} {_hundred(block[m])}" for m in _SHOWN)
+    print(f"{name:14} t = {block['threshold']:.4f}  {measures}")
+  if _PAGE.value:
+    title = f"{pathlib.Path(_SCORES.value).name} on {_BENCHMARK.value}"
+    workdir_page.write_page(
+      _PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation
+    )
+  return evaluation
+
+
+def _best_of_n() -> dict:
+  """Returns the Best-of-N result of the candidates file, and plots it where asked to."""
+  candidates = best_of_n.load(_CANDIDATES.value, _MISSING.value)
+  result = best_of_n.evaluate(candidates, bootstrap_draws=_DRAWS.value, seed=_SEED.value)
+  print(f"{'n':>14}  " + "  ".join(f"{n:>6}" for n in result["n"]))
+  for name, line in result["curve"].items():
+    print(f"{name:>14}  " + "  ".join(f"{100 * value:6.2f}" for value in line["values"]))
+  if _PLOT.value:
+    pathlib.Path(_PLOT.value).write_bytes(plots.best_of_n(result))
+  return result
+
+
+def _hundred(value: float | None) -> str:
+  return "none" if value is None else f"{100 * value:.2f}"
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,187 @@
+"""Best-of-N against plain loops, ties, missing candidates and certain scores included."""
+
+import collections
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bis_jax.evaluation import best_of_n, plots
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+SCORES = st.lists(st.sampled_from([0, 0.25, 0.5, 1]) | st.floats(0, 1), max_size=5)
+CANDIDATE = st.none() | st.fixed_dictionaries(
+  {"answer": st.sampled_from(["1", "2", " 3 ", "", None]), "scores": SCORES}
+)
+# An answer is right by its text; a candidate without one is wrong.
+QUESTIONS = st.lists(st.lists(CANDIDATE, max_size=6), min_size=1, max_size=8).filter(
+  lambda rows: any(rows)
+)
+
+
+def write(path, rows):
+  lines = []
+  for q, row in enumerate(rows):
+    marked = [c and {**c, "correct": (c["answer"] or "").strip() == "1"} for c in row]
+    lines.append(json.dumps({"id": q, "candidates": marked}))
+  path.write_text("\n".join(lines) + "\n")
+  return str(path)
+
+
+def one_number(scores, name):
+  """The aggregation of a list of scores by its definition."""
+  if name in ("sum_log", "sum_logit") and 0 in scores:
+    return -math.inf
+  return {
+    "min": lambda: min(scores),
+    "last": lambda: scores[-1],
+    "product": lambda: math.prod(scores),
+    "mean": lambda: sum(scores) / len(scores),
+    "max": lambda: max(scores),
+    "sum_log": lambda: sum(map(math.log, scores)),
+    "sum_logit": lambda: sum(
+      math.log(p) - math.log1p(-p) for p in (min(s, 1 - 2**-24) for s in scores)
+    ),
+  }[name]()
+
+
+def right_by_loops(row, n, value):
+  """Whether the first present candidate with the highest value among the first n is right."""
+  best = None
+  for candidate in row[:n]:
+    if candidate is None or not candidate["scores"]:
+      continue
+    if best is None or value(candidate) > value(best):
+      best = candidate
+  return best is not None and (best["answer"] or "").strip() == "1"
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=QUESTIONS)
+def test_every_pick_is_the_definitions(tmp_path_factory, rows):
+  path = write(tmp_path_factory.getbasetemp() / "candidates.jsonl", rows)
+  candidates = best_of_n.load(path, missing="worst")
+  result = best_of_n.evaluate(candidates, bootstrap_draws=0)
+  longest = max(map(len, rows))
+  assert result["n"] == sorted({*(2**k for k in range(5) if 2**k <= longest), longest})
+  # Picks hang on comparisons of sums, so the loops compare the aggregates that were tested below.
+  values = {name: best_of_n.aggregate(candidates.scores, name) for name in best_of_n.AGGREGATIONS}
+  for name in best_of_n.AGGREGATIONS:
+    for position, n in enumerate(result["n"]):
+      want = []
+      for q, row in enumerate(rows):
+        of = {id(c): values[name][q, k] for k, c in enumerate(row)}
+        want.append(right_by_loops(row, n, lambda c, of=of: of[id(c)]))
+      assert result["curve"][name]["values"][position] == np.mean(want)
+  for position, n in enumerate(result["n"]):
+    some, most = [], []
+    for row in rows:
+      answers = [(c["answer"] or "").strip() for c in row[:n] if c and c["scores"]]
+      some.append("1" in answers)
+      votes = collections.Counter(filter(None, answers)).most_common()  # first given, of equals
+      most.append(bool(votes) and votes[0][0] == "1")
+    assert result["curve"]["pass@n"]["values"][position] == np.mean(some)
+    assert result["curve"]["majority_vote"]["values"][position] == np.mean(most)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+  st.lists(st.floats(0, 1), min_size=1, max_size=6), st.sampled_from([*best_of_n.AGGREGATIONS])
+)
+def test_aggregations_are_their_definitions(scores, name):
+  got = best_of_n.aggregate([[np.array(scores), None]], name)
+  assert np.isnan(got[0, 1])
+  np.testing.assert_allclose(got[0, 0], one_number(scores, name), rtol=1e-12, atol=1e-12)
+
+
+def test_ties_go_to_the_first_candidate():
+  values = np.array([[0.5, 0.9, 0.9], [0.2, 0.2, 0.2], [np.nan, -np.inf, -np.inf]])
+  assert best_of_n.pick(values, 3).tolist() == [1, 0, 1]
+  assert best_of_n.pick(values, 1).tolist() == [0, 0, -1]
+  assert best_of_n.majority([["b", "a", "a", "b"], [None, "a", "b"], [None]], 4).tolist() == [
+    0,
+    1,
+    -1,
+  ]
+
+
+def test_an_empty_solution_never_wins_under_a_log(tmp_path):
+  rows = [[{"answer": "1", "scores": []}, {"answer": "2", "scores": [0.0, 0.1]}]]
+  result = best_of_n.evaluate(best_of_n.load(write(tmp_path / "c", rows), "worst"))
+  for name in best_of_n.AGGREGATIONS:
+    assert result["curve"][name]["values"][-1] == 0
+  assert result["pass@N"] == 0
+
+
+@pytest.mark.parametrize(
+  ("rows", "message"),
+  [
+    ([[{"answer": "1", "scores": [0.5]}, None]], "question 0 candidate 1"),
+    ([[{"answer": "1", "scores": []}]], "question 0 candidate 0"),
+    ([[{"answer": "1", "scores": [0.5]}], []], "question 1 candidate 0.*missing=worst"),
+    ([[{"answer": "1", "scores": [1.5]}]], r"line 1 \(question 0\) candidate 0: `scores`"),
+    ([[{"answer": "1", "scores": None}]], "`scores` must be a list"),
+    ([[{"answer": 1.0, "scores": [1]}]], "`answer` must be"),
+    ([[], []], "holds no candidate"),
+  ],
+)
+def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, message):
+  lines = [
+    json.dumps({"id": q, "candidates": [c and {"correct": True, **c} for c in row]})
+    for q, row in enumerate(rows)
+  ]
+  (tmp_path / "c").write_text("\n".join(lines))
+  with pytest.raises(ValueError, match=message):
+    best_of_n.load(str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("{", "line 2: .*JSONDecodeError"),
+    ("[]", "line 2: .*is wanted"),
+    ('{"id": 1}', "KeyError: 'candidates'"),
+    ('{"id": 1, "candidates": 3}', "`candidates` is no list"),
+    ('{"id": 1, "candidates": [[]]}', "an object or null is wanted"),
+    ('{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}', "`correct` must be true or false"),
+    (
+      '{"id": 1, "candidates": [{"scores": [1], "correct": true, "answer": "a"}, '
+      '{"scores": [1], "correct": false, "answer": " a"}]}',
+      "'a' is marked both",
+    ),
+  ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+  good = '{"id": 0, "candidates": [{"scores": [1], "correct": true, "answer": "a"}]}'
+  (tmp_path / "c").write_text(good + "\n" + line)
+  with pytest.raises(ValueError, match=message):
+    best_of_n.load(str(tmp_path / "c"), missing="worst")
+
+
+def test_a_better_scorer_wins_intervals_hold_and_the_plot_draws(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = []
+  for _ in range(200):
+    answers = rng.choice(["1", "2", "3"], 8, p=[0.4, 0.3, 0.3])
+    rows.append(
+      [
+        {
+          "answer": str(a),
+          "scores": np.clip(rng.normal(0.4 + 0.3 * (a == "1"), 0.1, 3), 0, 1).tolist(),
+        }
+        for a in answers
+      ]
+    )
+  result = best_of_n.evaluate(best_of_n.load(write(tmp_path / "c", rows)))
+  means = result["curve"]["mean"]
+  assert means["values"] == sorted(means["values"]) and means["values"][-1] > 0.9
+  assert result["pass@N"] >= means["values"][-1] > result["majority_vote"] > result["pass@1"]
+  for value, (low, high) in zip(means["values"], means["intervals"], strict=True):
+    assert low <= value <= high
+  expected = math.sqrt(means["values"][0] * (1 - means["values"][0]) / 200) * 2 * 1.96
+  low, high = means["intervals"][0]
+  assert 0.8 < (high - low) / expected < 1.2
+  assert plots.best_of_n(result).startswith(b"\x89PNG")
