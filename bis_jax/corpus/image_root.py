@@ -1,0 +1,149 @@
+"""The image files of a corpus: a folder, or a zip that stays unextracted.
+
+Nothing outside the root is ever opened: references are resolved by name first, then symbolic links
+are followed and must end inside, and only regular files are read.
+"""
+
+import io
+import os
+import pathlib
+import posixpath
+import stat
+import zipfile
+import zlib
+
+from PIL import Image
+
+from bis_jax.corpus.rejections import BadRecord
+
+MAX_PIXELS = 100_000_000  # of an image as stored; larger is taken for a decompression bomb
+MAX_BYTES = 256 << 20  # of an encoded image
+
+_RELEASE = "VisualPRM400K-v1.1-Raw/"
+_FOLDER = "images/"
+_EXIF_ORIENTATION = 0x0112
+
+
+def candidates(reference: str) -> tuple[str, ...]:
+  """Returns the names, relative to the image root, that a reference may mean, in order.
+
+  `VisualPRM400K-v1.1-Raw/<x>` is `<x>`; a bare `images/<x>` is `<x>`, else `nlvr2/images/<x>`, else
+  `nlvr2/<x>` (two-image records); anything else is taken as it stands.
+
+  Raises:
+    BadRecord: image_outside_root.
+  """
+  if reference.startswith(_RELEASE):
+    names = (reference.removeprefix(_RELEASE),)
+  elif reference.startswith(_FOLDER):
+    name = reference.removeprefix(_FOLDER)
+    names = (name, f"nlvr2/images/{name}", f"nlvr2/{name}")
+  else:
+    names = (reference,)
+  if "\0" in reference or posixpath.isabs(names[0]):
+    raise BadRecord("image_outside_root", repr(reference))
+  names = tuple(map(posixpath.normpath, names))
+  if any(name == ".." or name.startswith("../") for name in names):
+    raise BadRecord("image_outside_root", repr(reference))
+  return names
+
+
+class ImageRoot:
+  """Encoded images by name. Pickles as its path, so worker processes open their own."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens a folder, or a zip whose members may stand in `images/`.
+
+    Raises:
+      FileNotFoundError: there is neither.
+      ValueError: the file is no zip.
+    """
+    self.path = pathlib.Path(path)
+    self._folder = self._zip = None
+    if self.path.is_dir():
+      self._folder = os.path.realpath(self.path)
+    elif not self.path.is_file():
+      raise FileNotFoundError(f"no image folder or zip at {self.path.absolute()}")
+    else:
+      try:
+        self._zip = zipfile.ZipFile(self.path)
+      except zipfile.BadZipFile as error:
+        raise ValueError(f"{self.path} is neither a folder nor a zip ({error})") from error
+      self._members = {
+        member.filename.removeprefix(_FOLDER): member
+        for member in self._zip.infolist()
+        if not member.is_dir()
+      }
+
+  def __reduce__(self):
+    return ImageRoot, (self.path,)
+
+  def locate(self, reference: str) -> str:
+    """Returns the name of the file that a reference means, links resolved.
+
+    Raises:
+      BadRecord: image_outside_root or missing_image.
+    """
+    for name in candidates(reference):
+      if self._zip is not None:
+        if name in self._members:
+          return name
+        continue
+      real = os.path.realpath(os.path.join(self._folder, name))
+      if os.path.commonpath((real, self._folder)) != self._folder:
+        raise BadRecord("image_outside_root", f"{reference!r} is a link to {real}")
+      if _is_file(real):
+        return os.path.relpath(real, self._folder)
+    raise BadRecord("missing_image", f"{reference!r} is not in {self.path}")
+
+  def stamp(self, name: str) -> tuple[int, int]:
+    """Returns what changes when the file does: its size, and its CRC (zip) or time of change."""
+    if self._zip is not None:
+      member = self._members[name]
+      return member.file_size, member.CRC
+    found = os.stat(os.path.join(self._folder, name))
+    return found.st_size, found.st_mtime_ns
+
+  def read(self, name: str) -> bytes:
+    """Returns the encoded bytes of a located image.
+
+    Raises:
+      BadRecord: unreadable_image.
+    """
+    try:
+      if self.stamp(name)[0] > MAX_BYTES:
+        raise BadRecord("unreadable_image", f"{name}: more than {MAX_BYTES:,} bytes")
+      if self._zip is not None:
+        return self._zip.read(self._members[name])
+      with open(os.path.join(self._folder, name), "rb") as file:
+        return file.read()
+    except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+      raise BadRecord("unreadable_image", f"{name}: {error}") from error
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+  """Returns (height, width) of an encoded image as a person sees it, that is after EXIF rotation.
+
+  The pixels are decoded once, JPEGs at an eighth of their size, so that a cut-short file is found.
+
+  Raises:
+    BadRecord: unreadable_image.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      width, height = image.size
+      if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+      rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+      image.draft(None, (max(1, width // 8), max(1, height // 8)))
+      image.load()
+  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    raise BadRecord("unreadable_image", f"{name}: {error or type(error).__name__}") from error
+  return (width, height) if rotated else (height, width)
+
+
+def _is_file(path: str) -> bool:
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError:
+    return False

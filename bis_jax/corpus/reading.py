@@ -1,0 +1,190 @@
+"""Annotation files as blocks of whole lines: plain, gzip or zstd, in a folder or in a zip.
+
+A file is read in blocks of about `BLOCK` bytes, so memory does not grow with the file. Plain files
+can be read from any byte on and are split into spans for several processes; a compressed file or a
+zip's member is one span. Offsets are those of the uncompressed bytes.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import zstandard
+
+BLOCK = 128 << 10  # bytes: its lines, decoded, stay in the processor's cache
+SPAN = 16 << 20  # bytes of a plain file that one task reads
+BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_NEWLINE = 10
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard.ZstdError)
+
+
+class AnnotationError(ValueError):
+  """Annotations that are not there, not named as expected, or damaged as files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationFile:
+  """One source: a JSON lines file.
+
+  Attributes:
+    name: file name, for example "nlvr2_en_20240910.jsonl".
+    path: the file, or the zip that holds it.
+    member: its name in the zip, or None.
+    size: bytes, as stored.
+  """
+
+  name: str
+  path: pathlib.Path
+  member: str | None
+  size: int
+
+  @property
+  def source(self) -> str:
+    """The name without its suffixes."""
+    return self.name[: self.name.index(".jsonl")]
+
+  @property
+  def plain(self) -> bool:
+    """Whether any byte of it can be reached at once."""
+    return self.member is None and self.name.endswith(".jsonl")
+
+  @contextlib.contextmanager
+  def open(self) -> Iterator[BinaryIO]:
+    """Gives the uncompressed bytes.
+
+    Raises:
+      AnnotationError: the compressed data are damaged or cut short.
+    """
+    with contextlib.ExitStack() as stack:
+      try:
+        if self.member is None:
+          stream = stack.enter_context(self.path.open("rb"))
+        else:
+          archive = stack.enter_context(zipfile.ZipFile(self.path))
+          stream = stack.enter_context(archive.open(self.member))
+        if self.name.endswith(".gz"):
+          stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+        elif self.name.endswith(".zst"):
+          stream = _ZstdStream(stream)
+        yield stream if self.plain else io.BufferedReader(stream, BLOCK)
+      except _DAMAGE as error:
+        where = self.path if self.member is None else f"{self.path}, member {self.member}"
+        raise AnnotationError(f"{where} is damaged ({error}): get the file again") from error
+
+  def spans(self) -> list[tuple[int, int | None]]:
+    """Returns byte ranges (start, stop) for `blocks` that together hold every line once."""
+    if not self.plain:
+      return [(0, None)]
+    return [(at, min(at + SPAN, self.size)) for at in range(0, self.size, SPAN)]
+
+  def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yields (offset, whole lines) of all lines that begin in bytes [start, stop)."""
+    with self.open() as stream:
+      at = start
+      if start:
+        stream.seek(start - 1)
+        at += len(stream.readline()) - 1
+      while stop is None or at < stop:
+        block = stream.read(BLOCK if stop is None else min(BLOCK, stop - at))
+        if not block:
+          return
+        if block[-1] != _NEWLINE:
+          block += stream.readline()
+        skip = len(BOM) if at == 0 and block.startswith(BOM) else 0
+        yield at + skip, block[skip:]
+        at += len(block)
+
+  def read_lines(self, offsets: list[int], lengths: list[int]) -> Iterator[bytes]:
+    """Yields the bytes at rising offsets."""
+    with self.open() as stream:
+      at = 0
+      for offset, length in zip(offsets, lengths, strict=True):
+        if self.plain:
+          stream.seek(offset)
+        else:
+          while skipped := stream.read(min(BLOCK, offset - at)):
+            at += len(skipped)
+        line = stream.read(length)
+        if len(line) < length:
+          raise AnnotationError(f"{self.path} ({self.name}) changed while it was read: start again")
+        yield line
+        at = offset + length
+
+
+def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
+  """Returns the annotation files of a folder or a zip (or one file), in file-name order.
+
+  Raises:
+    AnnotationError: there are none, or two of them have the same stem.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    files = [
+      AnnotationFile(entry.name, entry, None, entry.stat().st_size)
+      for entry in path.iterdir()
+      if _is_annotation(entry.name) and entry.is_file()
+    ]
+  elif path.is_file() and _is_annotation(path.name):
+    files = [AnnotationFile(path.name, path, None, path.stat().st_size)]
+  elif path.is_file() and zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      files = [
+        AnnotationFile(pathlib.PurePosixPath(m.filename).name, path, m.filename, m.file_size)
+        for m in archive.infolist()
+        if _is_annotation(pathlib.PurePosixPath(m.filename).name)
+      ]
+  elif path.exists():
+    raise AnnotationError(f"{path} is neither a folder, nor a zip, nor a file {_SUFFIXES}")
+  else:
+    raise AnnotationError(f"no annotations at {path.absolute()}: name a folder or annotations.zip")
+  if not files:
+    raise AnnotationError(f"{path} holds no annotation file: expected names like x{_SUFFIXES[0]}")
+  files.sort(key=lambda file: file.name)
+  names: dict[str, AnnotationFile] = {}
+  for file in files:
+    if file.source in names:
+      raise AnnotationError(
+        f"{path}: {names[file.source].name} and {file.name} are one source by their names: "
+        "remove one of them"
+      )
+    names[file.source] = file
+  return files
+
+
+class _ZstdStream(io.RawIOBase):
+  """Decompresses zstd frames; unlike zstandard's own reader it tells a cut-short file."""
+
+  def __init__(self, stream: BinaryIO):
+    self._stream, self._frame, self._ready = stream, None, b""
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, out: memoryview) -> int:
+    while not self._ready:
+      data = self._stream.read(BLOCK)
+      if not data:
+        if self._frame is not None:
+          raise EOFError("the last zstd frame has no end")
+        return 0
+      while data:
+        self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+        self._ready += self._frame.decompress(data)
+        data = self._frame.unused_data if self._frame.eof else b""
+        self._frame = None if self._frame.eof else self._frame
+    count = min(len(out), len(self._ready))
+    out[:count], self._ready = self._ready[:count], self._ready[count:]
+    return count
+
+
+def _is_annotation(name: str) -> bool:
+  return name.endswith(_SUFFIXES) and not name.startswith(".")

@@ -1,0 +1,74 @@
+"""Why records are rejected: the fixed list of reasons, and where each rejection was.
+
+`rejections.jsonl` of a prepared corpus has one `Rejected` a line, in (file name, line) order.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+
+REASONS = {
+  "invalid_utf8": "bytes that are not UTF-8, or half of a surrogate pair",
+  "blank_line": "nothing but white space",
+  "not_json": "no JSON",
+  "not_an_object": "JSON, but no object",
+  "no_steps": "steps_with_score is missing, empty or no list",
+  "empty_step": "a step without text",
+  "missing_score": "a step without a score",
+  "score_not_a_number": "a score that is no JSON number",
+  "score_not_finite": "a score that is NaN or infinite",
+  "score_out_of_range": "a score outside [0, 1]",
+  "count_mismatch": "a score that is not num_mc_correct / num_mc_total",
+  "no_image": "image is missing or empty",
+  "image_outside_root": "an image path that leaves the image root",
+  "missing_image": "no such image file",
+  "unreadable_image": "an image file that does not decode",
+  "duplicate_line": "the same bytes as an earlier line of the file",
+}
+
+
+class BadRecord(ValueError):
+  """A record is wrong: a reason of `REASONS` and what was found."""
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(f"{reason}: {detail}")
+    self.reason, self.detail = reason, detail
+
+  def __reduce__(self):
+    return BadRecord, (self.reason, self.detail)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Rejected:
+  """A record that was not taken, or (with a name of `records.NOTES`) one that was noted.
+
+  Attributes:
+    source: stem of the annotation file.
+    line: 0-based line number.
+    reason: a name of `REASONS`.
+    detail: what was found.
+  """
+
+  source: str
+  line: int
+  reason: str
+  detail: str
+
+  @property
+  def id(self) -> str:
+    """The record's identity, `source:line`."""
+    return f"{self.source}:{self.line}"
+
+
+def write_jsonl(rejections: Iterable[Rejected], path: pathlib.Path) -> None:
+  """Writes one JSON object a line: source, line, reason, detail."""
+  with path.open("w", encoding="utf-8") as file:
+    for rejected in rejections:
+      file.write(json.dumps(dataclasses.asdict(rejected), ensure_ascii=True) + "\n")
+
+
+def counts_by_reason(rejections: Iterable[Rejected]) -> dict[str, int]:
+  """Returns how often each reason occurs, most frequent first."""
+  return dict(collections.Counter(rejected.reason for rejected in rejections).most_common())

@@ -1,0 +1,412 @@
+"""Annotations -> numbers: a few columns a rollout, what was rejected, and where each line lies.
+
+A block of lines that is right in every point takes the fast way: typed decoding (msgspec), checks
+and statistics on arrays. A block with anything unusual in it is read again line by line by
+`records`, which knows the reasons. Both ways give the same columns.
+"""
+
+import concurrent.futures
+import dataclasses
+import gc
+import itertools
+import multiprocessing
+import operator
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from bis_jax.corpus import records
+from bis_jax.corpus.reading import AnnotationFile, annotation_files
+from bis_jax.corpus.rejections import BadRecord, Rejected
+from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
+
+_ABSENT = -(1 << 40)  # stands for a count that is not given
+_SMALL = 8 << 20  # bytes; fewer are read in this process
+
+
+class _Step(msgspec.Struct, gc=False):
+  step: str
+  score: float
+  num_mc_correct: int = _ABSENT
+  num_mc_total: int = _ABSENT
+
+
+class _Record(msgspec.Struct, gc=False):
+  image: str | list[str]
+  steps_with_score: list[_Step]
+
+
+_DECODER = msgspec.json.Decoder(_Record)
+_IMAGE = operator.attrgetter("image")
+_STEPS = operator.attrgetter("steps_with_score")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
+  """The scorable rollouts (paper sense) of some lines, in file order.
+
+  Attributes:
+    line: int32[rows], 0-based line numbers.
+    offset, length: int64[rows], int32[rows], bytes of the line without its end.
+    fingerprint: uint64[rows], equal for equal lines.
+    steps: int32[rows], steps with a numeric score.
+    scores: float64[sum(steps)], their MC scores.
+    measured: bool[sum(steps)], False where a step had no continuations.
+    flags: uint8[rows], bits of `score_table`.
+    image_set: int32[rows], index into the list of image sets, -1 where the record has no images.
+  """
+
+  line: np.ndarray
+  offset: np.ndarray
+  length: np.ndarray
+  fingerprint: np.ndarray
+  steps: np.ndarray
+  scores: np.ndarray
+  measured: np.ndarray
+  flags: np.ndarray
+  image_set: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+  """All annotation files, read.
+
+  Attributes:
+    files: the sources, in file-name order.
+    source: int16[rows], index into `files`.
+    columns: the rows of all files.
+    image_sets: tuples of image references as written; `columns.image_set` points here.
+    rejections: what strict order rejects, in (file name, line) order.
+    records: how many lines there were, blank ones included.
+  """
+
+  files: tuple[AnnotationFile, ...]
+  source: np.ndarray
+  columns: Columns
+  image_sets: list[tuple[str, ...]]
+  rejections: list[Rejected]
+  records: int
+
+  def table(
+    self, *, tau: float = 0.0, unmeasured: str = "negative", digest: str = ""
+  ) -> ScoreTable:
+    """Returns the score table; no rollout is stored."""
+    c = self.columns
+    return ScoreTable.from_steps(
+      tuple(file.source for file in self.files),
+      source=self.source,
+      line=c.line,
+      lengths=c.steps,
+      scores=c.scores,
+      measured=c.measured,
+      flags=c.flags,
+      tau=tau,
+      unmeasured=unmeasured,
+      digest=digest,
+    )
+
+  def read_lines(self, rows: np.ndarray) -> Iterator[bytes]:
+    """Yields the raw lines of rising `rows`, without their ends."""
+    for source, file in enumerate(self.files):
+      chosen = rows[self.source[rows] == source]
+      if chosen.size:
+        offsets, lengths = self.columns.offset[chosen], self.columns.length[chosen]
+        yield from file.read_lines(offsets.tolist(), lengths.tolist())
+
+
+def scan(annotations: str | os.PathLike, *, workers: int = 0, progress: bool = True) -> Scan:
+  """Reads all annotations once and returns what selection needs of them.
+
+  Image references are checked by name, not by file. Memory: the columns (about 100 bytes a
+  rollout) and a block per process.
+
+  Args:
+    annotations: a folder of *.jsonl, *.jsonl.gz, *.jsonl.zst, or a zip of them, not extracted.
+    workers: processes; 0 for one a core.
+    progress: whether to show a progress bar (on a terminal).
+
+  Raises:
+    reading.AnnotationError: no annotations there, or a damaged file.
+  """
+  files = tuple(annotation_files(annotations))
+  tasks = [(at, file, *span) for at, file in enumerate(files) for span in file.spans()]
+  total = sum(file.size for file in files)
+  workers = 1 if total < _SMALL else workers or os.cpu_count()
+  with tqdm(
+    total=total, unit="B", unit_scale=True, desc="annotations", disable=None if progress else True
+  ) as bar:
+    parts = list(map_in_processes(_scan_span, tasks, workers, lambda part: bar.update(part.size)))
+  return _join(files, [task[0] for task in tasks], parts)
+
+
+def map_in_processes(
+  function: Callable, tasks: Iterable, workers: int, done: Callable = lambda result: None
+) -> list:
+  """Returns [function(task) for task in tasks], by `workers` processes, calling `done` on each.
+
+  Forking is fastest, but only safe while this process has a single thread; else processes start
+  afresh.
+  """
+  tasks = list(tasks)
+  if workers <= 1 or len(tasks) <= 1:
+    results = []
+    for task in tasks:
+      results.append(function(task))
+      done(results[-1])
+    return results
+  alone = threading.active_count() == 1 and "jax" not in sys.modules
+  context = multiprocessing.get_context("fork" if alone else "spawn")
+  with concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
+    futures = [pool.submit(function, task) for task in tasks]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        done(future.result())
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+    return [future.result() for future in futures]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Span:
+  """What one task read. Line numbers count from the span's first line."""
+
+  columns: Columns
+  image_sets: list[tuple[str, ...]]
+  rejections: list[tuple[int, str, str]]
+  lines: int
+  size: int  # bytes
+
+
+def _scan_span(task: tuple[int, AnnotationFile, int, int | None]) -> _Span:
+  _, file, start, stop = task
+  parts, rejections, image_sets = [], [], {}
+  lines = size = 0
+  gc.disable()  # decoded records hold no cycles
+  try:
+    for offset, block in file.blocks(start, stop):
+      starts, ends = _line_bounds(block)
+      part = _fast(block, starts, ends, image_sets)
+      if part is None:
+        part, bad = _slow(block, starts, ends, image_sets, file.source)
+        rejections += [(lines + line, reason, detail) for line, reason, detail in bad]
+      parts.append(dataclasses.replace(part, line=part.line + lines, offset=part.offset + offset))
+      lines += starts.size
+      size += len(block)
+  finally:
+    gc.enable()
+  return _Span(_concatenate(parts), list(image_sets), rejections, lines, size)
+
+
+def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64 starts and ends (before \\n) of the lines of a block."""
+  ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
+  if block[-1:] != b"\n":
+    ends = np.append(ends, len(block))
+  return np.concatenate(([0], ends[:-1] + 1)), ends
+
+
+def _fast(
+  block: bytes, starts: np.ndarray, ends: np.ndarray, image_sets: dict[tuple[str, ...], int]
+) -> Columns | None:
+  """Returns the columns of a block whose lines are all right in every point, else None.
+
+  A line is one value if every line starts with { and ends with }: no value can go on over such an
+  end of line.
+  """
+  data = np.frombuffer(block, np.uint8)
+  ends = ends - (data[ends - 1] == 13)
+  if (ends <= starts).any() or (data[starts] != 123).any() or (data[ends - 1] != 125).any():
+    return None
+  try:
+    if not block.isascii():
+      # Typed decoding checks only what it decodes, so the other fields are checked here.
+      for line in np.flatnonzero(np.maximum.reduceat(data, starts) > 127).tolist():
+        block[starts[line] : ends[line]].decode()
+    found = _DECODER.decode_lines(block)
+    steps = list(map(_STEPS, found))
+    lengths = np.fromiter(map(len, steps), np.int32, len(steps))
+    steps = list(itertools.chain.from_iterable(steps))
+    scores, correct, total = (
+      np.fromiter(map(operator.attrgetter(name), steps), dtype, len(steps))
+      for name, dtype in (
+        ("score", np.float64),
+        ("num_mc_correct", np.int64),
+        ("num_mc_total", np.int64),
+      )
+    )
+  except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
+    return None
+  texts = list(map(operator.attrgetter("step"), steps))
+  sets = list(map(_image_set, map(_IMAGE, found)))
+  right = (
+    len(found) == starts.size
+    and lengths.all()
+    and all(texts)
+    and not any(map(str.isspace, texts))
+    and ((scores >= 0) & (scores <= 1)).all()
+    and _counts_agree(scores, correct, total)
+    and all(sets)
+  )
+  if not right:
+    return None
+  size = ends - starts
+  return Columns(
+    line=np.arange(starts.size, dtype=np.int32),
+    offset=starts,
+    length=size.astype(np.int32),
+    fingerprint=_fingerprints(data, starts, size),
+    steps=lengths,
+    scores=scores,
+    measured=total != 0,
+    flags=np.full(starts.size, STRICT_OK | PAPER_OK, np.uint8),
+    image_set=np.fromiter(
+      (image_sets.setdefault(names, len(image_sets)) for names in sets), np.int32, len(sets)
+    ),
+  )
+
+
+def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) -> bool:
+  """Returns whether every score is correct / total, 0 where both are 0, or has no counts."""
+  given = (correct >= 0) & (total > 0)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    agree = given & (correct / total == scores)
+  agree |= (correct == 0) & (total == 0) & (scores == 0)
+  agree |= (correct == _ABSENT) & (total == _ABSENT)
+  return bool(agree.all())
+
+
+def _image_set(image: str | list[str]) -> tuple[str, ...] | None:
+  """Returns references that are plainly inside the image root, else None."""
+  names = (image,) if type(image) is str else tuple(image)
+  for name in names:
+    if not name or name[0] == "/" or ".." in name or "//" in name or "\0" in name:
+      return None
+  return names
+
+
+def _slow(
+  block: bytes,
+  starts: np.ndarray,
+  ends: np.ndarray,
+  image_sets: dict[tuple[str, ...], int],
+  source: str,
+) -> tuple[Columns, list[tuple[int, str, str]]]:
+  """Returns the columns of any block, and (line, reason, detail) of what strict order rejects."""
+  rows, scores, measured, bad = [], [], [], []
+  for line, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
+    raw = block[start:end].removesuffix(b"\r")
+    flags, image_set = 0, -1
+    try:
+      record = records.load_object(raw)
+    except BadRecord as error:
+      bad.append((line, error.reason, error.detail))
+      continue
+    try:
+      rollout = records.parse_rollout(record, source, line)
+    except BadRecord as error:
+      bad.append((line, error.reason, error.detail))
+    else:
+      flags = STRICT_OK
+      image_set = image_sets.setdefault(rollout.images, len(image_sets))
+    row_scores, row_measured = records.paper_scores(record)
+    if row_scores:
+      flags |= PAPER_OK if records.paper_writes(record) else 0
+      rows.append((line, start, len(raw), len(row_scores), flags, image_set))
+      scores += row_scores
+      measured += row_measured
+  line, offset, length, steps, flags, image_set = np.array(rows, np.int64).reshape(-1, 6).T
+  return Columns(
+    line=line.astype(np.int32),
+    offset=offset,
+    length=length.astype(np.int32),
+    fingerprint=_fingerprints(np.frombuffer(block, np.uint8), offset, length),
+    steps=steps.astype(np.int32),
+    scores=np.array(scores, np.float64),
+    measured=np.array(measured, np.bool_),
+    flags=flags.astype(np.uint8),
+    image_set=image_set.astype(np.int32),
+  ), bad
+
+
+def _fingerprints(data: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+  """Returns uint64[rows] from each line's length and five samples of 8 bytes."""
+  state = length.astype(np.uint64)
+  reach = np.maximum(length - 8, 0)
+  for part in range(5):
+    at = np.minimum(start + reach * part // 4, data.size - 8)
+    sample = np.ascontiguousarray(data[at[:, None] + np.arange(8)]).view(np.uint64)[:, 0]
+    state = (state ^ sample) * np.uint64(0x9E3779B97F4A7C15)
+    state ^= state >> np.uint64(29)
+  return state
+
+
+def _concatenate(parts: list[Columns]) -> Columns:
+  if not parts:
+    empty = np.zeros(0, np.int64)
+    parts = [Columns(**dict.fromkeys((f.name for f in dataclasses.fields(Columns)), empty))]
+  return Columns(
+    *(
+      np.concatenate([getattr(part, field.name) for part in parts])
+      for field in dataclasses.fields(Columns)
+    )
+  )
+
+
+def _join(files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span]) -> Scan:
+  """Returns the scan of all files: line numbers within the file, one list of image sets."""
+  image_sets: dict[tuple[str, ...], int] = {}
+  parts, rejections, source = [], [], []
+  first = dict.fromkeys(owner, 0)
+  for at, span in zip(owner, spans, strict=True):
+    known = np.array([image_sets.setdefault(s, len(image_sets)) for s in span.image_sets] + [-1])
+    parts.append(
+      dataclasses.replace(
+        span.columns,
+        line=span.columns.line + np.int32(first[at]),
+        image_set=known[span.columns.image_set].astype(np.int32),
+      )
+    )
+    rejections += [Rejected(files[at].source, first[at] + n, *why) for n, *why in span.rejections]
+    source.append(np.full(span.columns.line.size, at, np.int16))
+    first[at] += span.lines
+  found = Scan(
+    files=files,
+    source=np.concatenate(source),
+    columns=_concatenate(parts),
+    image_sets=list(image_sets),
+    rejections=rejections,
+    records=sum(first.values()),
+  )
+  return _reject_duplicates(found)
+
+
+def _reject_duplicates(found: Scan) -> Scan:
+  """Takes STRICT_OK from lines whose bytes stand earlier in the same file."""
+  c = found.columns
+  strict = np.flatnonzero(c.flags & STRICT_OK)
+  key = c.fingerprint[strict] + found.source[strict].astype(np.uint64)
+  order = np.argsort(key, kind="stable")
+  alike = key[order[1:]] == key[order[:-1]]
+  suspects = np.unique(order[np.flatnonzero(alike)[:, None] + np.arange(2)])
+  rows = strict[suspects]
+  if not rows.size:
+    return found
+  seen: dict[tuple[int, bytes], int] = {}
+  flags, rejections = c.flags.copy(), list(found.rejections)
+  for row, raw in zip(rows.tolist(), found.read_lines(rows), strict=True):
+    earlier = seen.setdefault((found.source[row], raw), row)
+    if earlier != row:
+      flags[row] &= ~np.uint8(STRICT_OK)
+      why = ("duplicate_line", f"the same as line {c.line[earlier]}")
+      rejections.append(Rejected(found.files[found.source[row]].source, int(c.line[row]), *why))
+  order = {file.source: at for at, file in enumerate(found.files)}
+  rejections.sort(key=lambda rejected: (order[rejected.source], rejected.line))
+  return dataclasses.replace(
+    found, columns=dataclasses.replace(c, flags=flags), rejections=rejections
+  )
