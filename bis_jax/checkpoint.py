@@ -1,8 +1,9 @@
 """Orbax checkpoints: parameters, optimiser state and the position in the data.
 
 `WORKDIR/checkpoints/STEP/` holds what training changes, `WORKDIR/frozen/` the frozen parameters,
-once. The data position is the number of the next global batch: the row plan is a function of the
-config alone, so that number is all an exact resume needs, on any number of processes.
+once. The data position is the input pipeline's own state, the number of the next global batch: the
+row plan is a function of the config alone, so that number is all an exact resume needs, on any
+number of processes.
 """
 
 from typing import Any
@@ -13,41 +14,35 @@ from etils import epath
 
 
 def manager(workdir: epath.Path, *, every: int, keep: int) -> ocp.CheckpointManager:
-  """Returns the manager of a run's checkpoints, saved every `every` steps, the last `keep` kept."""
-  options = ocp.CheckpointManagerOptions(
-    save_interval_steps=every, max_to_keep=keep, enable_async_checkpointing=True
-  )
+  """Returns the manager of a run's checkpoints; the last `keep` are kept."""
+  options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
   return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: Any, *, force: bool = False) -> None:
-  """Saves the state after `step` steps, if the interval or `force` asks for it."""
-  if step == checkpoints.latest_step():
-    return
-  checkpoints.save(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"next_batch": step})
-    ),
-    force=force,
-  )
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
+  """Saves the state after `step` steps; it is written while training goes on."""
+  if step != checkpoints.latest_step():
+    position = ocp.args.JsonSave({"next_batch": step})
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=position)
+    checkpoints.save(step, args=args, force=True)
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, int] | None:
-  """Returns the newest saved state and the next batch's number, or None where nothing is saved.
+def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, int]] | None:
+  """Returns the newest saved state and data position, or None where nothing is saved.
 
   Args:
     checkpoints: the run's manager.
-    like: a pytree of jax.ShapeDtypeStruct with shardings; arrays arrive in those.
+    like: a pytree of arrays or shapes with shardings; what is restored arrives in those.
   """
   step = checkpoints.latest_step()
   if step is None:
     return None
-  restored = checkpoints.restore(
-    step,
-    args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore()),
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  args = ocp.args.Composite(
+    state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
   )
-  return restored.state, restored.data["next_batch"]
+  restored = checkpoints.restore(step, args=args)
+  return restored.state, restored.position
 
 
 def save_frozen(workdir: epath.Path, frozen: dict[str, jax.Array]) -> None:
@@ -62,4 +57,6 @@ def restore_frozen(workdir: epath.Path, like: dict[str, Any]) -> dict[str, jax.A
   if not like:
     return {}
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(workdir / "frozen", like)
+    return checkpointer.restore(
+      workdir / "frozen", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    )

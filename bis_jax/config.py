@@ -23,7 +23,10 @@ _POSITIVE = (lambda value: value > 0, "above 0")
 _SHARE = (lambda value: 0 <= value < 1, "in [0, 1)")
 _CLOSED_SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
 _BLOCKS = (lambda value: value > 0 and value % 64 == 0, "a positive multiple of 64")
-_AXIS = (lambda value: value == -1 or value >= 1, "a positive number of devices, or -1 for the rest")
+_AXIS = (
+  lambda value: value == -1 or value >= 1,
+  "a positive number of devices, or -1 for the rest",
+)
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "seed": _at_least(0),
@@ -75,7 +78,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "mesh.data": _AXIS,
   "mesh.fsdp": _AXIS,
   "mesh.tensor": _AXIS,
-  "evaluation.images": _one_of("multi", "canvas", "first"),
+  "evaluation.images": _one_of("separate", "canvas", "first"),
   "evaluation.page_items": _at_least(0),
 }
 

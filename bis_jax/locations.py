@@ -41,7 +41,8 @@ def locate(config: ConfigDict) -> Locations:
     images=images,
     prepared=cache
     / f"corpus-{_key(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)}",
-    tokenizer=config.inputs.tokenizer or (str(toy / "tokenizer") if toy else config.model.checkpoint),
+    tokenizer=config.inputs.tokenizer
+    or (str(toy / "tokenizer") if toy else config.model.checkpoint),
     checkpoint=config.model.checkpoint,
     benchmark=benchmark if config.evaluation.benchmark else None,
     toy=toy,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from etils import epath
+from tensorboardX import SummaryWriter
 
 from bis_jax.workdir import write_text
 
@@ -16,20 +17,21 @@ class MetricWriter:
 
   On a resumed run the lines after the restored step are dropped first, so that every step stands
   in the file once. A remote workdir gets the file anew at every `flush`, as object stores cannot
-  append; TensorBoard events are written to local workdirs only.
+  append; TensorBoard events are written to local workdirs only. Where `write` is False (all
+  processes but the first) lines are only remembered.
   """
 
-  def __init__(self, workdir: epath.Path, *, resume_step: int):
+  def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
     self._path = workdir / "metrics.jsonl"
     lines = self._path.read_text().splitlines() if self._path.exists() else []
     self._lines = [line for line in lines if json.loads(line)["step"] <= resume_step]
     self._written = len(self._lines)
-    write_text(self._path, "".join(line + "\n" for line in self._lines))
+    self._write = write
     self._local = "://" not in str(workdir)
     self._events = None
-    if self._local:
-      from tensorboardX import SummaryWriter
-
+    if write:
+      write_text(self._path, "".join(line + "\n" for line in self._lines))
+    if write and self._local:
       self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -41,6 +43,8 @@ class MetricWriter:
 
   def flush(self) -> None:
     """Brings everything written so far onto disk."""
+    if not self._write:
+      return
     if self._local:
       with open(self._path, "a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in self._lines[self._written :])

@@ -25,7 +25,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(devices) % fixed:
-    raise ValueError(f"mesh sizes {sizes} ask for a multiple of {fixed} devices; {len(devices)} are here")
+    raise ValueError(
+      f"mesh sizes {sizes} ask for a multiple of {fixed} devices; {len(devices)} are here"
+    )
   shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
   if int(np.prod(shape)) != len(devices):
     raise ValueError(
@@ -52,9 +54,8 @@ def parameter_shardings(
   """Returns the sharding of every parameter; a dimension that does not divide is replicated."""
 
   def fit(path: str, shape: tuple[int, ...]) -> P:
-    spec = first_match(rules, path)
-    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
-    return P(*(axis if n % s == 0 else None for axis, n, s in zip(spec, shape, sizes, strict=True)))
+    axes = zip(first_match(rules, path), shape, strict=False)  # a short spec leaves the rest whole
+    return P(*(axis if axis and n % mesh.shape[axis] == 0 else None for axis, n in axes))
 
   return {path: NamedSharding(mesh, fit(path, s.shape)) for path, s in shapes.items()}
 

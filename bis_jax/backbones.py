@@ -1,0 +1,57 @@
+"""The backbones a config can name: their sizes and how their parameters are sharded."""
+
+import dataclasses
+from collections.abc import Callable
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from bis_jax.sharding import P
+
+# size -> model config, given the number of token ids in use
+SIZES: dict[str, Callable[[int], Qwen2_5_VLConfig]] = {
+  "tiny": Qwen2_5_VLConfig.tiny,
+  "toy": Qwen2_5_VLConfig.toy,
+  "3b": lambda vocab_size: Qwen2_5_VLConfig.qwen_3b(),
+  "7b": lambda vocab_size: Qwen2_5_VLConfig.qwen_7b(),
+}
+
+# Kernels are [in, out], stacked layers lead with [layer]; widths split over fsdp, heads and
+# hidden units over tensor. Vectors are small and stay whole.
+SHARDING: tuple[tuple[str, P], ...] = (
+  (r"\.embed_tokens\.embedding$", P("tensor", "fsdp")),
+  (r"layers\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.kernel$", P(None, "fsdp", "tensor")),
+  (r"layers\..*\.(o_proj|down_proj)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"blocks\..*\.(qkv|gate_proj|up_proj)\.kernel$", P(None, "fsdp", "tensor")),
+  (r"blocks\..*\.(proj|down_proj)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"patch_embed\.proj\.kernel$", P("fsdp", "tensor")),
+  (r"merger\.mlp\.0\.kernel$", P("fsdp", "tensor")),
+  (r"merger\.mlp\.2\.kernel$", P("tensor", "fsdp")),
+  (r"reward_head\.kernel$", P("fsdp", None)),
+  (r"(bias|scale|weight)$", P()),
+)
+
+
+def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
+  """Returns the model config that `config.model` names.
+
+  Args:
+    model: `config.model`.
+    vocab_size: number of token ids in use; the embedding of a published size must hold them all.
+
+  Raises:
+    ValueError: the tokenizer has more tokens than the model has rows.
+  """
+  config = SIZES[model.size](-(-vocab_size // 64) * 64)
+  if vocab_size > config.text.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {vocab_size} tokens, size {model.size!r} of {model.backbone} only "
+      f"{config.text.vocab_size} rows: set config.inputs.tokenizer to the tokenizer of the weights"
+    )
+  return dataclasses.replace(config, dtype=model.dtype, remat=model.remat)
+
+
+def build(config: Qwen2_5_VLConfig, seed: int) -> nnx.Module:
+  """Returns the model with random weights."""
+  return Qwen2_5_VL(config, rngs=nnx.Rngs(seed))

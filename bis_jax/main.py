@@ -1,0 +1,34 @@
+"""The command: trains and evaluates the step reward model that a config describes.
+
+  python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
+  python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \
+      --config.selection.fraction=0.05
+
+Started again with the same config and workdir, it goes on where it was stopped.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bis_jax import run
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: new, empty, or to go on with")
+
+
+def main(argv: list[str]) -> None:
+  """Runs; input that cannot be used ends it with a message, exit code 1 and nothing overwritten."""
+  if len(argv) > 1:
+    sys.exit(f"main: what is {argv[1]!r}? Every argument is a flag, like --workdir=FOLDER")
+  logging.set_verbosity(logging.INFO)
+  try:
+    run.run(_CONFIG.value, _WORKDIR.value)
+  except run.EXPECTED_ERRORS as error:
+    sys.exit(f"main: {error}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,257 @@
+"""One run, from raw annotations to the evaluated model and its page.
+
+raw records --prepare--> corpus --select--> manifest --measure, plan--> rows
+rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html
+"""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from bis_jax import backbones, locations, scoring, train, workdir
+from bis_jax.config import ConfigError, check
+from bis_jax.corpus import toy
+from bis_jax.corpus.corpus import Corpus
+from bis_jax.corpus.rejections import CorpusError
+from bis_jax.evaluation import step_evaluation, visual_process_bench, workdir_page
+from bis_jax.evaluation.visual_process_bench import BenchmarkItem
+from bis_jax.examples import BenchmarkExamples, RolloutExamples
+from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.images import QwenImages
+from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.prepare import prepare
+from bis_jax.selection import bis
+from bis_jax.selection.cut import select
+from bis_jax.selection.manifest import Manifest, ManifestError
+
+# Errors that are the input's and not the program's: shown as a message, without a traceback.
+EXPECTED_ERRORS = (
+  ConfigError,
+  CorpusError,
+  ManifestError,
+  FileExistsError,
+  locations.MissingInputError,
+  pipeline.InputError,
+  scoring.UnscoredStepError,
+  train.NonFiniteLossError,
+  workdir.WorkdirError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """How text and images are read: the same for training, evaluation and scoring."""
+
+  prompt: QwenPrompt
+  images: QwenImages
+
+
+def run(config: ConfigDict, folder: str) -> dict[str, Any]:
+  """Carries out a run in its workdir and returns the content of its evaluation.json.
+
+  Raises:
+    one of EXPECTED_ERRORS where the config, the workdir or the data cannot be used.
+  """
+  check(config)
+  where = locations.locate(config)
+  locations.require(config, where)
+  place = epath.Path(folder)
+  workdir.claim(place, config, write=_is_first())
+  logging.info(
+    "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
+  )
+
+  corpus = prepare_corpus(config, where)
+  manifest = select_rollouts(config, corpus, place / "manifest.json")
+  tokenizer = load_tokenizer(where.tokenizer)
+  reader = Reader(
+    QwenPrompt(tokenizer, separator=config.inputs.separator),
+    QwenImages(config.inputs.min_pixels, config.inputs.max_pixels),
+  )
+  model_config = backbones.model_config(config.model, len(tokenizer))
+  examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
+  iterator = training_batches(config, examples, reader)
+  trained = train.train(config, place, model_config, examples, iterator)
+  if where.benchmark is None:
+    return {}
+  return evaluate(config, where, place, trained, reader, corpus, manifest)
+
+
+def _is_first() -> bool:
+  return jax.process_index() == 0
+
+
+def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
+  """Returns the prepared corpus, made by the first process while the others wait."""
+  if _is_first():
+    if where.toy:
+      toy.draw(where.toy, workers=config.corpus.workers, **config.corpus.toy)
+    prepare(
+      where.annotations,
+      where.images,
+      where.prepared,
+      tau=config.corpus.tau,
+      unmeasured=config.corpus.unmeasured,
+      max_rejected_fraction=config.corpus.max_rejected_fraction,
+      workers=config.corpus.workers,
+    )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("corpus")
+  return Corpus.open(where.prepared)
+
+
+def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Manifest:
+  """Returns the manifest at `path`, selecting where there is none yet.
+
+  Raises:
+    ManifestError: the one that is there was made from another corpus or with other parameters.
+  """
+  s = config.selection
+  table = corpus.score_table
+  manifest = select(
+    table, strategy=s.strategy, fraction=s.fraction, alpha=s.alpha, seed=config.seed
+  )
+  if path.exists():
+    if Manifest.load(path).digest != manifest.digest:
+      raise ManifestError(
+        f"{path} is of another selection than this config and corpus make: give this run a "
+        "--workdir of its own"
+      )
+  elif _is_first():
+    manifest.save(path)
+  logging.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), len(table))
+  return manifest
+
+
+def training_batches(
+  config: ConfigDict, examples: pipeline.Examples, reader: Reader
+) -> pipeline.BatchIterator:
+  """Returns this process's share of the run's global batches, planned to the last row."""
+  inputs = config.inputs
+  measured = pipeline.measure(
+    examples,
+    reader.prompt,
+    reader.images,
+    max_length=inputs.max_length,
+    progress=sys.stderr.isatty(),
+  )
+  plan = pack.plan(
+    *measured.costs,
+    row_tokens=inputs.row_tokens,
+    row_patches=inputs.row_patches,
+    row_markers=inputs.row_markers,
+    seed=config.seed,
+    epochs=config.train.epochs,
+    lookahead=inputs.lookahead,
+  )
+  rows = train.rows_per_step(plan, config.train, inputs.row_multiple)
+  logging.info(
+    "%d rollouts, %d epochs: %d rows of %d tokens and %d patches, %.1f %% and %.1f %% of them "
+    "padding; %d rows a step; %d rollouts cut short, %d too long",
+    len(examples),
+    config.train.epochs,
+    len(plan),
+    inputs.row_tokens,
+    inputs.row_patches,
+    100 * plan.token_padding,
+    100 * plan.patch_padding,
+    rows,
+    np.count_nonzero(measured.dropped_steps),
+    len(plan.too_long),
+  )
+  return pipeline.batches(
+    examples,
+    measured,
+    plan,
+    reader.images,
+    rows_per_batch=rows,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    workers=inputs.workers,
+    prefetch=inputs.prefetch,
+  )
+
+
+def evaluate(
+  config: ConfigDict,
+  where: locations.Locations,
+  place: epath.Path,
+  trained: train.Trained,
+  reader: Reader,
+  corpus: Corpus,
+  manifest: Manifest,
+) -> dict[str, Any]:
+  """Scores the benchmark, writes evaluation.json, scores.jsonl and the page; returns the former."""
+  items = visual_process_bench.load(where.benchmark)
+
+  def score(*, blank: bool) -> list[np.ndarray]:
+    examples = BenchmarkExamples(items, config.evaluation.images, blank=blank)
+    return scoring.score(
+      examples,
+      reader.prompt,
+      reader.images,
+      config.inputs,
+      trained.mesh,
+      trained.graph,
+      trained.params,
+    )
+
+  scores = score(blank=False)
+  evaluation = step_evaluation.evaluate(items, scores)
+  if config.evaluation.blank_images:
+    blanked = step_evaluation.evaluate(items, score(blank=True), bootstrap_draws=0)
+    evaluation["blank_images"] = blanked["thresholds"]
+  if _is_first():
+    workdir.write_json(place / "evaluation.json", evaluation)
+    write_page(config, place, items, scores, evaluation, trained.history, corpus, manifest)
+    _print_summary(place, evaluation)
+  return evaluation
+
+
+def write_page(
+  config: ConfigDict,
+  place: epath.Path,
+  items: list[BenchmarkItem],
+  scores: list[np.ndarray],
+  evaluation: dict[str, Any],
+  history: list[dict[str, float]],
+  corpus: Corpus,
+  manifest: Manifest,
+) -> None:
+  """Writes the plots and index.html of a run."""
+  table = corpus.score_table
+  kept = np.zeros(len(table), bool)
+  kept[np.isin(table.rollout, manifest.rollout_indices(corpus))] = True
+  workdir_page.write_page(
+    str(place),
+    title=f"{place.name}: {config.selection.strategy}, {config.selection.fraction:.0%} of the rollouts",
+    items=items,
+    scores=scores,
+    evaluation=evaluation,
+    history=history,
+    selection=(
+      bis.mixture(table.n, table.n_pos),
+      bis.reliability(table.n_pos, table.score_sum),
+      kept,
+    ),
+    alpha=config.selection.alpha if config.selection.strategy == "bis" else None,
+    shown_items=config.evaluation.page_items,
+  )
+
+
+def _print_summary(place: epath.Path, evaluation: dict[str, Any]) -> None:
+  for name, block in evaluation["thresholds"].items():
+    print(
+      f"{name:14} threshold {block['threshold']:.4f}  macro_f1_pooled {block['macro_f1_pooled']:.4f}"
+      f"  overall_source_weighted {block['overall_source_weighted']:.4f}"
+    )
+  if blank := evaluation.get("blank_images"):
+    print(f"blank images   macro_f1_pooled {blank['fixed_0.5']['macro_f1_pooled']:.4f} at 0.5")
+  print(f"see {place / 'index.html'}")

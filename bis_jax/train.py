@@ -1,0 +1,181 @@
+"""The training loop, read top to bottom."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bis_jax import backbones, checkpoint, optim
+from bis_jax.inputs.pack import Plan
+from bis_jax.inputs.pipeline import BatchIterator, Examples
+from bis_jax.metrics import MetricWriter, Rates, batch_counts
+from bis_jax.sharding import batch_sharding, batch_shards, make_mesh, parameter_shardings
+from bis_jax.state import Params, TrainState, merge, split
+from bis_jax.train_step import HOST_KEYS, make_train_step
+
+
+class NonFiniteLossError(FloatingPointError):
+  """The loss became infinite or NaN; the message names the records of the rows at fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained model: where its parameters live, its structure, and the run's log lines."""
+
+  mesh: Mesh
+  graph: nnx.GraphDef
+  params: Params
+  history: list[dict[str, float]]
+
+  def model(self) -> nnx.Module:
+    """Returns the module."""
+    return merge(self.graph, self.params)
+
+
+def rows_per_step(plan: Plan, train: ConfigDict, multiple: int) -> int:
+  """Returns how many packed rows make a step of about `global_batch` rollouts.
+
+  A number of the config and the data alone, never of the devices, so a run is the same on any.
+  """
+  rollouts_a_row = len(plan.examples) / len(plan)
+  return max(1, round(train.global_batch / rollouts_a_row / multiple)) * multiple
+
+
+def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
+  """Raises ValueError where the rows of a step do not divide over micro-batches and devices."""
+  parts = accumulate * batch_shards(mesh)
+  if rows % parts:
+    raise ValueError(
+      f"{rows} rows a step do not divide over {accumulate} micro-batches x {batch_shards(mesh)} "
+      f"batch shards of the mesh: set config.inputs.row_multiple to a multiple of {parts}, or "
+      "change config.train.accumulate or config.mesh"
+    )
+
+
+def to_device(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, jax.Array]:
+  """Returns this process's rows [B, ...] of a batch as global arrays [A, B / A, ...]."""
+  sharding = batch_sharding(mesh)
+  return {
+    key: jax.make_array_from_process_local_data(
+      sharding, array.reshape(micro_batches, -1, *array.shape[1:])
+    )
+    for key, array in batch.items()
+    if key not in HOST_KEYS
+  }
+
+
+def initialise(model_config: Any, mesh: Mesh, seed: int) -> tuple[nnx.GraphDef, Params]:
+  """Returns the model's structure and random parameters, made where they live."""
+  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model_config, seed)))
+  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
+  make = jax.jit(lambda: split(backbones.build(model_config, seed))[1], out_shardings=shardings)
+  return graph, make()
+
+
+def _stop_on_bad_loss(
+  step: int, metrics: dict[str, jax.Array], batch: dict[str, np.ndarray], examples: Examples
+) -> None:
+  """Raises NonFiniteLossError, naming the records of the non-finite rows of this process."""
+  if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+    return
+  rows = np.concatenate(
+    [np.asarray(shard.data) for shard in metrics["row_loss"].addressable_shards], axis=1
+  ).reshape(-1)
+  bad_rows = ~np.isfinite(rows) if not np.isfinite(rows).all() else np.ones(len(rows), bool)
+  index = batch["example_index"][bad_rows]
+  ids = [examples[int(i)].id for i in np.unique(index[index >= 0])]
+  raise NonFiniteLossError(
+    f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}. "
+    f"Nothing of this step was saved. Records of the rows at fault: {', '.join(ids)}"
+  )
+
+
+def train(
+  config: ConfigDict,
+  workdir: epath.Path,
+  model_config: Any,
+  examples: Examples,
+  iterator: BatchIterator,
+) -> Trained:
+  """Trains on every batch of `iterator`, or goes on where this workdir's run stopped.
+
+  Args:
+    config: the run's config.
+    workdir: where metrics and checkpoints go.
+    model_config: the backbone's config.
+    examples: what the batches are made of, to name records in errors.
+    iterator: this process's share of the global batches; its length is the length of the run.
+
+  Raises:
+    NonFiniteLossError: the loss or the gradient norm is not finite.
+  """
+  mesh = make_mesh(**config.mesh)
+  accumulate = config.train.accumulate
+  steps = min(len(iterator), config.train.steps or len(iterator))
+
+  graph, params = initialise(model_config, mesh, config.seed)
+  factor = optim.factors(config.model.learning_rates, list(params))
+  frozen = {path: array for path, array in params.items() if factor[path] == 0}
+  trained = {path: array for path, array in params.items() if factor[path] > 0}
+  optimizer = optim.optimizer(config.optim, steps, factor)
+  state = TrainState(jnp.int32(0), trained, jax.jit(optimizer.init)(trained))
+
+  checkpoints = checkpoint.manager(
+    workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
+  )
+  if restored := checkpoint.restore(checkpoints, state):
+    state, position = restored
+    frozen = checkpoint.restore_frozen(workdir, frozen)
+    iterator.set_state(position)
+    logging.info("going on from step %d of %d", int(state.step), steps)
+  else:
+    checkpoint.save_frozen(workdir, frozen)
+  start = int(state.step)
+
+  train_step = make_train_step(
+    graph, optimizer, optim.schedule(config.optim, steps), config.loss.normalise
+  )
+  writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
+  rates, pending = Rates(), None
+  bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
+
+  def read(pending) -> None:
+    """Reads a finished step's metrics; called when the next step is already on the device."""
+    step, metrics, batch = pending
+    _stop_on_bad_loss(step, metrics, batch, examples)
+    rates.count(**batch_counts(batch))
+    bar.update()
+    if step % config.train.log_every == 0 or step == steps:
+      values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
+      bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
+      if bar.disable:
+        logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
+      writer.write(step, values)
+
+  for step in range(start + 1, steps + 1):
+    with rates.waiting():
+      batch = next(iterator)
+    state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
+    if pending:
+      read(pending)
+    pending = (step, metrics, batch)
+    if step % config.train.checkpoint_every == 0 or step == steps:
+      read(pending)  # before saving: a state after a bad loss is never saved
+      pending = None
+      writer.flush()
+      checkpoint.save(checkpoints, step, state)
+  bar.close()
+  writer.close()
+  iterator.close()
+  checkpoints.wait_until_finished()
+  checkpoints.close()
+  return Trained(mesh, graph, state.params | frozen, writer.history())
