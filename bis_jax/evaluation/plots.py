@@ -1,10 +1,13 @@
 """Draws a run's figures with matplotlib and returns each as the bytes of a PNG file."""
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from bis_jax.evaluation.run_table import Row, Run
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = (
@@ -15,6 +18,7 @@ BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = (
   "#56b4e9",
   "#d55e00",
 )
+_LINES = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, "#8c6d31")
 _INK, _GREY, _GRID = "#222222", "#9a9a9a", "#e3e3e3"
 _CELLS = 32
 _DPI = 160
@@ -185,9 +189,7 @@ def best_of_n(result: dict) -> bytes:
   baselines = {"pass@n": ("pass@N (oracle)", _GREY), "majority_vote": ("majority vote", _INK)}
   aggregations = [name for name in curve if name not in baselines]
   best = max(aggregations, key=lambda name: curve[name]["values"][-1])
-  colours = dict(
-    zip(aggregations, (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, "#8c6d31"), strict=True)
-  )
+  colours = dict(zip(aggregations, _LINES, strict=True))
   for name, line in curve.items():
     label, colour = baselines.get(name, (name.replace("_", " of "), colours.get(name)))
     dashed = name in baselines
@@ -208,6 +210,57 @@ def best_of_n(result: dict) -> bytes:
   axes.set_xscale("log", base=2)
   axes.set_xticks(result["n"], [str(n) for n in result["n"]])
   axes.legend(frameon=False, fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+  return _png(figure)
+
+
+def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
+  """Returns the measure over the share of the corpus, a line a strategy, bars one deviation.
+
+  Rows of the whole corpus (fraction 1) are levels across the figure. `measure` names the y axis.
+  """
+  figure, axes = _figure("share of the corpus, %", measure, width=6.4, height=4)
+  strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
+  for strategy, colour in zip(strategies, itertools.cycle(_LINES), strict=False):
+    line = sorted((r for r in rows if r.strategy == strategy), key=lambda row: row.fraction)
+    axes.errorbar(
+      [100 * row.fraction for row in line],
+      [100 * row.mean for row in line],
+      [100 * (row.deviation or 0) for row in line],
+      color=colour,
+      marker="o",
+      markersize=4,
+      linewidth=1.6,
+      capsize=3,
+      label=strategy,
+    )
+  for row in rows:
+    if row.fraction == 1 and row.strategy not in strategies:
+      axes.axhline(100 * row.mean, color=_INK, linestyle="--", linewidth=1.2, label=row.strategy)
+  fractions = sorted({row.fraction for row in rows if row.fraction < 1})
+  if fractions:
+    axes.set_xscale("log")
+    axes.set_xticks([100 * f for f in fractions], [f"{100 * f:g}" for f in fractions], minor=False)
+    axes.minorticks_off()
+  axes.legend(frameon=False, fontsize=9)
+  return _png(figure)
+
+
+def against_step(runs: Sequence[Run], measure: str) -> bytes:
+  """Returns the measure over training steps, a line a strategy and fraction, means over seeds.
+
+  A step is drawn where every run of the group evaluated; the shade spans the seeds.
+  """
+  figure, axes = _figure("training step", measure, width=6.4, height=4)
+  groups = {}
+  for run in runs:
+    if run.curve:
+      groups.setdefault(run.group, []).append(dict(run.curve))
+  for (group, curves), colour in zip(groups.items(), itertools.cycle(_LINES), strict=False):
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = 100 * np.array([[curve[step] for step in steps] for curve in curves])
+    axes.plot(steps, values.mean(0), color=colour, marker="o", markersize=3.5, label=group)
+    axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0)
+  axes.legend(frameon=False, fontsize=9)
   return _png(figure)
 
 

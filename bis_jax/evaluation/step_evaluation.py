@@ -24,7 +24,7 @@ from bis_jax.evaluation import step_metrics
 from bis_jax.evaluation.step_metrics import ScoredSteps
 
 LEVEL = 0.95
-_ORIGINS = {
+ORIGINS = {
   "fixed_0.5": "fixed before any score was seen",
   "tuned_on_dev": "best overall_source_weighted on a held-out slice of the training corpus",
   "tuned_on_test": "best overall_source_weighted on this very benchmark (the released rule)",
@@ -61,7 +61,7 @@ def evaluate(
   policies = np.array([item.policy_model for item in items], object)[steps.item]
   report = _measured(steps, draws, thresholds)
   for name, block in report["thresholds"].items():
-    block["origin"] = _ORIGINS[name]
+    block["origin"] = ORIGINS[name]
     block["roc_auc"] = report["roc_auc"]
   neutral = sum(label == 0 for item_labels in labels for label in item_labels)
   return {

@@ -62,7 +62,7 @@ def write_page(
       _summary(evaluation),
       "<h2>Figures</h2>",
       '<div class="figures">'
-      + "".join(_figure_html(*figures[name]) for name in figures)
+      + "".join(page_style.figure(*figures[name]) for name in figures)
       + "</div>",
       "<h2>Measures</h2>",
       '<p class="quiet">overall: macro-F1 of each source, weighted by its steps (what the paper '
@@ -155,14 +155,6 @@ def _figures(evaluation, history, selection, alpha) -> dict[str, tuple[bytes, st
   return figures
 
 
-def _figure_html(png: bytes, caption: str) -> str:
-  words = html.escape(caption)
-  return (
-    f'<figure><img alt="{words}" src="{page_style.data_uri(png, "png")}">'
-    f"<figcaption>{words}</figcaption></figure>"
-  )
-
-
 def _summary(evaluation: dict) -> str:
   sizes, thresholds = evaluation["benchmark"], evaluation["thresholds"]
   tiles = [
@@ -193,7 +185,7 @@ def _overall_table(evaluation: dict) -> str:
     ]
     first = f"{html.escape(name)}<small>t = {block['threshold']:.4g}; {block['origin']}</small>"
     rows.append(f"<tr><td>{first}</td>{''.join(cells)}</tr>")
-  return _table("threshold", [heading for _, heading in _OVERALL_COLUMNS], rows)
+  return page_style.table(["threshold", *(heading for _, heading in _OVERALL_COLUMNS)], rows)
 
 
 def _source_table(evaluation: dict) -> str:
@@ -207,16 +199,14 @@ def _source_table(evaluation: dict) -> str:
     cells = [_cell(value, intervals.get(measure)) for measure, value in values]
     sizes = f"<small>{report['items']:,} items, {report['steps']:,} steps</small>"
     rows.append(f"<tr><td>{html.escape(source)}{sizes}</td>{''.join(cells)}</tr>")
-  headings = ["macro-F1", "constant", *(heading for _, heading in _SOURCE_COLUMNS), "ROC-AUC"]
-  return _table("source", headings, rows)
-
-
-def _table(first: str, headings: Sequence[str], rows: Sequence[str]) -> str:
-  head = "".join(f"<th>{html.escape(heading)}</th>" for heading in (first, *headings))
-  return (
-    f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-    f"<tbody>{''.join(rows)}</tbody></table></div>"
-  )
+  headings = [
+    "source",
+    "macro-F1",
+    "constant",
+    *(heading for _, heading in _SOURCE_COLUMNS),
+    "ROC-AUC",
+  ]
+  return page_style.table(headings, rows)
 
 
 def _cell(value: float | None, interval: list[float] | None) -> str:

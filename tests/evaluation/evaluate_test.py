@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SOURCE = pathlib.Path(__file__).resolve().parents[1]
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
 
 
 def evaluate(*arguments):
