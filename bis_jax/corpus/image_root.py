@@ -11,6 +11,7 @@ import posixpath
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -95,6 +96,17 @@ class ImageRoot:
       if _is_file(real):
         return os.path.relpath(real, self._folder)
     raise BadRecord("missing_image", f"{reference!r} is not in {self.path}")
+
+  def listing(self) -> Iterator[tuple[str, int, int]]:
+    """Yields (name, *stamp) of every file under the root, without opening any."""
+    if self._zip is not None:
+      yield from ((name, *self.stamp(name)) for name in self._members)
+      return
+    for folder, _, names in os.walk(self._folder):
+      for name in names:
+        path = os.path.join(folder, name)
+        if _is_file(path):
+          yield path, *self.stamp(os.path.relpath(path, self._folder))
 
   def stamp(self, name: str) -> tuple[int, int]:
     """Returns what changes when the file does: its size, and its CRC (zip) or time of change."""

@@ -100,7 +100,7 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
     raise BadRecord("no_steps", f"steps_with_score is {_shown(steps)}")
   texts = tuple(_step_text(step, at) for at, step in enumerate(steps))
   scores = tuple(_score(step, at) for at, step in enumerate(steps))
-  measured = tuple(_measured(step, s, at) for at, (step, s) in enumerate(zip(steps, scores)))
+  measured = tuple(_measured(step, scores[at], at) for at, step in enumerate(steps))
   images = image_references(record)
   for reference in images:
     candidates(reference)

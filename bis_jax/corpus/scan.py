@@ -5,22 +5,20 @@ and statistics on arrays. A block with anything unusual in it is read again line
 `records`, which knows the reasons. Both ways give the same columns.
 """
 
-import concurrent.futures
 import dataclasses
 import gc
+import hashlib
 import itertools
-import multiprocessing
 import operator
 import os
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from bis_jax.corpus import records
+from bis_jax.corpus.processes import map_in_processes
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
@@ -93,9 +91,14 @@ class Scan:
   records: int
 
   def table(
-    self, *, tau: float = 0.0, unmeasured: str = "negative", digest: str = ""
+    self,
+    *,
+    tau: float = 0.0,
+    unmeasured: str = "negative",
+    rollout: np.ndarray | None = None,
+    digest: str = "",
   ) -> ScoreTable:
-    """Returns the score table; no rollout is stored."""
+    """Returns the score table of the rows; see `ScoreTable.from_steps` for the arguments."""
     c = self.columns
     return ScoreTable.from_steps(
       tuple(file.source for file in self.files),
@@ -105,9 +108,24 @@ class Scan:
       scores=c.scores,
       measured=c.measured,
       flags=c.flags,
+      rollout=rollout,
       tau=tau,
       unmeasured=unmeasured,
       digest=digest,
+    )
+
+  def reject(self, rows: np.ndarray, reasons: list[tuple[str, str]]) -> "Scan":
+    """Returns the scan with STRICT_OK taken from `rows`, for a (reason, detail) each."""
+    flags = self.columns.flags.copy()
+    flags[rows] &= ~np.uint8(STRICT_OK)
+    rejections = self.rejections + [
+      Rejected(self.files[self.source[row]].source, int(self.columns.line[row]), *why)
+      for row, why in zip(rows.tolist(), reasons, strict=True)
+    ]
+    order = {file.source: at for at, file in enumerate(self.files)}
+    rejections.sort(key=lambda rejected: (order[rejected.source], rejected.line))
+    return dataclasses.replace(
+      self, columns=dataclasses.replace(self.columns, flags=flags), rejections=rejections
     )
 
   def read_lines(self, rows: np.ndarray) -> Iterator[bytes]:
@@ -119,7 +137,7 @@ class Scan:
         yield from file.read_lines(offsets.tolist(), lengths.tolist())
 
 
-def scan(annotations: str | os.PathLike, *, workers: int = 0, progress: bool = True) -> Scan:
+def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: int = 0) -> Scan:
   """Reads all annotations once and returns what selection needs of them.
 
   Image references are checked by name, not by file. Memory: the columns (about 100 bytes a
@@ -127,49 +145,24 @@ def scan(annotations: str | os.PathLike, *, workers: int = 0, progress: bool = T
 
   Args:
     annotations: a folder of *.jsonl, *.jsonl.gz, *.jsonl.zst, or a zip of them, not extracted.
+    whole_lines: whether fingerprints are to depend on every byte of a line (slower), not on samples.
     workers: processes; 0 for one a core.
-    progress: whether to show a progress bar (on a terminal).
 
   Raises:
     reading.AnnotationError: no annotations there, or a damaged file.
   """
   files = tuple(annotation_files(annotations))
-  tasks = [(at, file, *span) for at, file in enumerate(files) for span in file.spans()]
+  owner = [at for at, file in enumerate(files) for _ in file.spans()]
+  tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
-  workers = 1 if total < _SMALL else workers or os.cpu_count()
-  with tqdm(
-    total=total, unit="B", unit_scale=True, desc="annotations", disable=None if progress else True
-  ) as bar:
-    parts = list(map_in_processes(_scan_span, tasks, workers, lambda part: bar.update(part.size)))
-  return _join(files, [task[0] for task in tasks], parts)
-
-
-def map_in_processes(
-  function: Callable, tasks: Iterable, workers: int, done: Callable = lambda result: None
-) -> list:
-  """Returns [function(task) for task in tasks], by `workers` processes, calling `done` on each.
-
-  Forking is fastest, but only safe while this process has a single thread; else processes start
-  afresh.
-  """
-  tasks = list(tasks)
-  if workers <= 1 or len(tasks) <= 1:
-    results = []
-    for task in tasks:
-      results.append(function(task))
-      done(results[-1])
-    return results
-  alone = threading.active_count() == 1 and "jax" not in sys.modules
-  context = multiprocessing.get_context("fork" if alone else "spawn")
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
-    futures = [pool.submit(function, task) for task in tasks]
-    try:
-      for future in concurrent.futures.as_completed(futures):
-        done(future.result())
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-    return [future.result() for future in futures]
+  with tqdm(total=total, unit="B", unit_scale=True, desc="annotations", disable=None) as bar:
+    spans = map_in_processes(
+      _scan_span,
+      tasks,
+      1 if total < _SMALL else workers or os.cpu_count(),
+      lambda span: bar.update(span.size),
+    )
+  return _join(files, owner, spans)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,8 +176,8 @@ class _Span:
   size: int  # bytes
 
 
-def _scan_span(task: tuple[int, AnnotationFile, int, int | None]) -> _Span:
-  _, file, start, stop = task
+def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
+  file, start, stop, whole_lines = task
   parts, rejections, image_sets = [], [], {}
   lines = size = 0
   gc.disable()  # decoded records hold no cycles
@@ -299,8 +292,8 @@ def _slow(
 ) -> tuple[Columns, list[tuple[int, str, str]]]:
   """Returns the columns of any block, and (line, reason, detail) of what strict order rejects."""
   rows, scores, measured, bad = [], [], [], []
-  for line, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
-    raw = block[start:end].removesuffix(b"\r")
+  for line, start in enumerate(starts.tolist()):
+    raw = block[start : ends[line]].removesuffix(b"\r")
     flags, image_set = 0, -1
     try:
       record = records.load_object(raw)
@@ -344,6 +337,13 @@ def _fingerprints(data: np.ndarray, start: np.ndarray, length: np.ndarray) -> np
     state = (state ^ sample) * np.uint64(0x9E3779B97F4A7C15)
     state ^= state >> np.uint64(29)
   return state
+
+
+def _whole_fingerprints(block: bytes, part: Columns) -> np.ndarray:
+  """Returns uint64[rows], a hash of each line's bytes."""
+  bounds = zip(part.offset.tolist(), part.length.tolist(), strict=True)
+  digests = (hashlib.blake2b(block[at : at + size], digest_size=8).digest() for at, size in bounds)
+  return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _concatenate(parts: list[Columns]) -> Columns:
@@ -398,15 +398,10 @@ def _reject_duplicates(found: Scan) -> Scan:
   if not rows.size:
     return found
   seen: dict[tuple[int, bytes], int] = {}
-  flags, rejections = c.flags.copy(), list(found.rejections)
+  copies, reasons = [], []
   for row, raw in zip(rows.tolist(), found.read_lines(rows), strict=True):
     earlier = seen.setdefault((found.source[row], raw), row)
     if earlier != row:
-      flags[row] &= ~np.uint8(STRICT_OK)
-      why = ("duplicate_line", f"the same as line {c.line[earlier]}")
-      rejections.append(Rejected(found.files[found.source[row]].source, int(c.line[row]), *why))
-  order = {file.source: at for at, file in enumerate(found.files)}
-  rejections.sort(key=lambda rejected: (order[rejected.source], rejected.line))
-  return dataclasses.replace(
-    found, columns=dataclasses.replace(c, flags=flags), rejections=rejections
-  )
+      copies.append(row)
+      reasons.append(("duplicate_line", f"the same as line {c.line[earlier]}"))
+  return found.reject(np.array(copies, np.int64), reasons)

@@ -1,0 +1,122 @@
+"""A prepared corpus on disk, read by number.
+
+out/corpus.json         digest, inputs, parameters and counts; written last
+out/rollouts/, images/  TFDS datasets (ArrayRecord); see `builders`
+out/index.npz           image sizes, and the image numbers of every rollout
+out/score_table.npz     see `score_table`
+out/rejections.jsonl    a line a rejected record; notes.jsonl a line a noted one
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from bis_jax.corpus.records import Rollout
+from bis_jax.corpus.score_table import ScoreTable
+
+FORMAT = 1  # of the files above
+
+
+class CorpusError(ValueError):
+  """Inputs that no corpus can be prepared from, or a folder that is no prepared corpus."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredRollout(Rollout):
+  """A rollout of a prepared corpus: `image_ids` are the numbers of its images."""
+
+  image_ids: tuple[int, ...]
+
+
+class Corpus:
+  """Rollouts and images by number. Pickles as its path, so worker processes open their own."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens the corpus in a folder.
+
+    Raises:
+      CorpusError: there is none, or one of another version.
+    """
+    self.path = pathlib.Path(path)
+    try:
+      held = json.loads((self.path / "corpus.json").read_text())
+    except (OSError, ValueError) as error:
+      raise CorpusError(
+        f"{self.path} holds no prepared corpus ({error}): run python -m bis_jax.prepare"
+      ) from error
+    if held.get("format") != FORMAT:
+      raise CorpusError(f"{self.path} was prepared by another version: prepare it again")
+    self.digest: str = held["digest"]
+    self.inputs: str = held["inputs"]
+    self.stats: dict[str, Any] = held["stats"]
+    self._readers: dict[str, Any] = {}
+    self._process = os.getpid()
+
+  open = classmethod(lambda cls, path: cls(path))
+
+  def __reduce__(self):
+    return Corpus, (self.path,)
+
+  def __len__(self) -> int:
+    return self._index["image_starts"].size - 1
+
+  @functools.cached_property
+  def score_table(self) -> ScoreTable:
+    """One row per scorable record; `rollout` is the number of the stored rollout, or -1."""
+    return ScoreTable.load(self.path / "score_table.npz")
+
+  @functools.cached_property
+  def _index(self) -> dict[str, np.ndarray]:
+    with np.load(self.path / "index.npz", allow_pickle=False) as held:
+      return dict(held)
+
+  @property
+  def image_sizes(self) -> np.ndarray:
+    """int32[images, 2], upright (height, width) in pixels."""
+    return self._index["image_sizes"]
+
+  def image_ids(self, i: int) -> tuple[int, ...]:
+    """Returns the image numbers of rollout i without reading the rollout."""
+    start, stop = self._index["image_starts"][i : i + 2]
+    return tuple(self._index["image_ids"][start:stop].tolist())
+
+  def rollout(self, i: int) -> StoredRollout:
+    """Returns rollout i."""
+    feature = self._features("rollouts", i)
+    return StoredRollout(
+      source=feature["source"].bytes_list.value[0].decode(),
+      line=feature["line"].int64_list.value[0],
+      images=_texts(feature["images"]),
+      question=feature["question"].bytes_list.value[0].decode(),
+      steps=_texts(feature["steps"]),
+      scores=tuple(np.frombuffer(feature["scores"].bytes_list.value[0], np.float64).tolist()),
+      measured=tuple(map(bool, feature["measured"].int64_list.value)),
+      answer=feature["answer"].bytes_list.value[0].decode(),
+      image_ids=self.image_ids(i),
+    )
+
+  def image(self, image_id: int) -> bytes:
+    """Returns the encoded bytes of an image, as they were in its file."""
+    return self._features("images", image_id)["image"].bytes_list.value[0]
+
+  def _features(self, dataset: str, i: int) -> Any:
+    """Returns the tf.Example features of an example. (TFDS's own decoding takes 5 times longer.)"""
+    if self._process != os.getpid():  # open readers do not survive a fork
+      self._readers, self._process = {}, os.getpid()
+    if dataset not in self._readers:
+      (folder,) = (self.path / dataset).iterdir()
+      self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
+        split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+      )
+    return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
+
+
+def _texts(feature: Any) -> tuple[str, ...]:
+  return tuple(text.decode() for text in feature.bytes_list.value)
