@@ -21,11 +21,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from bis_jax.corpus import records
+from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.processes import map_in_processes
 from bis_jax.corpus.reading import AnnotationFile
-
-SPLIT = "all"
 
 Example = dict[str, Any]
 

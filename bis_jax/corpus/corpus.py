@@ -22,6 +22,7 @@ from bis_jax.corpus.records import Rollout
 from bis_jax.corpus.score_table import ScoreTable
 
 FORMAT = 1  # of the files above
+SPLIT = "train"  # of both datasets: they have one split
 
 
 class CorpusError(ValueError):
@@ -113,7 +114,7 @@ class Corpus:
     if dataset not in self._readers:
       (folder,) = (self.path / dataset).iterdir()
       self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
-        split="all", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
       )
     return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
 
