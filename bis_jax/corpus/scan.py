@@ -109,6 +109,8 @@ class Scan:
       measured=c.measured,
       flags=c.flags,
       rollout=rollout,
+      offset=c.offset,
+      length=c.length,
       tau=tau,
       unmeasured=unmeasured,
       digest=digest,

@@ -28,6 +28,7 @@ _COLUMNS = {
   "flags": np.uint8,
   "rollout": np.int64,
   "offset": np.int64,
+  "length": np.int32,
 }
 
 
@@ -50,9 +51,11 @@ class ScoreTable:
     flags: uint8[rows], bits STRICT_OK and PAPER_OK.
     rollout: int64[rows], index in the prepared corpus, -1 where the rollout is not stored.
     offset: int64[rows], byte where the line starts in the uncompressed file, -1 if unknown.
+    length: int32[rows], bytes of the line without its end, -1 if unknown.
     tau: threshold of a positive step.
     unmeasured: "negative" (a step without continuations counts, as not positive) or "ignore".
     digest: names the corpus that the rows describe.
+    inputs: what the table was made from, "" if unknown: tells whether a stored table still fits.
   """
 
   source_names: tuple[str, ...]
@@ -65,9 +68,11 @@ class ScoreTable:
   flags: np.ndarray
   rollout: np.ndarray
   offset: np.ndarray
+  length: np.ndarray
   tau: float = 0.0
   unmeasured: str = "negative"
   digest: str = ""
+  inputs: str = ""
 
   def __len__(self) -> int:
     return self.line.size
@@ -85,6 +90,7 @@ class ScoreTable:
     flags: np.ndarray,
     rollout: np.ndarray | None = None,
     offset: np.ndarray | None = None,
+    length: np.ndarray | None = None,
     tau: float = 0.0,
     unmeasured: str = "negative",
     digest: str = "",
@@ -103,7 +109,7 @@ class ScoreTable:
       measured: bool[sum(lengths)], False where the step had no continuations.
       flags: uint8[rollouts].
       rollout: int64[rollouts] or None (nothing is stored).
-      offset: int64[rollouts] or None (unknown).
+      offset, length: int64[rollouts] and int32[rollouts], or None (unknown).
       tau: see the class.
       unmeasured: "negative" or "ignore"; "ignore" leaves such steps out, and a rollout without
         any other step out of the table.
@@ -143,6 +149,7 @@ class ScoreTable:
       "flags": flags,
       "rollout": np.full(rows, -1) if rollout is None else rollout,
       "offset": np.full(rows, -1) if offset is None else offset,
+      "length": np.full(rows, -1) if length is None else length,
     }
     scored = n > 0
     columns = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
@@ -186,7 +193,7 @@ class ScoreTable:
     """Writes the table as an .npz file without pickles, whole or not at all."""
     path = epath.Path(path)
     part = path.with_name(path.name + ".part")
-    rest = ("source_names", "tau", "unmeasured", "digest")
+    rest = ("source_names", "tau", "unmeasured", "digest", "inputs")
     head = {name: getattr(self, name) for name in rest}
     with part.open("wb") as file:
       columns = {name: getattr(self, name) for name in _COLUMNS}
