@@ -17,7 +17,7 @@ from flax import nnx
 _kernel_init = nnx.initializers.lecun_normal()
 _embedding_init = nnx.initializers.normal(0.02)
 
-REMAT_POLICIES = {
+_REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -108,21 +108,19 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
 
 
 def scan(
-  apply: Callable[[nnx.Module, jax.Array], jax.Array], layers: nnx.Module, x: jax.Array, remat: str
+  apply: Callable[[nnx.Module, jax.Array], jax.Array], layers: nnx.Module, x: jax.Array
 ) -> jax.Array:
-  """Returns x after `apply(layer, x)` for every layer of a stack, in order.
+  """Returns x after `apply(layer, x)` for every layer of a stack, in order."""
+  return jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, layers)[0]
+
+
+def rematerialised(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
+  """Returns `apply` with a backward pass that computes again what `remat` says.
 
   Args:
-    apply: one layer's computation.
-    layers: a stack with a leading layer axis.
-    x: what goes through the layers; keeps its shape and dtype.
-    remat: what the backward pass computes again: "none", "dots" (all but matrix products) or
-      "full" (everything but each layer's input).
+    apply: one layer's computation, inside a `scan`.
+    remat: "none", "dots" (all but matrix products) or "full" (everything but the layer's input).
   """
-
-  def step(x: jax.Array, layer: nnx.Module) -> tuple[jax.Array, None]:
-    return apply(layer, x), None
-
-  if remat != "none":
-    step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
-  return jax.lax.scan(step, x, layers)[0]
+  if remat == "none":
+    return apply
+  return jax.checkpoint(apply, policy=_REMAT_POLICIES[remat], prevent_cse=False)

@@ -161,9 +161,11 @@ def lab() -> types.SimpleNamespace:
   return types.SimpleNamespace(
     assemble=_assemble,
     draw=_draw,
+    forward=jax.jit(lambda model, batch: model(batch)),
     layout=_layout,
     model=_model,
     relative_error=_relative_error,
+    row=(256, 1024, 8),  # tokens, patch slots and markers: one shape, compiled once
     shapes=_shapes,
     ids=IDS,
     yes=YES,

@@ -20,6 +20,7 @@ from bis_jax.models.layers import (
   Linear,
   RMSNorm,
   inverse_frequencies,
+  rematerialised,
   rotate,
   scan,
   stack,
@@ -100,9 +101,11 @@ class TextModel(nnx.Module):
   ) -> jax.Array:
     text = self.config.text
     rope = _rope(positions_B3T, text.head_dim, text.rope_theta, text.mrope_section)
-    return scan(
-      lambda layer, x_BTD: layer(x_BTD, rope, segment_BT), self.layers, x_BTD, self.config.remat
-    )
+
+    def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
+      return layer(x_BTD, rope, segment_BT)
+
+    return scan(rematerialised(apply, self.config.remat), self.layers, x_BTD)
 
 
 def _rope(

@@ -21,6 +21,7 @@ from bis_jax.models.layers import (
   Linear,
   RMSNorm,
   inverse_frequencies,
+  rematerialised,
   rotate,
   scan,
   stack,
@@ -145,24 +146,27 @@ class VisionTower(nnx.Module):
     patch_window_BP: jax.Array,
     patch_segment_BP: jax.Array,
   ) -> jax.Array:
-    vision, remat = self.config.vision, self.config.remat
-    rope = _rope(patch_position_BP2, vision.head_dim, vision.rope_theta)
+    vision = self.config.vision
     period = vision.full_attention_period
+    rope = _rope(patch_position_BP2, vision.head_dim, vision.rope_theta)
 
-    def apply(full: bool, block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
-      return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full)
+    def windowed(block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
+      return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full=False)
 
-    def apply_group(group: VisionBlock, x_BPD: jax.Array) -> jax.Array:
-      """period - 1 windowed blocks and one full block; `group` is a stack of them."""
-      windowed = jax.tree.map(lambda array: array[:-1], group)
-      last = jax.tree.map(lambda array: array[-1:], group)
-      x_BPD = scan(functools.partial(apply, False), windowed, x_BPD, remat)
-      return scan(functools.partial(apply, True), last, x_BPD, remat)
+    def full(block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
+      return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full=True)
+
+    windowed, full = (rematerialised(f, self.config.remat) for f in (windowed, full))
+
+    def group(blocks: VisionBlock, x_BPD: jax.Array) -> jax.Array:
+      """period - 1 windowed blocks, then one with full attention."""
+      x_BPD = scan(windowed, jax.tree.map(lambda array: array[:-1], blocks), x_BPD)
+      return full(jax.tree.map(lambda array: array[-1], blocks), x_BPD)
 
     groups = jax.tree.map(
       lambda array: array.reshape(vision.depth // period, period, *array.shape[1:]), self.blocks
     )
-    x_BPD = scan(apply_group, groups, self.patch_embed(patches_BPC), "none")
+    x_BPD = scan(group, groups, self.patch_embed(patches_BPC))
     return self.merger(x_BPD)
 
 
