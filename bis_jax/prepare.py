@@ -8,6 +8,7 @@ score table. Run again with the same inputs, it reuses what is there.
 from absl import app, flags
 
 from bis_jax.corpus.preparation import prepare
+from bis_jax.corpus.rejections import CorpusError
 
 _ANNOTATIONS = flags.DEFINE_string(
   "annotations", None, "folder of *.jsonl[.gz|.zst], or a zip of it"
@@ -23,6 +24,7 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0: one a core")
 
 
 def main(argv: list[str]) -> None:
+  """Prepares; inputs that cannot be used end it with a message and exit code 1."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: name them with --annotations=... etc.")
   try:
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> None:
       max_rejected_fraction=_MAX_REJECTED.value,
       workers=_WORKERS.value,
     )
-  except (ValueError, FileNotFoundError) as error:
+  except CorpusError as error:
     raise SystemExit(f"prepare: {error}") from error
 
 

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tqdm import tqdm
 
 from bis_jax.corpus import records
 from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
-from bis_jax.corpus.processes import map_in_processes
+from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile
 
 Example = dict[str, Any]
@@ -127,7 +126,7 @@ class _ShardBuilder(tfds.core.ShardBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   FEATURES: Callable[[], tfds.features.FeaturesDict]
 
-  def __init__(self, shards: Sequence[Shard], *, data_dir: pathlib.Path, workers: int = 1):
+  def __init__(self, shards: Sequence[Shard], *, data_dir: pathlib.Path, workers: Workers):
     """Holds shards that are to be written under `data_dir`."""
     self._shards, self._workers = shards, workers
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -149,10 +148,9 @@ class _ShardBuilder(tfds.core.ShardBasedBuilder):
       for at in range(len(self._shards))
     ]
     write = functools.partial(_write_shard, type(self).FEATURES)
-    bar = tqdm(total=sum(map(len, self._shards)), desc=self.name, disable=None)
-    with bar:
-      tasks = list(zip(self._shards, map(os.fspath, paths), strict=True))
-      map_in_processes(write, tasks, self._workers, bar.update)
+    tasks = list(zip(self._shards, map(os.fspath, paths), strict=True))
+    with ProgressBar(self.name, sum(map(len, self._shards))) as bar:
+      self._workers.map(write, tasks, bar.update)
     split = tfds.core.SplitInfo(
       name=SPLIT,
       shard_lengths=list(map(len, self._shards)),

@@ -19,14 +19,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bis_jax.corpus.records import Rollout
+from bis_jax.corpus.rejections import CorpusError
 from bis_jax.corpus.score_table import ScoreTable
 
 FORMAT = 1  # of the files above
 SPLIT = "train"  # of both datasets: they have one split
-
-
-class CorpusError(ValueError):
-  """Inputs that no corpus can be prepared from, or a folder that is no prepared corpus."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

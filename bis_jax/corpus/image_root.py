@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from bis_jax.corpus.rejections import BadRecord
+from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_PIXELS = 100_000_000  # of an image as stored; larger is taken for a decompression bomb
 MAX_BYTES = 256 << 20  # of an encoded image
@@ -56,20 +56,19 @@ class ImageRoot:
     """Opens a folder, or a zip whose members may stand in `images/`.
 
     Raises:
-      FileNotFoundError: there is neither.
-      ValueError: the file is no zip.
+      CorpusError: there is neither.
     """
     self.path = pathlib.Path(path)
     self._folder = self._zip = None
     if self.path.is_dir():
       self._folder = os.path.realpath(self.path)
     elif not self.path.is_file():
-      raise FileNotFoundError(f"no image folder or zip at {self.path.absolute()}")
+      raise CorpusError(f"no image folder or zip at {self.path.absolute()}")
     else:
       try:
         self._zip = zipfile.ZipFile(self.path)
       except zipfile.BadZipFile as error:
-        raise ValueError(f"{self.path} is neither a folder nor a zip ({error})") from error
+        raise CorpusError(f"{self.path} is neither a folder nor a zip ({error})") from error
       self._members = {
         member.filename.removeprefix(_FOLDER): member
         for member in self._zip.infolist()

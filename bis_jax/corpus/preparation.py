@@ -13,15 +13,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from bis_jax.corpus import builders, records
-from bis_jax.corpus.corpus import FORMAT, Corpus, CorpusError
+from bis_jax.corpus.corpus import FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
-from bis_jax.corpus.processes import map_in_processes
-from bis_jax.corpus.reading import annotation_files
-from bis_jax.corpus.rejections import REASONS, BadRecord, Rejected, counts_by_reason, write_jsonl
-from bis_jax.corpus.scan import Scan, scan
+from bis_jax.corpus.processes import ProgressBar, Workers
+from bis_jax.corpus.reading import AnnotationFile, annotation_files
+from bis_jax.corpus.rejections import (
+  REASONS,
+  BadRecord,
+  CorpusError,
+  Rejected,
+  counts_by_reason,
+  write_jsonl,
+)
+from bis_jax.corpus.scan import Scan, scan_files
 from bis_jax.corpus.score_table import STRICT_OK
 
 _SHARD_BYTES = 64 << 20  # of a shard's inputs
@@ -54,19 +60,35 @@ def prepare(
 
   Raises:
     TooManyRejectedError: see above.
-    CorpusError: nothing is left, or `out` holds something else.
-    reading.AnnotationError, FileNotFoundError: the inputs are not there or damaged.
+    CorpusError: the inputs are not there or damaged, no record can be used, or `out` holds
+      something else.
   """
-  out, workers = pathlib.Path(out), workers or os.cpu_count()
-  root = ImageRoot(images)
-  parameters = {"format": FORMAT, "tau": tau, "unmeasured": unmeasured}
-  inputs = _inputs_digest(annotations, root, parameters, workers)
+  with Workers(workers) as pool:
+    return _prepare(
+      tuple(annotation_files(annotations)),
+      ImageRoot(images),
+      pathlib.Path(out),
+      {"format": FORMAT, "tau": tau, "unmeasured": unmeasured},
+      max_rejected_fraction,
+      pool,
+    )
+
+
+def _prepare(
+  files: tuple[AnnotationFile, ...],
+  root: ImageRoot,
+  out: pathlib.Path,
+  parameters: dict[str, Any],
+  max_rejected_fraction: float,
+  workers: Workers,
+) -> Corpus:
+  inputs = _inputs_digest(files, root, parameters, workers)
   held = _held(out)
   if held and held.inputs == inputs:
     print(f"reusing the corpus in {out}: it was prepared from the same inputs")
     _check_rejected(held.stats, max_rejected_fraction, out / "rejections.jsonl")
     return held
-  found = _with_images(scan(annotations, whole_lines=True, workers=workers), root, workers)
+  found = _with_images(scan_files(files, workers, whole_lines=True), root, workers)
   stats = {"records": found.scan.records, "rejected": counts_by_reason(found.scan.rejections)}
   for reason, count in stats["rejected"].items():
     print(f"rejected {count:>8,}  {reason}: {REASONS[reason]}")
@@ -75,7 +97,7 @@ def prepare(
   write_jsonl(found.scan.rejections, listing)
   _check_rejected(stats, max_rejected_fraction, listing)
   if not found.names:
-    raise CorpusError(f"{annotations}: none of {stats['records']:,} records can be used: {listing}")
+    raise CorpusError(f"none of {stats['records']:,} records can be used: see {listing}")
   with _published(out) as part:
     digest = _write(part, found, root, parameters, workers)
     listing.rename(part / "rejections.jsonl")
@@ -108,12 +130,14 @@ def _check_rejected(stats: dict[str, Any], limit: float, listing: pathlib.Path) 
 
 
 def _inputs_digest(
-  annotations: str | os.PathLike, root: ImageRoot, parameters: dict[str, Any], workers: int
+  files: tuple[AnnotationFile, ...],
+  root: ImageRoot,
+  parameters: dict[str, Any],
+  workers: Workers,
 ) -> str:
   """Returns a digest of what is to be read: annotations by content, images by their stamps."""
-  files = annotation_files(annotations)
   paths = sorted({file.path for file in files})
-  digests = map_in_processes(_file_digest, paths, workers)
+  digests = workers.map(_file_digest, paths)
   state = hashlib.blake2b(json.dumps(parameters).encode(), digest_size=16)
   state.update(repr(([file.name for file in files], digests)).encode())
   for name, size, stamp in sorted(root.listing()):
@@ -145,16 +169,16 @@ class _Found:
   image_ids: list[tuple[int, ...]]
 
 
-def _with_images(found: Scan, root: ImageRoot, workers: int) -> _Found:
+def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
   """Looks at every image of the strict rows once and rejects the rows whose images are bad."""
   c = found.columns
   used = np.unique(c.image_set[(c.flags & STRICT_OK) != 0]).tolist()
   references = list(dict.fromkeys(name for at in used for name in found.image_sets[at]))
-  size = max(1, min(1000, len(references) // (8 * workers)))
+  size = max(1, min(1000, len(references) // (8 * workers.count)))
   chunks = [references[at : at + size] for at in range(0, len(references), size)]
-  with tqdm(total=len(references), desc="images checked", disable=None) as bar:
+  with ProgressBar("images checked", len(references)) as bar:
     look = functools.partial(_look_at, root)
-    seen = map_in_processes(look, chunks, workers, lambda part: bar.update(len(part)))
+    seen = workers.map(look, chunks, lambda part: bar.update(len(part)))
   seen = dict(zip(references, itertools.chain.from_iterable(seen), strict=True))
 
   numbers: dict[_Image, int] = {}
@@ -207,7 +231,7 @@ def _reject_images(found: Scan, bad: dict[int, BadRecord]) -> Scan:
 
 
 def _write(
-  out: pathlib.Path, found: _Found, root: ImageRoot, parameters: dict[str, Any], workers: int
+  out: pathlib.Path, found: _Found, root: ImageRoot, parameters: dict[str, Any], workers: Workers
 ) -> str:
   """Writes everything but corpus.json and returns the corpus digest."""
   c = found.scan.columns
@@ -226,7 +250,7 @@ def _write(
     image_starts=starts.astype(np.int64),
   )
   shards = _rollout_shards(found, rows, image_ids)
-  noted = map_in_processes(_notes, shards, workers)
+  noted = workers.map(_notes, shards)
   write_jsonl(itertools.chain.from_iterable(noted), out / "notes.jsonl")
   builders.write(builders.Rollouts(shards, data_dir=out, workers=workers))
   builders.write(builders.Images(_image_shards(found, root), data_dir=out, workers=workers))

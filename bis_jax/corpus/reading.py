@@ -18,6 +18,8 @@ from typing import BinaryIO
 
 import zstandard
 
+from bis_jax.corpus.rejections import CorpusError
+
 BLOCK = 128 << 10  # bytes: its lines, decoded, stay in the processor's cache
 SPAN = 16 << 20  # bytes of a plain file that one task reads
 BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
@@ -27,7 +29,7 @@ _NEWLINE = 10
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard.ZstdError)
 
 
-class AnnotationError(ValueError):
+class AnnotationError(CorpusError):
   """Annotations that are not there, not named as expected, or damaged as files."""
 
 

@@ -29,6 +29,10 @@ REASONS = {
 }
 
 
+class CorpusError(ValueError):
+  """Inputs that no corpus can be prepared from, or a folder that is no prepared corpus."""
+
+
 class BadRecord(ValueError):
   """A record is wrong: a reason of `REASONS` and what was found."""
 

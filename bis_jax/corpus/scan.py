@@ -15,10 +15,9 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from bis_jax.corpus import records
-from bis_jax.corpus.processes import map_in_processes
+from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
@@ -154,16 +153,18 @@ def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: 
     reading.AnnotationError: no annotations there, or a damaged file.
   """
   files = tuple(annotation_files(annotations))
+  small = sum(file.size for file in files) < _SMALL
+  with Workers(1 if small else workers) as pool:
+    return scan_files(files, pool, whole_lines=whole_lines)
+
+
+def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lines: bool) -> Scan:
+  """Returns the scan of `files`; see `scan`."""
   owner = [at for at, file in enumerate(files) for _ in file.spans()]
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
-  with tqdm(total=total, unit="B", unit_scale=True, desc="annotations", disable=None) as bar:
-    spans = map_in_processes(
-      _scan_span,
-      tasks,
-      1 if total < _SMALL else workers or os.cpu_count(),
-      lambda span: bar.update(span.size),
-    )
+  with ProgressBar("annotations", total, unit="B", unit_scale=True) as bar:
+    spans = workers.map(_scan_span, tasks, lambda span: bar.update(span.size))
   return _join(files, owner, spans)
 
 
