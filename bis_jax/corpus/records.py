@@ -108,7 +108,7 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
     source=source,
     line=line,
     images=images,
-    question=_question(record),
+    question=question_of(record),
     steps=texts,
     scores=scores,
     measured=measured,
@@ -192,7 +192,8 @@ def _text(value: Any) -> str:
   return "" if value is None else str(value).strip()
 
 
-def _question(record: dict[str, Any]) -> str:
+def question_of(record: dict[str, Any]) -> str:
+  """Returns `question_orig`, or else `question` without image placeholders, stripped."""
   original = _text(record.get("question_orig"))
   return original or _text(record.get("question")).replace("<image>", "").strip()
 
