@@ -20,6 +20,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
@@ -107,14 +108,15 @@ def load(
       truncated or corrupt file, in one message.
   """
   initialised = dict(initialised or {})
+  problems = _architecture_differences(folder, config)
   table = {path: t for path, t in hub_tensors(config, shapes).items() if path not in initialised}
-  stored, problems = read_headers(folder)
+  stored, damage = read_headers(folder)
   head = LM_HEAD if LM_HEAD in stored or not config.tie_word_embeddings else EMBEDDING
   head_shape = (config.text.vocab_size, config.text.hidden_size)
   wanted = {key: tensor.shape for tensor in table.values() for key in tensor.keys}
   if REWARD_HEAD not in initialised:
     wanted[head] = head_shape
-  problems += _differences(stored, wanted, skip)
+  problems += damage + _differences(stored, wanted, skip)
   if problems:
     raise WeightsError(
       f"the checkpoint in {folder} does not fit the model ({len(problems)} problems):\n  "
@@ -134,6 +136,32 @@ def load(
     path = "language_model.embed_tokens.embedding"
     params[path] = _with_mean_row(params[path], marker_token)
   return params
+
+
+def find_checkpoint(name: str) -> pathlib.Path:
+  """Returns the folder of a checkpoint given as a local folder or as a hub id ("Qwen/...").
+
+  A hub id is taken from the local cache, or fetched when the network allows.
+
+  Raises:
+    FileNotFoundError: neither is here; the message has the command to run where there is a network.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if folder.is_dir():
+    return folder
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+    raise FileNotFoundError(
+      f"no folder {name}, and that is no hub id (like Qwen/Qwen2.5-VL-7B-Instruct)"
+    )
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+  except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    include = " ".join(f"'{pattern}'" for pattern in _HUB_FILES)
+    raise FileNotFoundError(
+      f"no folder {name}, and the hub could not be reached ({error}). Where there is a network, "
+      f"run `hf download {name} --include {include} --local-dir FOLDER` and set model.checkpoint "
+      "to that folder"
+    ) from error
 
 
 def hub_tensors(
@@ -206,6 +234,26 @@ def _our_spelling(key: str) -> str:
     if key.startswith(theirs):
       return ours + key.removeprefix(theirs)
   return key
+
+
+def _architecture_differences(folder: pathlib.Path, config: Qwen2_5_VLConfig) -> list[str]:
+  """Returns one line for each field of `config.json` that shapes cannot tell and that differs."""
+  file = folder / "config.json"
+  if not file.exists():
+    return [f"missing file: {file.name}"]
+  try:
+    stored = Qwen2_5_VLConfig.from_hugging_face(json.loads(file.read_text()))
+  except (KeyError, ValueError) as error:
+    return [f"{file.name}: {error}"]
+  problems = []
+  for part in ("text", "vision"):
+    ours, theirs = (dataclasses.asdict(getattr(c, part)) for c in (config, stored))
+    problems += [
+      f"{part} {field} is {theirs[field]}, the model has {ours[field]}"
+      for field in ours
+      if ours[field] != theirs[field]
+    ]
+  return problems
 
 
 def _differences(
