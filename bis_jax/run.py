@@ -19,6 +19,7 @@ from bis_jax import backbones, locations, scoring, train, workdir
 from bis_jax.config import ConfigError, check
 from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
+from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
 from bis_jax.evaluation import step_evaluation, visual_process_bench, workdir_page
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
@@ -26,7 +27,6 @@ from bis_jax.examples import BenchmarkExamples, RolloutExamples
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
-from bis_jax.prepare import prepare
 from bis_jax.selection import bis
 from bis_jax.selection.cut import select
 from bis_jax.selection.manifest import Manifest, ManifestError

@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
 
   c.evaluation = ConfigDict()
   c.evaluation.benchmark = "data/VisualProcessBench"  # folder; "": do not evaluate
-  c.evaluation.images = "multi"  # images of an item: all ("multi"), one "canvas", or the "first"
+  c.evaluation.images = "separate"  # an item's images: each "separate", one "canvas", the "first"
   c.evaluation.blank_images = False  # also score with blanked images: does the model look?
   c.evaluation.page_items = 12  # benchmark items shown on index.html
   return c
@@ -108,7 +108,9 @@ def in_form(c: ConfigDict, form: str) -> ConfigDict:
     ValueError: there is no such form.
   """
   if form not in ("", "toy"):
-    raise ValueError(f"a recipe has no form {form!r}: use configs/RECIPE.py or configs/RECIPE.py:toy")
+    raise ValueError(
+      f"a recipe has no form {form!r}: use configs/RECIPE.py or configs/RECIPE.py:toy"
+    )
   return _shrink(c) if form == "toy" else c
 
 
@@ -116,7 +118,7 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.corpus.name = "toy"
   c.inputs.max_length = 256
   c.inputs.min_pixels = 28 * 28
-  c.inputs.max_pixels = 336 * 336
+  c.inputs.max_pixels = 224 * 224
   c.inputs.row_tokens = 512
   c.inputs.row_patches = 512
   c.inputs.row_markers = 64

@@ -1,7 +1,7 @@
 """Qwen2.5-VL-7B on the 25 % of every source with the highest BIS: 275 steps of 512 rollouts.
 
-  python -m bis_jax.main --config=configs/qwen_bis25.py --workdir=gs://BUCKET/qwen_bis25
-  python -m bis_jax.main --config=configs/qwen_bis25.py:toy --workdir=runs/qwen_bis25_toy
+python -m bis_jax.main --config=configs/qwen_bis25.py --workdir=gs://BUCKET/qwen_bis25
+python -m bis_jax.main --config=configs/qwen_bis25.py:toy --workdir=runs/qwen_bis25_toy
 """
 
 from configs import common

@@ -1,7 +1,7 @@
 """Qwen2.5-VL-7B on all of VisualPRM400K-v1.1-Raw: the line that 10 % has to reach.
 
-  python -m bis_jax.main --config=configs/qwen_full.py --workdir=gs://BUCKET/qwen_full
-  python -m bis_jax.main --config=configs/qwen_full.py:toy --workdir=runs/qwen_full_toy
+python -m bis_jax.main --config=configs/qwen_full.py --workdir=gs://BUCKET/qwen_full
+python -m bis_jax.main --config=configs/qwen_full.py:toy --workdir=runs/qwen_full_toy
 """
 
 from configs import common

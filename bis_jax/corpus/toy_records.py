@@ -91,8 +91,10 @@ def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse
     about = asked[owner]
     slots = np.flatnonzero(solutions.event[row])
     steps = _steps(source, about, solutions, row, slots)
+    line = groups.first * groups.rollouts_a_group + row
     records.append(
       {
+        "id": line,  # two rollouts may read alike; a line stands once
         "image": about.images if len(about.images) > 1 else about.images[0],
         "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
         "answer": about.answer,
@@ -105,7 +107,6 @@ def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse
         "question_orig": about.question.text,
       }
     )
-    line = groups.first * groups.rollouts_a_group + row
     truth = solutions.right[row, slots].astype(int).tolist()
     truths.append({"file": f"{source.name}.jsonl", "line": line, "truth": truth})
   some = records[:_TEXT_RECORDS]
