@@ -1,70 +1,44 @@
-"""Hugging Face weights in: safetensors streamed straight into the shards of our parameters.
+"""Hugging Face weights in and out: safetensors streamed into the shards of our parameters and back.
 
-Our parameter paths are the Hugging Face names with `kernel`, `scale` and `embedding` for `weight`
-and without layer numbers, because layers are stacked:
-
-    visual.blocks.attn.qkv.kernel [32, 1280, 3840]
-      <- visual.blocks.{0..31}.attn.qkv.weight [3840, 1280], transposed
-
-Two layouts of the same names are read: the hub's (`visual.*`, `model.*`) and that of newer
-Transformers in memory (`model.visual.*`, `model.language_model.*`). The `lm_head` is not a
-parameter here; its `Yes` and `No` rows become the columns of the reward head.
-
-Nothing but safetensors is read: no pickle and no code from a checkpoint.
+`bis_jax.models.hub_keys` says which tensors make up which parameter. Nothing but safetensors is
+read: no pickle and no code from a checkpoint.
 """
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from bis_jax.models.hub_keys import (
+  EMBEDDING,
+  EMBEDDING_PATH,
+  LM_HEAD,
+  REWARD_HEAD_PATH,
+  HubTensor,
+  hub_spelling,
+  hub_tensors,
+  our_spelling,
+)
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
-LM_HEAD = "lm_head.weight"
-EMBEDDING = "language_model.embed_tokens.weight"
-REWARD_HEAD = "reward_head.kernel"
-
+_INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
-_STACKS = ("visual.blocks.", "language_model.layers.")
-_PREFIXES = (  # of a file's keys, first match wins, and what we call them
-  ("model.visual.", "visual."),
-  ("model.language_model.", "language_model."),
-  ("visual.", "visual."),
-  ("model.", "language_model."),
-  (LM_HEAD, LM_HEAD),
-)
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 
 
 class WeightsError(ValueError):
   """A checkpoint that cannot be read or does not fit the model; the message lists every reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HubTensor:
-  """Where a parameter lies in a checkpoint.
-
-  Attributes:
-    keys: one key, or one a layer if `stacked`; in our spelling of the prefix.
-    shape: of each of them in the file.
-    stacked: the parameter has a leading axis over `keys`.
-    transposed: the file holds [E, C], or [E, ...] with C values after the first axis, where the
-      parameter holds [C, E].
-  """
-
-  keys: tuple[str, ...]
-  shape: tuple[int, ...]
-  stacked: bool
-  transposed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +88,7 @@ def load(
   head = LM_HEAD if LM_HEAD in stored or not config.tie_word_embeddings else EMBEDDING
   head_shape = (config.text.vocab_size, config.text.hidden_size)
   wanted = {key: tensor.shape for tensor in table.values() for key in tensor.keys}
-  if REWARD_HEAD not in initialised:
+  if REWARD_HEAD_PATH not in initialised:
     wanted[head] = head_shape
   problems += damage + _differences(stored, wanted, skip)
   if problems:
@@ -127,14 +101,13 @@ def load(
   for path, struct in shapes.items():
     if path in initialised:
       params[path] = jax.device_put(initialised[path], struct.sharding)
-    elif path == REWARD_HEAD:
+    elif path == REWARD_HEAD_PATH:
       params[path] = _assemble(struct, _HeadReader(stored[head], (yes_token, no_token)))
     else:
       keys = [stored[key] for key in table[path].keys]
       params[path] = _assemble(struct, _ParameterReader(table[path], keys))
   if marker_token is not None:
-    path = "language_model.embed_tokens.embedding"
-    params[path] = _with_mean_row(params[path], marker_token)
+    params[EMBEDDING_PATH] = _with_mean_row(params[EMBEDDING_PATH], marker_token)
   return params
 
 
@@ -164,39 +137,13 @@ def find_checkpoint(name: str) -> pathlib.Path:
     ) from error
 
 
-def hub_tensors(
-  config: Qwen2_5_VLConfig, shapes: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, HubTensor]:
-  """Returns where every parameter but the reward head lies in a checkpoint, by path."""
-  return {
-    path: _hub_tensor(config, path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD
-  }
-
-
-def _hub_tensor(config: Qwen2_5_VLConfig, path: str, shape: tuple[int, ...]) -> HubTensor:
-  key = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)
-  prefix = next((p for p in _STACKS if path.startswith(p)), None)
-  keys = (key,)
-  if prefix:
-    keys = tuple(f"{prefix}{layer}.{key.removeprefix(prefix)}" for layer in range(shape[0]))
-    shape = shape[1:]
-  transposed = path.endswith(".kernel")
-  if path == "visual.patch_embed.proj.kernel":
-    vision = config.vision
-    patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    shape = (shape[1], vision.in_channels, *patch)
-  elif transposed:
-    shape = shape[::-1]
-  return HubTensor(keys, shape, stacked=prefix is not None, transposed=transposed)
-
-
 def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
   """Returns the tensors of a checkpoint by key in our spelling, and what is wrong with its files.
 
   Raises:
     WeightsError: the folder holds no safetensors.
   """
-  index = folder / "model.safetensors.index.json"
+  index = folder / _INDEX
   weight_map = json.loads(index.read_text())["weight_map"] if index.exists() else None
   names = sorted(
     set(weight_map.values()) if weight_map else (p.name for p in folder.glob("*.safetensors"))
@@ -215,7 +162,7 @@ def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
         for key in opened.keys():  # noqa: SIM118  (not a dict)
           view = opened.get_slice(key)
           stored = StoredTensor(file, key, tuple(view.get_shape()), view.get_dtype())
-          tensors[_our_spelling(key)].append(stored)
+          tensors[our_spelling(key)].append(stored)
           if weight_map is not None and weight_map.get(key) != name:
             problems.append(f"not in the index: {key} of {name}")
     except FileNotFoundError:
@@ -227,13 +174,6 @@ def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
       places = ", ".join(f"{t.key} of {t.file.name}" for t in found)
       problems.append(f"duplicate: {key} ({places})")
   return {key: found[0] for key, found in tensors.items()}, problems
-
-
-def _our_spelling(key: str) -> str:
-  for theirs, ours in _PREFIXES:
-    if key.startswith(theirs):
-      return ours + key.removeprefix(theirs)
-  return key
 
 
 def _architecture_differences(folder: pathlib.Path, config: Qwen2_5_VLConfig) -> list[str]:
@@ -341,3 +281,82 @@ def _with_mean_row(table_VD: jax.Array, token: int) -> jax.Array:
     return table_VD.at[token].set(mean_D.astype(table_VD.dtype))
 
   return jax.jit(replace, donate_argnums=0, out_shardings=table_VD.sharding)(table_VD)
+
+
+def save(
+  folder: pathlib.Path,
+  params: Mapping[str, jax.Array],
+  config: Qwen2_5_VLConfig,
+  *,
+  yes_token: int,
+  no_token: int,
+  base: pathlib.Path | None,
+  dtype: str,
+  max_file_bytes: int = 4 * 10**9,
+) -> None:
+  """Writes the parameters as safetensors files with an index, in the hub's key layout.
+
+  The two columns of the reward head become rows of the LM head; its other rows are those of `base`.
+  With the dtype of the files that were loaded, tensors that were not trained come out bit for bit.
+
+  Args:
+    folder: exists; its files are written over.
+    params: by path, all on devices of this process.
+    config: the model's.
+    yes_token: row of the LM head for the column of positive steps.
+    no_token: row for the other column.
+    base: checkpoint that the training started from; None leaves the other rows zero.
+    dtype: of the tensors, "float32", "bfloat16" or "float16".
+    max_file_bytes: a file takes tensors up to this size, and at least one.
+  """
+  tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
+  for path, tensor in hub_tensors(config, params).items():
+    for layer, key in enumerate(tensor.keys):
+      read = functools.partial(_for_hub, params[path], tensor, layer)
+      tensors[hub_spelling(key)] = tensor.shape, read
+  columns = params[REWARD_HEAD_PATH], (yes_token, no_token)
+  shape = (config.text.vocab_size, config.text.hidden_size)
+  tensors[LM_HEAD] = shape, functools.partial(_lm_head, *columns, base, shape)
+
+  files: list[list[str]] = [[]]
+  file_bytes = total = 0
+  for key, (shape, _) in tensors.items():
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if files[-1] and file_bytes + size > max_file_bytes:
+      files.append([])
+      file_bytes = 0
+    files[-1].append(key)
+    file_bytes, total = file_bytes + size, total + size
+  weight_map = {}
+  for number, keys in enumerate(files, start=1):
+    name = f"model-{number:05}-of-{len(files):05}.safetensors"
+    weight_map |= dict.fromkeys(keys, name)
+    content = {key: np.ascontiguousarray(tensors[key][1]().astype(dtype)) for key in keys}
+    safetensors.numpy.save_file(content, folder / name, metadata={"format": "pt"})
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _for_hub(param: jax.Array, tensor: HubTensor, layer: int) -> np.ndarray:
+  """Returns one tensor of a parameter as the hub's files hold it."""
+  value = np.asarray(param[layer] if tensor.stacked else param)
+  return (value.T if tensor.transposed else value).reshape(tensor.shape)
+
+
+def _lm_head(
+  columns_D2: jax.Array, rows: tuple[int, int], base: pathlib.Path | None, shape: tuple[int, int]
+) -> np.ndarray:
+  """Returns the LM head [V, D] of `base`, or zeros, with the two columns as rows."""
+  if base is None:
+    head_VD = np.zeros(shape, np.float32)
+  else:
+    stored, problems = read_headers(base)
+    if problems:
+      raise WeightsError(
+        f"the base checkpoint in {base} cannot be read:\n  " + "\n  ".join(problems)
+      )
+    tensor = stored.get(LM_HEAD) or stored[EMBEDDING]
+    with safe_open(tensor.file, framework="numpy") as opened:
+      head_VD = opened.get_tensor(tensor.key).astype(np.float32)
+  head_VD[list(rows)] = np.asarray(columns_D2).T
+  return head_VD

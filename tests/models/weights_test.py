@@ -15,6 +15,7 @@ from transformers import Qwen2_5_VLConfig as TorchConfig
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bis_jax.models import weights
+from bis_jax.models.hub_keys import LM_HEAD, REWARD_HEAD_PATH, hub_tensors
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 
 
@@ -73,12 +74,10 @@ def test_parameter_counts_are_transformers_own(lab, size, reference):
     theirs = Qwen2_5_VLForConditionalGeneration(torch_config)
   head = 0 if tied else theirs.lm_head.weight.numel()
   expected = sum(p.numel() for p in theirs.parameters()) - head
-  ours = {path: s for path, s in lab.shapes(size).items() if path != weights.REWARD_HEAD}
+  ours = {path: s for path, s in lab.shapes(size).items() if path != REWARD_HEAD_PATH}
   assert sum(int(np.prod(s.shape)) for s in ours.values()) == expected
-  keys = {key for t in weights.hub_tensors(size, ours).values() for key in t.keys}
-  assert keys == {
-    key.removeprefix("model.") for key in theirs.state_dict() if key != weights.LM_HEAD
-  }
+  keys = {key for t in hub_tensors(size, ours).values() for key in t.keys}
+  assert keys == {key.removeprefix("model.") for key in theirs.state_dict() if key != LM_HEAD}
   assert Qwen2_5_VLConfig.from_hugging_face(torch_config.to_dict()) == dataclasses.replace(
     size, dtype="float32"
   )
@@ -94,7 +93,7 @@ def test_both_key_layouts_give_the_same_parameters(lab, config, params, torch_mo
 
 def test_the_head_is_the_yes_and_no_rows(lab, config, params, tensors):
   rows = tensors["lm_head.weight"][[lab.yes, lab.no]].numpy()
-  np.testing.assert_array_equal(np.asarray(params[weights.REWARD_HEAD]), rows.T)
+  np.testing.assert_array_equal(np.asarray(params[REWARD_HEAD_PATH]), rows.T)
 
 
 def test_a_tied_head_comes_from_the_embedding(lab, config, tensors, tmp_path):
@@ -102,7 +101,7 @@ def test_a_tied_head_comes_from_the_embedding(lab, config, tensors, tmp_path):
   _save(tensors, config, tmp_path)
   tied = _load(lab, tmp_path, dataclasses.replace(config, tie_word_embeddings=True))
   rows = tensors["model.embed_tokens.weight"][[lab.yes, lab.no]].numpy()
-  np.testing.assert_array_equal(np.asarray(tied[weights.REWARD_HEAD]), rows.T)
+  np.testing.assert_array_equal(np.asarray(tied[REWARD_HEAD_PATH]), rows.T)
   with pytest.raises(weights.WeightsError, match="missing: lm_head.weight"):
     _load(lab, tmp_path, config)
 
@@ -151,8 +150,8 @@ def test_initialised_parameters_are_not_read(lab, config, params, tensors, tmp_p
   del tensors["lm_head.weight"]
   _save(tensors, config, tmp_path)
   head = jax.numpy.ones((config.text.hidden_size, 2))
-  loaded = _load(lab, tmp_path, config, initialised={weights.REWARD_HEAD: head})
-  _assert_equal(loaded, {**params, weights.REWARD_HEAD: head})
+  loaded = _load(lab, tmp_path, config, initialised={REWARD_HEAD_PATH: head})
+  _assert_equal(loaded, {**params, REWARD_HEAD_PATH: head})
 
 
 def test_every_difference_is_listed_in_one_error(lab, config, tensors, tmp_path):
