@@ -17,10 +17,10 @@ from bis_jax.selection import bis
 Strategy = Callable[[ScoreTable, float, int], np.ndarray]
 
 
-def _uniform(table: ScoreTable, seed: int) -> np.ndarray:
-  """Returns a draw from [0, 1) per row, a function of seed, source name and line alone."""
+def _uniform(table: ScoreTable, seed: int, purpose: str) -> np.ndarray:
+  """Returns a draw from [0, 1) per row, a function of its arguments, source name and line alone."""
   starts = [
-    hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest()
     for name in table.source_names
   ]
   start = np.frombuffer(b"".join(starts), np.uint64)[table.source]
@@ -37,13 +37,13 @@ def _full(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
 
 
 def _random(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
-  return _uniform(table, seed)
+  return _uniform(table, seed, "random")
 
 
 def _mixed(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
   """Random among the mixed rollouts, then random among the rest."""
   is_mixed = (table.n_pos > 0) & (table.n_pos < table.n)
-  return is_mixed + _uniform(table, seed)
+  return is_mixed + _uniform(table, seed, "mixed")
 
 
 def _reliability(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
