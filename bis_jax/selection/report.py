@@ -191,7 +191,8 @@ def _page(rule, measured, kept, others, cuts, pictures) -> str:
   return page_style.document(
     title,
     f"<h1>{html.escape(title)}</h1>{_tiles(measured, chosen)}"
-    f'<h2>Figures</h2>{shown["plane"]}<div class="figures">{middle}</div>'
+    f'<h2>Figures</h2><div class="figures"><div style="grid-column: 1 / -1">{shown["plane"]}</div>'
+    f"{middle}</div>"
     f"<h2>What changes</h2>{changes}{shown['change']}"
     f"<h2>Strategies</h2>{_strategy_table(rule, measured, kept)}"
     f"<h2>Sources</h2>{shown['sources']}{_source_table(measured, chosen, cuts)}",

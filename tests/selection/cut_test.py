@@ -81,56 +81,103 @@ def test_a_table_without_valid_rollouts_is_refused(table_of):
     select(table_of([[1.0]], flags=[0]), strategy="bis", fraction=0.5)
 
 
-def reference(rollouts, fraction, alpha, key):
-  """The paper's loop over one file: sort by score, ties in file order, keep the top."""
-  order = sorted(range(len(rollouts)), key=lambda i: key(rollouts[i], alpha), reverse=True)
-  return sorted(order[: max(1, int(len(rollouts) * fraction))])
+def rounded(exact):
+  """The float64 nearest to an exact value: one IEEE operation, done in rational arithmetic."""
+  return Fraction(float(exact))
 
 
-def float_bis(steps, alpha):
-  positive = [s for s in steps if s > 0]
-  total = 0.0
-  for s in positive:
-    total += s
-  p = len(positive) / len(steps)
-  return (p * (1.0 - p) + alpha) * (total / len(positive) if positive else 1.0)
+def slow_sum(values):
+  total = Fraction(0)
+  for value in values:
+    total = rounded(total + value)
+  return total
 
 
-def rational_bis(steps, alpha):
-  """The same in rational arithmetic: no rounding at all."""
+def slow_score(strategy, steps, alpha):
+  """A rollout's score as the paper writes it, each operation exact and then rounded once."""
   steps = [Fraction(s) for s in steps]
   positive = [s for s in steps if s > 0]
-  p = Fraction(len(positive), len(steps))
-  reliability = sum(positive) / len(positive) if positive else Fraction(1)
-  return (p * (1 - p) + alpha) * reliability
+  p = rounded(Fraction(len(positive), len(steps)))
+  mixture = rounded(p * rounded(1 - p))
+  reliability = rounded(slow_sum(positive) / len(positive)) if positive else Fraction(1)
+  spread = slow_sum(rounded(s * rounded(1 - s)) for s in steps)
+  return {
+    "bis": rounded(rounded(mixture + Fraction(alpha)) * reliability),
+    "mixture_only": mixture,
+    "reliability_only": reliability,
+    "reliable": reliability,
+    "low_mc": -reliability if positive else None,
+    "average_stepwise": rounded(spread / len(steps)),
+  }[strategy]
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_kept_set_is_that_of_a_plain_float64_loop(table_of, data):
-  continuations = data.draw(st.sampled_from([4, 8, 10, 16, 64]))
+def slow_select(strategy, rollouts, fraction, alpha):
+  """The paper's loop over one file: sort by score, ties in file order, keep the top."""
+  scores = [slow_score(strategy, rollout, alpha) for rollout in rollouts]
+  candidates = [i for i, score in enumerate(scores) if score is not None]
+  candidates.sort(key=lambda i: scores[i], reverse=True)
+  return sorted(candidates[: max(1, int(len(rollouts) * fraction))])
+
+
+CONTINUATIONS = st.sampled_from([4, 7, 8, 10, 16, 64])
+
+
+@st.composite
+def corpora(draw, sources=3):
+  """Rollouts by source; few distinct ones and many copies, so that the cut falls among ties."""
+  continuations = draw(CONTINUATIONS)
   step = st.integers(0, continuations).map(lambda c: c / continuations)
-  # Few distinct rollouts, many copies: the cut falls among ties more often than not.
-  kinds = data.draw(st.lists(st.lists(step, min_size=1, max_size=6), min_size=1, max_size=5))
-  rollouts = data.draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=40))
-  fraction = data.draw(st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9, 1.0]))
-  alpha = data.draw(st.sampled_from([0.0, 0.05, 0.2, 1.0]))
-  manifest = select(table_of(rollouts), strategy="bis", fraction=fraction, alpha=alpha)
-  assert kept(manifest) == {"a": reference(rollouts, fraction, alpha, float_bis)}
+  kinds = draw(st.lists(st.lists(step, min_size=1, max_size=7), min_size=1, max_size=6))
+  source = st.lists(st.sampled_from(kinds), min_size=1, max_size=25)
+  return draw(st.lists(source, min_size=1, max_size=sources))
 
 
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_kept_set_is_that_of_rational_arithmetic_where_float64_is_exact(table_of, data):
-  """Powers of two as step counts and alpha keep every float64 operation exact."""
-  steps = st.sampled_from([1, 2, 4, 8]).flatmap(
-    lambda n: st.integers(0, n).filter(lambda k: k in (0, 1, 2, 4, 8)).flatmap(
-      lambda k: st.lists(st.integers(1, 16), min_size=k, max_size=k).map(
-        lambda u: [c / 16 for c in u] + [0.0] * (n - k)
-      )
-    )
-  )  # fmt: skip
-  rollouts = data.draw(st.lists(steps, min_size=1, max_size=30))
-  fraction = data.draw(st.sampled_from([0.1, 0.25, 0.5]))
-  manifest = select(table_of(rollouts), strategy="bis", fraction=fraction, alpha=0.25)
-  assert kept(manifest) == {"a": reference(rollouts, fraction, Fraction(1, 4), rational_bis)}
+FRACTIONS = st.sampled_from([0.05, 0.1, 0.25, 0.29, 0.5, 0.9, 1.0])
+ALPHAS = st.sampled_from([0.0, 0.05, 0.2, 1.0])
+RANKED_BY_STATISTICS = st.sampled_from(
+  ["bis", "mixture_only", "reliability_only", "reliable", "low_mc", "average_stepwise"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(corpora(), FRACTIONS, ALPHAS, RANKED_BY_STATISTICS)
+def test_kept_set_is_that_of_rational_arithmetic(table_of, corpus, fraction, alpha, strategy):
+  names = tuple("abc"[: len(corpus)])
+  table = table_of(
+    sum(corpus, []),
+    source=[i for i, rollouts in enumerate(corpus) for _ in rollouts],
+    line=[line for rollouts in corpus for line in range(len(rollouts))],
+    names=names,
+  )
+  manifest = select(table, strategy=strategy, fraction=fraction, alpha=alpha)
+  assert kept(manifest) == {
+    name: slow_select(strategy, rollouts, fraction, alpha)
+    for name, rollouts in zip(names, corpus, strict=True)
+  }
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_cut_among_ties_keeps_the_first_of_them(table_of, data):
+  """Every rollout ties: what is kept is a prefix, of exactly the quota."""
+  pure = st.sampled_from([[0.0], [0.0, 0.0], [1.0], [1.0] * 5])  # BIS is alpha for each
+  rollouts = data.draw(st.lists(pure, min_size=1, max_size=60))
+  fraction, alpha = data.draw(FRACTIONS), data.draw(ALPHAS)
+  lines = kept(select(table_of(rollouts), strategy="bis", fraction=fraction, alpha=alpha))["a"]
+  assert lines == list(range(max(1, int(len(rollouts) * fraction))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(corpora(sources=1), FRACTIONS, st.randoms(use_true_random=False))
+def test_both_orders_follow_their_definition(table_of, corpus, fraction, random):
+  (rollouts,) = corpus
+  flags = [random.choice([0, STRICT_OK, PAPER_OK, STRICT_OK | PAPER_OK]) for _ in rollouts]
+  table = table_of(rollouts, flags=flags)
+  paper = kept(select(table, strategy="bis", fraction=fraction, order="paper"))["a"]
+  ranked_high = slow_select("bis", rollouts, fraction, 0.2)
+  assert paper == [line for line in ranked_high if flags[line] & PAPER_OK]
+  strict = [line for line, flag in enumerate(flags) if flag & STRICT_OK]
+  if strict:
+    chosen = slow_select("bis", [rollouts[line] for line in strict], fraction, 0.2)
+    expected = [strict[i] for i in chosen]
+    assert kept(select(table, strategy="bis", fraction=fraction))["a"] == expected
