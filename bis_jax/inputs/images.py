@@ -121,7 +121,7 @@ class Patches:
   grid: tuple[int, int]
 
   def write_values(self, out: np.ndarray) -> None:
-    """Writes the normalised values into float32[S, 1176]; leaves empty slots as they are."""
+    """Writes normalised values into contiguous float32[S, 1176]; empty slots stay as they are."""
     values = out.reshape(-1, UNIT_PATCHES, 3, 2, PATCH * PATCH)
     for channel, table in enumerate(_value_tables()):
       values[self.unit_slot, :, channel] = table[self.pixels[:, :, channel, None]]
@@ -182,6 +182,8 @@ def _value_tables() -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
+  """Where the units of a grid go; fields as in `Patches`, read-only because they are shared."""
+
   blocks: int
   unit_slot: np.ndarray
   window: np.ndarray
@@ -190,41 +192,32 @@ class _Layout:
 
 @functools.lru_cache(maxsize=4096)
 def _layout(rows: int, columns: int) -> _Layout:
-  """Returns where the units of a grid go: windows, larger first, into the first block with room."""
+  """Returns the layout of a grid: windows, larger first, each into the first block with room."""
+  units = np.arange(rows * columns).reshape(rows, columns)
   windows = [
-    [r * columns + c for r in range(top, min(top + WINDOW, rows))
-     for c in range(left, min(left + WINDOW, columns))]
+    units[top : top + WINDOW, left : left + WINDOW].reshape(-1)
     for top in range(0, rows, WINDOW)
     for left in range(0, columns, WINDOW)
-  ]  # fmt: skip
-  capacity = WINDOW * WINDOW
-  used: list[int] = []
+  ]
+  capacity = BLOCK // UNIT_PATCHES
+  used: list[int] = []  # units in each block
   unit_slot = np.zeros(rows * columns, np.int32)
   unit_window = np.zeros(rows * columns, np.int32)
-  for number, units in enumerate(sorted(windows, key=len, reverse=True), start=1):
-    full = len(units) == capacity
-    block = (
-      len(used)
-      if full
-      else next((b for b, u in enumerate(used) if u + len(units) <= capacity), len(used))
-    )
+  for number, members in enumerate(sorted(windows, key=len, reverse=True), start=1):
+    rooms = (b for b, units_in in enumerate(used) if units_in + len(members) <= capacity)
+    block = next(rooms, len(used))
     if block == len(used):
       used.append(0)
-    unit_slot[units] = block * capacity + used[block] + np.arange(len(units))
-    unit_window[units] = number
-    used[block] += len(units)
-  return _spread(rows, columns, len(used), unit_slot, unit_window)
+    unit_slot[members] = block * capacity + used[block] + np.arange(len(members))
+    unit_window[members] = number
+    used[block] += len(members)
 
-
-def _spread(
-  rows: int, columns: int, blocks: int, unit_slot: np.ndarray, unit_window: np.ndarray
-) -> _Layout:
-  """Returns the layout with per-patch windows and positions."""
-  window = np.zeros((blocks * WINDOW * WINDOW, UNIT_PATCHES), np.int32)
+  window = np.zeros((len(used) * capacity, UNIT_PATCHES), np.int32)
   window[unit_slot] = unit_window[:, None]
-  row, column = np.divmod(np.arange(rows * columns), columns)
-  corner = np.stack([row, column], axis=1) * MERGE
-  inside = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
   position = np.zeros((*window.shape, 2), np.int32)
-  position[unit_slot] = corner[:, None] + inside
-  return _Layout(blocks, unit_slot, window.reshape(-1), position.reshape(-1, 2))
+  corners = MERGE * np.stack(np.divmod(units.reshape(-1), columns), axis=1)
+  position[unit_slot] = corners[:, None] + [(0, 0), (0, 1), (1, 0), (1, 1)]
+  layout = _Layout(len(used), unit_slot, window.reshape(-1), position.reshape(-1, 2))
+  for array in (layout.unit_slot, layout.window, layout.position):
+    array.flags.writeable = False
+  return layout

@@ -84,7 +84,7 @@ def test_text_never_becomes_a_special_token(request, which):
   max_length=st.integers(1, 200),
 )
 def test_truncation_drops_whole_trailing_steps(tiny_prompt, steps, counts, max_length):
-  """Mutation caught: `<` for `<=` at the limit, and going on with a later step that would fit."""
+  """Mutation caught: going on with a later step that would fit."""
   formatter = tiny_prompt
   whole = formatter.encode("How many?", steps, counts, max_length=10_000)
   cut = formatter.encode("How many?", steps, counts, max_length=max_length)
@@ -97,6 +97,14 @@ def test_truncation_drops_whole_trailing_steps(tiny_prompt, steps, counts, max_l
     assert cut.markers[-1] == len(cut.tokens) - 1 < max_length
   else:
     assert (cut.tokens == formatter.special.prm).sum() == 0
+
+
+def test_length_limit_is_inclusive(tiny_prompt):
+  """Mutation caught: `<` for `<=` at the limit."""
+  encode = lambda limit: tiny_prompt.encode("Q", ["a", "b"], [9], max_length=limit)  # noqa: E731
+  length = len(encode(1000).tokens)
+  assert encode(length).dropped_steps == 0
+  assert encode(length - 1).dropped_steps == 1
 
 
 def test_image_count_must_fit_the_text(tiny_prompt):
