@@ -78,7 +78,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "mesh.data": _AXIS,
   "mesh.fsdp": _AXIS,
   "mesh.tensor": _AXIS,
-  "evaluation.images": _one_of("separate", "canvas", "first"),
+  "evaluation.images": _one_of("multi", "canvas", "first"),
   "evaluation.page_items": _at_least(0),
 }
 

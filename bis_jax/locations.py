@@ -6,6 +6,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from bis_jax.corpus import toy
+
 
 class MissingInputError(FileNotFoundError):
   """Data or weights that a recipe needs are not where it looked."""
@@ -32,20 +34,20 @@ def locate(config: ConfigDict) -> Locations:
   """Returns the run's locations without touching them, but for `~`."""
   c = config.corpus
   cache = pathlib.Path(c.cache).expanduser()
-  toy = cache / f"toy-{_key(sorted(c.toy.items()))}" if c.name == "toy" else None
-  annotations = toy / "annotations" if toy else pathlib.Path(c.annotations).expanduser()
-  images = toy / "images" if toy else pathlib.Path(c.images).expanduser()
-  benchmark = toy / "benchmark" if toy else pathlib.Path(config.evaluation.benchmark).expanduser()
+  drawn = cache / f"toy-{_key(sorted(c.toy.items()), toy.code_digest())}" if c.name == "toy" else None
+  annotations = drawn / "annotations" if drawn else pathlib.Path(c.annotations).expanduser()
+  images = drawn / "images" if drawn else pathlib.Path(c.images).expanduser()
+  benchmark = drawn / "benchmark" if drawn else pathlib.Path(config.evaluation.benchmark).expanduser()
   return Locations(
     annotations=annotations,
     images=images,
     prepared=cache
     / f"corpus-{_key(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)}",
     tokenizer=config.inputs.tokenizer
-    or (str(toy / "tokenizer") if toy else config.model.checkpoint),
+    or (str(drawn / "tokenizer") if drawn else config.model.checkpoint),
     checkpoint=config.model.checkpoint,
     benchmark=benchmark if config.evaluation.benchmark else None,
-    toy=toy,
+    toy=drawn,
   )
 
 

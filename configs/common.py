@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
 
   c.evaluation = ConfigDict()
   c.evaluation.benchmark = "data/VisualProcessBench"  # folder; "": do not evaluate
-  c.evaluation.images = "separate"  # an item's images: each "separate", one "canvas", the "first"
+  c.evaluation.images = "multi"  # an item's images: all ("multi"), one "canvas", or the "first"
   c.evaluation.blank_images = False  # also score with blanked images: does the model look?
   c.evaluation.page_items = 12  # benchmark items shown on index.html
   return c

@@ -88,7 +88,7 @@ def draw(
   knobs = Knobs(rollouts, images, seed, benchmark_items, n_mc, slip, recovery, lapse)
   _check(knobs)
   out = pathlib.Path(out_dir)
-  identity = {"knobs": dataclasses.asdict(knobs), "code": _code_digest()}
+  identity = {"knobs": dataclasses.asdict(knobs), "code": code_digest()}
   if out.exists():
     return _reuse(out, identity)
   part = out.with_name(out.name + ".part")
@@ -112,7 +112,8 @@ def _check(knobs: Knobs) -> None:
       raise ValueError(f"{name} is {getattr(knobs, name)}: give 0 or more")
 
 
-def _code_digest() -> str:
+def code_digest() -> str:
+  """Returns hex digits that name this version of the drawing code."""
   digest = hashlib.sha256()
   for path in (__file__, *(module.__file__ for module in _CODE)):
     digest.update(pathlib.Path(path).read_bytes())

@@ -56,6 +56,7 @@ _PROMPT_TEXT = (
   "system\nYou are a helpful assistant.",
   "user\n",
   "assistant\n",
+  "Yes No Yes No",  # the words of the reward head
   "Question: ",
   "\nProcess: ",
   "\n\n",
