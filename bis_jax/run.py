@@ -21,7 +21,12 @@ from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
-from bis_jax.evaluation import step_evaluation, visual_process_bench, workdir_page
+from bis_jax.evaluation import (
+  score_files,
+  step_evaluation,
+  visual_process_bench,
+  workdir_page,
+)
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.examples import BenchmarkExamples, RolloutExamples
 from bis_jax.inputs import pack, pipeline
@@ -209,6 +214,7 @@ def evaluate(
     blanked = step_evaluation.evaluate(items, score(blank=True), bootstrap_draws=0)
     evaluation["blank_images"] = blanked["thresholds"]
   if _is_first():
+    score_files.write_scores(place / "scores.jsonl", scores)
     workdir.write_json(place / "evaluation.json", evaluation)
     write_page(config, place, items, scores, evaluation, trained.history, corpus, manifest)
     _print_summary(place, evaluation)

@@ -2,8 +2,10 @@
 
 import html
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
@@ -31,21 +33,23 @@ def write_items_page(
   """
   folder = pathlib.Path(folder)
   (folder / "items").mkdir(parents=True, exist_ok=True)
-  records = []
-  for position, item in enumerate(tqdm(items, "item images", disable=None, leave=False)):
-    records.append(
-      {
-        "index": position,
-        "source": item.data_source,
-        "policy": item.policy_model,
-        "question": item.question,
-        "answer": item.answer,
-        "steps": item.steps,
-        "labels": item.labels,
-        "images": _write_images(folder, position, item),
-        "mc": mc_scores[position] if mc_scores is not None else None,
-      }
-    )
+  with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow works outside Python's lock
+    writing = threads.map(lambda place: _write_images(folder, *place), enumerate(items))
+    images = list(tqdm(writing, "item images", len(items), disable=None, leave=False))
+  records = [
+    {
+      "index": position,
+      "source": item.data_source,
+      "policy": item.policy_model,
+      "question": item.question,
+      "answer": item.answer,
+      "steps": item.steps,
+      "labels": item.labels,
+      "images": images[position],
+      "mc": mc_scores[position] if mc_scores is not None else None,
+    }
+    for position, item in enumerate(items)
+  ]
   data = {
     "items": records,
     "runs": list(runs),

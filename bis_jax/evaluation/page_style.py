@@ -62,10 +62,11 @@ def thumbnail(encoded: bytes) -> tuple[bytes, str]:
   with Image.open(io.BytesIO(encoded)) as image:
     if image.format in _SHOWN_AS_IS and len(encoded) <= _AS_IS_BYTES:
       return encoded, _SHOWN_AS_IS[image.format]
+    image.draft("RGB", (_LONGEST_SIDE, _LONGEST_SIDE))  # a JPEG is decoded no larger than needed
     shown = ImageOps.exif_transpose(image).convert("RGBA")
   shown.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
   sheet = Image.new("RGBA", shown.size, "white")
   sheet.alpha_composite(shown)
   small = io.BytesIO()
-  sheet.convert("RGB").save(small, "WEBP", quality=82)
+  sheet.convert("RGB").save(small, "WEBP", quality=80, method=2)
   return small.getvalue(), "webp"
