@@ -14,10 +14,8 @@ Sources: Transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py` (resize
 and `vision_utils.get_vision_window_index` (windows).
 """
 
-import contextlib
 import functools
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +35,6 @@ PATCH_VALUES = 3 * 2 * PATCH * PATCH  # channels x frames x pixels: 1176; a stil
 
 MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed to this
 MAX_STORED_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; larger is taken for a decompression bomb
-_ORIENTATION = 0x0112  # the EXIF tag; 5 and above swap height and width
 
 
 class ImageError(ValueError):
@@ -55,32 +52,14 @@ def decode(data: bytes) -> Image.Image:
     ImageError: "bomb" if the header announces more than `MAX_STORED_PIXELS` (nothing is decoded
       then), "broken" if the bytes are no image or are cut short.
   """
-  with _opened(data) as image:
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return _on_white(image)
-
-
-def stored_size(data: bytes) -> tuple[int, int]:
-  """Returns (height, width) of an encoded image after EXIF rotation, without decoding pixels.
-
-  Raises:
-    ImageError: as `decode`, as far as the header can tell.
-  """
-  with _opened(data) as image:
-    turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-@contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-  """Opens an image by its header; whatever goes wrong in the block is an ImageError."""
   try:
     with Image.open(io.BytesIO(data)) as image:
       if image.width * image.height > MAX_STORED_PIXELS:
         size = f"{image.width} x {image.height} pixels"
         raise ImageError("bomb", f"{size}, more than {MAX_STORED_PIXELS:,}")
-      yield image
+      image.load()
+      ImageOps.exif_transpose(image, in_place=True)
+      return _on_white(image)
   except ImageError:
     raise
   except Image.DecompressionBombError as error:  # Pillow's own check, at twice our limit

@@ -7,22 +7,7 @@
 Batch number n of a run is a pure function of (examples, plan, n), so a run resumes at any batch, on
 any number of processes and workers.
 
-A batch is a dict of numpy arrays: B rows of this process, T tokens, P patch slots, R step markers.
-All positions and indices count within their row.
-
-    tokens         int32[B, T]      `image_pad` where an image feature goes
-    segment_ids    int32[B, T]      1.. the sample in the row, 0 padding
-    positions      int32[B, 3, T]   mRoPE, from 0 in every sample
-    image_index    int32[B, T]      merge unit whose feature replaces the token, -1 elsewhere
-    patches        float32[B, P, 1176]
-    patch_segment  int32[B, P]      1.. the image in the row, 0 empty slot
-    patch_window   int32[B, P]      1.. the window in the row, inside one block of 64; 0 empty slot
-    patch_position int32[B, P, 2]   (row, column) of the patch in its image
-    marker_index   int32[B, R]      token of the marker; 0 if unused
-    marker_target  float32[B, R]
-    marker_weight  float32[B, R]    0 if ignored or unused
-    example_index  int32[B, R]      the marker's example and
-    step_index     int32[B, R]        step; -1 if unused. Both stay on the host.
+What a batch holds is said in `rows`.
 """
 
 from collections.abc import Sequence
@@ -33,19 +18,10 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from bis_jax.inputs import positions
-from bis_jax.inputs.images import (
-  PATCH_VALUES,
-  UNIT_PATCHES,
-  Patches,
-  QwenImages,
-  decode,
-  stored_size,
-)
+from bis_jax.inputs.images import ImageError, Patches, QwenImages, decode
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
-
-Batch = dict[str, np.ndarray]
+from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
 
 
 @dataclass(frozen=True)
@@ -81,12 +57,17 @@ class Examples(Protocol):
     """Returns (height, width), upright, of every image of example i without decoding it."""
 
 
+class InputError(ValueError):
+  """An example that cannot be put into a batch; the message names it."""
+
+
 class ExampleList:
   """A source of examples held in memory."""
 
   def __init__(self, examples: Sequence[Example]):
+    """Decodes every image once for its size; raises InputError naming an example with a bad one."""
     self._examples = tuple(examples)
-    self._sizes = [[stored_size(data) for data in example.images] for example in self._examples]
+    self._sizes = [_image_sizes(example) for example in self._examples]
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -103,8 +84,11 @@ class ExampleList:
     return self._sizes[i]
 
 
-class InputError(ValueError):
-  """An example that cannot be put into a batch; the message names it."""
+def _image_sizes(example: Example) -> list[tuple[int, int]]:
+  try:
+    return [decode(data).size[::-1] for data in example.images]
+  except ImageError as error:
+    raise InputError(f"example {example.id}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -200,12 +184,14 @@ class BatchSource:
     return -(-len(self.plan) // self.rows_per_batch)
 
   def __getitem__(self, number: int) -> Batch:
-    batch = _empty_batch(self.rows, self.plan)
+    plan = self.plan
+    batch = empty_batch(self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
-      row = _RowWriter({name: array[b] for name, array in batch.items()})
-      for i in self.plan.row(start + b):
-        row.add(int(i), *self._read(int(i)))
+      row = RowWriter({name: array[b] for name, array in batch.items()})
+      for i in plan.row(start + b).tolist():
+        example, sample, images = self._read(i)
+        row.add(sample, images, example.targets, example.weights, example_index=i)
     return batch
 
   def _read(self, i: int) -> tuple[Example, Sample, list[Patches]]:
@@ -219,78 +205,16 @@ class BatchSource:
           f"its text has places for {planned} image tokens, but its images give {found} features; "
           "the corpus states other sizes than its images have: prepare it again"
         )
-      return example, self.measured.sample(i, found), images
+      sample = self.measured.sample(i, found)
+      steps = len(sample.markers) + sample.dropped_steps
+      if not steps == len(example.steps) == len(example.targets) == len(example.weights):
+        raise ValueError(
+          f"{steps} steps when measured, now {len(example.steps)} with {len(example.targets)} "
+          f"targets and {len(example.weights)} weights"
+        )
+      return example, sample, images
     except ValueError as error:
       raise InputError(f"example {example.id}: {error}") from error
-
-
-def _empty_batch(rows: int, plan: Plan) -> Batch:
-  tokens, patches, markers = plan.row_tokens, plan.row_patches, plan.row_markers
-  return {
-    "tokens": np.zeros((rows, tokens), np.int32),
-    "segment_ids": np.zeros((rows, tokens), np.int32),
-    "positions": np.zeros((rows, 3, tokens), np.int32),
-    "image_index": np.full((rows, tokens), -1, np.int32),
-    "patches": np.zeros((rows, patches, PATCH_VALUES), np.float32),
-    "patch_segment": np.zeros((rows, patches), np.int32),
-    "patch_window": np.zeros((rows, patches), np.int32),
-    "patch_position": np.zeros((rows, patches, 2), np.int32),
-    "marker_index": np.zeros((rows, markers), np.int32),
-    "marker_target": np.zeros((rows, markers), np.float32),
-    "marker_weight": np.zeros((rows, markers), np.float32),
-    "example_index": np.full((rows, markers), -1, np.int32),
-    "step_index": np.full((rows, markers), -1, np.int32),
-  }
-
-
-class _RowWriter:
-  """Puts samples one behind the other into the arrays of one row."""
-
-  def __init__(self, arrays: Batch):
-    self._arrays = arrays
-    self._samples = self._tokens = self._patches = self._images = self._windows = self._markers = 0
-
-  def add(self, index: int, example: Example, sample: Sample, images: Sequence[Patches]) -> None:
-    """Adds one example with its tokens, image patches and labels."""
-    arrays = self._arrays
-    start = self._tokens
-    here = slice(start, start + len(sample.tokens))
-    self._samples += 1
-    arrays["tokens"][here] = sample.tokens
-    arrays["segment_ids"][here] = self._samples
-    arrays["positions"][:, here] = positions.mrope(
-      len(sample.tokens), sample.image_spans, [image.grid for image in images]
-    )
-    for (first, count), image in zip(sample.image_spans, images, strict=True):
-      units = self._add_image(image)
-      arrays["image_index"][start + first : start + first + count] = units
-    self._add_markers(index, example, start + sample.markers)
-    self._tokens = here.stop
-
-  def _add_image(self, image: Patches) -> np.ndarray:
-    """Adds one image; returns the merge unit in the row of each of its tokens."""
-    arrays = self._arrays
-    here = slice(self._patches, self._patches + len(image.window))
-    filled = image.window > 0
-    self._images += 1
-    image.write_values(arrays["patches"][here])
-    arrays["patch_segment"][here] = filled * self._images
-    arrays["patch_window"][here] = filled * (image.window + self._windows)
-    arrays["patch_position"][here] = image.position
-    self._windows += int(image.window.max())
-    self._patches = here.stop
-    return here.start // UNIT_PATCHES + image.unit_slot
-
-  def _add_markers(self, index: int, example: Example, token_index: np.ndarray) -> None:
-    kept = len(token_index)
-    here = slice(self._markers, self._markers + kept)
-    arrays = self._arrays
-    arrays["marker_index"][here] = token_index
-    arrays["marker_target"][here] = example.targets[:kept]
-    arrays["marker_weight"][here] = example.weights[:kept]
-    arrays["example_index"][here] = index
-    arrays["step_index"][here] = np.arange(kept)
-    self._markers = here.stop
 
 
 def batches(

@@ -251,11 +251,19 @@ class Damaged(ExampleList):
     return dataclasses.replace(super().__getitem__(i), images=(b"\x89PNG\r\n",))
 
 
+class Grown(ExampleList):
+  """Its examples have a step more than when they were measured."""
+
+  def __getitem__(self, i):
+    return dataclasses.replace(super().__getitem__(i), steps=("a", "b", "c"))
+
+
 @pytest.mark.parametrize(
   "kind, message",
   [
     (WrongSizes, r"example toy:1: .*places for \[64\] image tokens.*give \[16\] features"),
     (Damaged, r"example toy:1: broken image"),
+    (Grown, r"example toy:1: 2 steps when measured, now 3 with 2 targets"),
   ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -265,3 +273,8 @@ def test_errors_name_the_example(tiny_prompt, kind, message, prefetch):
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
   with pytest.raises(InputError, match=message):
     next(batches(source, measured, plan, IMAGES, rows_per_batch=1, prefetch=prefetch))
+
+
+def test_example_list_names_a_bad_image():
+  with pytest.raises(InputError, match="example toy:2: broken image"):
+    ExampleList([example(2, images=(b"",))])
