@@ -35,10 +35,11 @@ def write_json(path: epath.Path, content: Any) -> None:
   write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns {"a": {"b": 1}} as {"a.b": 1}."""
   flat = {}
   for key, value in tree.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    flat |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
 
 
@@ -56,7 +57,7 @@ def claim(workdir: epath.Path, config: ConfigDict, *, write: bool = True) -> Non
   ours = json.loads(config.to_json())
   path = workdir / "config.json"
   if path.exists():
-    there, here = _flat(json.loads(path.read_text())), _flat(ours)
+    there, here = flat_keys(json.loads(path.read_text())), flat_keys(ours)
     differ = [
       f"config.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
       for key in sorted(there | here)

@@ -1,10 +1,14 @@
-"""Eight fake CPU devices, strict ranks and exact float32 products in every test."""
+"""Eight fake CPU devices, strict ranks and exact float32 products in every test.
+
+Compilation is at its lowest optimisation level: the suite compiles far more than it computes.
+"""
 
 import os
 import pathlib
 
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -22,3 +26,18 @@ def shared() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip("reads real tokenizers and images from ../shared, which is not here")
   return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory):
+  """The toy recipe on a thousand rollouts with the smallest model: a run of seconds."""
+  from configs import qwen_bis10
+
+  c = qwen_bis10.get_config("toy")
+  c.corpus.cache = str(tmp_path_factory.mktemp("cache"))
+  c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 20
+  c.model.size = "tiny"
+  c.train.global_batch, c.train.epochs, c.train.steps = 8, 1, 6
+  c.train.log_every, c.train.checkpoint_every = 1, 2
+  c.evaluation.blank_images = False
+  return c.lock()

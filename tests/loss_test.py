@@ -1,0 +1,58 @@
+"""Labels and loss against their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bis_jax.loss import marker_loss, step_labels
+
+SCORES = np.array([0.0, 1 / 16, 0.5, 9 / 16, 1.0])
+MEASURED = np.array([False, True, True, True, True])
+
+
+def _labels(kind: str) -> ConfigDict:
+  return ConfigDict({"kind": kind, "band_low": 1 / 16, "band_high": 0.5})
+
+
+@pytest.mark.parametrize(
+  "kind, tau, targets, weights",
+  [
+    ("hard", 0.0, [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]),
+    ("hard", 0.5, [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]),
+    ("soft", 0.0, SCORES, [1, 1, 1, 1, 1]),
+    ("banded", 0.0, [0, 0, 0, 1, 1], [1, 1, 0, 1, 1]),
+  ],
+)
+def test_labels(kind, tau, targets, weights):
+  got = step_labels(SCORES, MEASURED, _labels(kind), tau, "negative")
+  np.testing.assert_array_equal(got[0], np.float32(targets))
+  np.testing.assert_array_equal(got[1], np.float32(weights))
+
+
+def test_unmeasured_steps_can_be_ignored():
+  _, weights = step_labels(SCORES, MEASURED, _labels("hard"), 0.0, "ignore")
+  np.testing.assert_array_equal(weights, [0, 1, 1, 1, 1])
+
+
+def test_loss_is_the_cross_entropy_of_labelled_markers_only():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 5, 2)).astype(np.float32)
+  target = rng.uniform(size=(3, 5)).astype(np.float32)
+  weight = (rng.uniform(size=(3, 5)) < 0.5).astype(np.float32)
+  p = np.exp(logits[..., 0]) / np.exp(logits).sum(-1)
+  wanted = -(target * np.log(p) + (1 - target) * np.log(1 - p)) * weight
+  got = marker_loss(jnp.asarray(logits), jnp.asarray(target), jnp.asarray(weight))
+  np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_logit_is_the_positive_one():
+  logits = jnp.asarray([[[5.0, -5.0]]])
+  one = jnp.ones((1, 1))
+  assert marker_loss(logits, one, one)[0, 0] < 0.01 < marker_loss(logits, 0 * one, one)[0, 0]
+
+
+def test_an_unused_marker_adds_nothing_even_where_its_logits_are_not_finite():
+  logits = jnp.asarray([[[jnp.nan, 1.0], [1.0, 2.0]]])
+  loss = marker_loss(logits, jnp.ones((1, 2)), jnp.asarray([[0.0, 1.0]]))
+  assert loss[0, 0] == 0 and jnp.isfinite(loss[0, 1])
