@@ -45,6 +45,30 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[st
   return restored.state, restored.position
 
 
+def restore_params(
+  workdir: epath.Path, trained: dict[str, Any], frozen: dict[str, Any]
+) -> dict[str, jax.Array] | None:
+  """Returns all parameters of the newest checkpoint, without its optimiser state; None if none.
+
+  Args:
+    workdir: the run's.
+    trained, frozen: shapes with shardings, of the parameters that training changes and of the
+      others; what is restored arrives in those.
+  """
+  with ocp.CheckpointManager(workdir / "checkpoints") as checkpoints:
+    step = checkpoints.latest_step()
+    if step is None:
+      return None
+    like = {"params": trained}
+    state = ocp.args.PyTreeRestore(
+      like,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+      partial_restore=True,
+    )
+    restored = checkpoints.restore(step, args=ocp.args.Composite(state=state))
+  return restored.state["params"] | restore_frozen(workdir, frozen)
+
+
 def save_frozen(workdir: epath.Path, frozen: dict[str, jax.Array]) -> None:
   """Saves the frozen parameters if there are any and they are not saved yet."""
   if frozen and not (workdir / "frozen").exists():

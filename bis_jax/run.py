@@ -196,17 +196,12 @@ def evaluate(
   """Scores the benchmark, writes evaluation.json, scores.jsonl and the page; returns the former."""
   items = visual_process_bench.load(where.benchmark)
 
+  scorer = scoring.Scorer(
+    reader.prompt, reader.images, config.inputs, trained.mesh, trained.graph, trained.params
+  )
+
   def score(*, blank: bool) -> list[np.ndarray]:
-    examples = BenchmarkExamples(items, config.evaluation.images, blank=blank)
-    return scoring.score(
-      examples,
-      reader.prompt,
-      reader.images,
-      config.inputs,
-      trained.mesh,
-      trained.graph,
-      trained.params,
-    )
+    return scorer.score(BenchmarkExamples(items, config.evaluation.images, blank=blank))
 
   scores = score(blank=False)
   evaluation = step_evaluation.evaluate(items, scores)

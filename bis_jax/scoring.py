@@ -1,95 +1,213 @@
-"""Step scores from a model: the probability that each step of each example is correct."""
+"""Step scores from a model: the probability that each step of each example is correct.
 
+scorer = load("runs/toy_bis10")
+scores = scorer.score(examples)
+"""
+
+import dataclasses
+import json
 import sys
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from bis_jax import backbones, checkpoint, locations, optim
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import Examples
-from bis_jax.inputs.prompt import QwenPrompt
-from bis_jax.sharding import batch_sharding
-from bis_jax.state import Params
+from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.inputs.rows import Batch, empty_batch
+from bis_jax.sharding import batch_sharding, batch_shards, make_mesh, parameter_shardings
+from bis_jax.state import Params, split
 from bis_jax.train_step import HOST_KEYS, make_score_step
+from bis_jax.workdir import WorkdirError
 
 
 class UnscoredStepError(ValueError):
   """Examples whose steps do not all fit the length limit; the message names them."""
 
 
-def score(
-  examples: Examples,
-  prompt: QwenPrompt,
-  images: QwenImages,
-  inputs: ConfigDict,
-  mesh: Mesh,
-  graph: nnx.GraphDef,
-  params: Params,
-) -> list[np.ndarray]:
-  """Returns for every example its step scores float32[n], P(correct) in [0, 1].
+class Scorer:
+  """A model that scores; its step is compiled once for each number of rows it meets.
 
   Scores do not depend on batching, order, packing or devices.
-
-  Args:
-    examples: what to score; targets and weights are not read.
-    prompt, images: the formatter and the image rule that the model was trained with.
-    inputs: `config.inputs`.
-    mesh, graph, params: the model.
-
-  Raises:
-    UnscoredStepError: an example is longer than `inputs.max_length`.
   """
-  measured = pipeline.measure(examples, prompt, images, max_length=inputs.max_length)
-  plan = pack.plan(
-    *measured.costs,
-    row_tokens=inputs.row_tokens,
-    row_patches=inputs.row_patches,
-    row_markers=inputs.row_markers,
-    shuffle=False,
-    lookahead=inputs.lookahead,
-  )
-  _refuse_unscored(examples, measured, plan)
-  iterator = pipeline.batches(
-    examples,
-    measured,
-    plan,
-    images,
-    rows_per_batch=inputs.row_multiple,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    workers=inputs.workers,
-    prefetch=inputs.prefetch,
-  )
-  score_step, sharding = make_score_step(graph), batch_sharding(mesh)
-  scores = [np.zeros(count, np.float32) for count in measured.marker_counts]
-  for batch in tqdm(iterator, desc="score", unit="batch", disable=not sys.stderr.isatty()):
+
+  def __init__(
+    self,
+    prompt: QwenPrompt,
+    images: QwenImages,
+    inputs: ConfigDict,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    params: Params,
+  ):
+    """Holds a model.
+
+    Args:
+      prompt, images: the formatter and the image rule that the model was trained with.
+      inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
+      mesh, graph, params: the model.
+    """
+    self._prompt, self._images, self._inputs = prompt, images, inputs
+    self._params = params
+    self._sharding, self._shards = batch_sharding(mesh), batch_shards(mesh)
+    self._step = make_score_step(graph)
+
+  def score(self, examples: Examples) -> list[np.ndarray]:
+    """Returns for every example its step scores float32[n], P(correct) in [0, 1].
+
+    Raises:
+      UnscoredStepError: an example is too long; targets and weights are not read.
+    """
+    scores, refused = self.score_each(examples)
+    if refused:
+      names = "; ".join(f"{examples[i].id}: {why}" for i, why in list(refused.items())[:10])
+      raise UnscoredStepError(
+        f"{len(refused)} examples are too long to score every step: raise config.inputs.max_length, "
+        f"row_tokens, row_patches and row_markers. {names}"
+      )
+    return scores
+
+  def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Returns (scores, {example: why it has none}); a refused example's scores are empty."""
+    inputs = self._inputs
+    measured = pipeline.measure(examples, self._prompt, self._images, max_length=inputs.max_length)
+    refused = _refused(measured, inputs)
+    scores = [np.zeros(0, np.float32)] * len(examples)
+    fitting = np.array([i for i in range(len(examples)) if i not in refused], np.int64)
+    if len(fitting):
+      plan = pack.plan(
+        *(cost[fitting] for cost in measured.costs),
+        row_tokens=inputs.row_tokens,
+        row_patches=inputs.row_patches,
+        row_markers=inputs.row_markers,
+        shuffle=False,
+        lookahead=inputs.lookahead,
+      )
+      plan = dataclasses.replace(plan, examples=fitting[plan.examples])
+      self._run(examples, measured, plan, scores)
+    return scores, refused
+
+  def warm_up(self) -> None:
+    """Compiles the step for every number of rows a batch can have."""
+    inputs, rows = self._inputs, 0
+    while rows < self.batch_rows(inputs.row_multiple):
+      rows = self.batch_rows(rows + 1)
+      batch = empty_batch(rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+      jax.block_until_ready(self._scores_of(batch))
+
+  def batch_rows(self, rows: int) -> int:
+    """Returns the rows of a batch for `rows` packed rows: few sizes, so that few are compiled."""
+    size = self._shards
+    while size < min(rows, self._inputs.row_multiple):
+      size *= 2
+    return size
+
+  def _run(
+    self,
+    examples: Examples,
+    measured: pipeline.Measured,
+    plan: pack.Plan,
+    scores: list[np.ndarray],
+  ) -> None:
+    """Scores the planned examples and puts their scores into the list."""
+    iterator = pipeline.batches(
+      examples,
+      measured,
+      plan,
+      self._images,
+      rows_per_batch=self.batch_rows(len(plan)),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      workers=self._inputs.workers,
+      prefetch=self._inputs.prefetch,
+    )
+    for i in plan.examples:
+      scores[i] = np.zeros(measured.marker_counts[i], np.float32)
+    for batch in tqdm(iterator, desc="score", unit="batch", disable=not sys.stderr.isatty()):
+      index = {key: batch[key] for key in HOST_KEYS}
+      score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
+      if jax.process_count() > 1:
+        index = multihost_utils.process_allgather(index, tiled=True)
+      used_BR = index["example_index"] >= 0
+      placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
+      for example, step, value in zip(*placed, strict=True):
+        scores[example][step] = value
+
+  def _scores_of(self, batch: Batch) -> jax.Array:
+    """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
     arrays = {
-      key: jax.make_array_from_process_local_data(sharding, array[None])
+      key: jax.make_array_from_process_local_data(self._sharding, array[None])
       for key, array in batch.items()
       if key not in HOST_KEYS
     }
-    index = {key: batch[key] for key in HOST_KEYS}
-    score_BR = multihost_utils.process_allgather(score_step(params, arrays), tiled=True)
-    if jax.process_count() > 1:
-      index = multihost_utils.process_allgather(index, tiled=True)
-    used_BR = index["example_index"] >= 0
-    placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
-    for example, step, value in zip(*placed, strict=True):
-      scores[example][step] = value
-  return scores
+    return self._step(self._params, arrays)
 
 
-def _refuse_unscored(examples: Examples, measured: pipeline.Measured, plan: pack.Plan) -> None:
-  cut = sorted({*np.flatnonzero(measured.dropped_steps).tolist(), *plan.too_long})
-  if cut:
-    names = ", ".join(examples[i].id for i in cut[:10])
-    raise UnscoredStepError(
-      f"{len(cut)} examples are too long to score every step ({names}{', ...' * (len(cut) > 10)}): "
-      "raise config.inputs.max_length, row_tokens and row_patches"
-    )
+def load(workdir: str, **inputs: int) -> Scorer:
+  """Returns the newest checkpoint of a run's workdir, ready to score.
+
+  Args:
+    workdir: of a run of `bis_jax.main`, local or gs://; its tokenizer must still be where the
+      run's config says.
+    inputs: keys of `config.inputs` to change, e.g. max_length=4096, row_tokens=4096.
+
+  Raises:
+    WorkdirError: the folder is no run's workdir, or holds no checkpoint.
+    FileNotFoundError: the tokenizer is gone.
+  """
+  place = epath.Path(workdir)
+  if not (place / "config.json").exists():
+    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+  config = ConfigDict(json.loads((place / "config.json").read_text()))
+  config.inputs.update(inputs)
+  where = locations.locate(config)
+  tokenizer = load_tokenizer(where.tokenizer)
+  mesh = make_mesh(**config.mesh)
+  model = backbones.model_config(config.model, len(tokenizer))
+  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
+  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
+  like = {
+    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
+    for path, shape in shapes.items()
+  }
+  factors = optim.factors(config.model.learning_rates, list(like))
+  params = checkpoint.restore_params(
+    place,
+    {path: shape for path, shape in like.items() if factors[path] > 0},
+    {path: shape for path, shape in like.items() if factors[path] == 0},
+  )
+  if params is None:
+    raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
+  prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
+  images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
+  return Scorer(prompt, images, config.inputs, mesh, graph, params)
+
+
+def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
+  """Returns {example: why} for those without a step, too long, or larger than a row."""
+  refused = {}
+  names = ("tokens", "patch slots", "steps")
+  budgets = (inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+  for i, cost in enumerate(zip(*measured.costs, strict=True)):
+    dropped = int(measured.dropped_steps[i])
+    over = [
+      f"{have} {name}, a row holds {budget}"
+      for have, name, budget in zip(cost, names, budgets, strict=True)
+      if have > budget
+    ]
+    if dropped:
+      steps = cost[2] + dropped
+      refused[i] = f"only {cost[2]} of {steps} steps fit into {inputs.max_length} tokens"
+    elif over:
+      refused[i] = "; ".join(over)
+    elif not cost[2]:
+      refused[i] = "it has no step"
+  return refused

@@ -94,6 +94,11 @@ def load(folder: str, image_root: str | None = None) -> list[BenchmarkItem]:
   return items
 
 
+def without_placeholders(question: str) -> str:
+  """Returns the question without `<image>`, `<image1>`, ... and without outer blanks."""
+  return _IMAGE_PLACEHOLDER.sub("", question).strip()
+
+
 def listed(where: object, faults: list[str]) -> str:
   """Returns the message about a benchmark's bad items: how many, and the first twenty."""
   shown = "\n  ".join(faults[:_SHOWN_FAULTS])
@@ -178,7 +183,7 @@ def _parse(line: bytes, index: int, root: ImageRoot) -> BenchmarkItem:
       raise ValueError(f"`{key}` must be a string, found {record.get(key)!r}")
   return BenchmarkItem(
     index=index,
-    question=_IMAGE_PLACEHOLDER.sub("", record["question"]).strip(),
+    question=without_placeholders(record["question"]),
     images=images,
     image_sizes=tuple(_image_size(image) for image in images),
     steps=steps,
