@@ -103,7 +103,7 @@ class Patches:
     """Writes normalised values into contiguous float32[S, 1176]; empty slots stay as they are."""
     values = out.reshape(-1, UNIT_PATCHES, 3, 2, PATCH * PATCH)
     for channel, table in enumerate(_value_tables()):
-      values[self.unit_slot, :, channel] = table[self.pixels[:, :, channel, None]]
+      values[self.unit_slot, :, channel] = table.take(self.pixels[:, :, channel, None])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""How full packed rows are on a whole corpus, and how long measuring and planning take.
+
+    python benchmarks/packing.py --annotations=DIR --tokenizer=DIR [--limit=N]
+
+Reads the annotations (VisualPRM400K layout) and the tokenizer, no images: annotations do not state
+image sizes, so each source gets a typical size, 250 to 1200 pixels, and an aspect ratio, and its
+images vary by about 25 % around them. Every token and patch slot of a row is counted, the slots
+that windows leave empty in their blocks as padding, too.
+
+Asked: at most 5 % of tokens and 10 % of patches, the plan of 565k rollouts in at most 20 s. On 2
+shared cores, 565,149 generated rollouts of 155, 501 and 1524 tokens (percentiles 1, 50 and 99):
+
+    | row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |
+    |---|---|---|---|---|---|---|
+"""
+
+import json
+import pathlib
+import time
+
+import numpy as np
+from absl import app, flags
+
+from bis_jax.inputs import pack, prompt
+from bis_jax.inputs.images import UNIT_PATCHES, QwenImages
+from bis_jax.inputs.pipeline import measure
+
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "folder of *.jsonl", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)
+_LIMIT = flags.DEFINE_integer("limit", 0, "read about this many, evenly spread; 0: all")
+
+
+class Rollouts:
+  """The texts of a corpus with made-up image sizes, as a source for `measure`."""
+
+  def __init__(self, folder: pathlib.Path, limit: int):
+    """Holds every rollout, or about `limit` of them, evenly spread."""
+    self._texts, self._sizes = [], []
+    rng = np.random.default_rng(0)
+    paths = sorted(folder.glob("*.jsonl"))
+    total = sum(path.read_bytes().count(b"\n") for path in paths)
+    stride = max(1, total // limit) if limit else 1
+    for path in paths:
+      side, aspect = np.exp(rng.uniform(np.log(250), np.log(1200))), rng.uniform(0.5, 1.4)
+      for line in path.read_text(encoding="utf-8").splitlines()[::stride]:
+        record = json.loads(line)
+        steps = tuple(step["step"] for step in record["steps_with_score"])
+        self._texts.append((record["question_orig"], steps))
+        count = len(record["image"]) if isinstance(record["image"], list) else 1
+        scale = np.exp(rng.normal(0, 0.25, (count, 2)))
+        size = np.maximum(28, scale * [side * aspect, side]).astype(int)
+        self._sizes.append([tuple(map(int, pair)) for pair in size])
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
+    """Returns (question, steps) of rollout i."""
+    return self._texts[i]
+
+  def image_sizes(self, i: int) -> list[tuple[int, int]]:
+    """Returns (height, width) of the images of rollout i."""
+    return self._sizes[i]
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table."""
+  del argv
+  rollouts = Rollouts(pathlib.Path(_ANNOTATIONS.value), _LIMIT.value)
+  images = QwenImages(min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28)
+  formatter = prompt.QwenPrompt(prompt.load_tokenizer(_TOKENIZER.value))
+  start = time.perf_counter()
+  measured = measure(rollouts, formatter, images, max_length=4096, progress=True)
+  seconds = time.perf_counter() - start
+  lengths = measured.token_lengths
+  print(f"{len(rollouts)} rollouts measured in {seconds:.0f} s, {lengths.sum():,} tokens")
+  print("tokens a rollout, percentiles 1 50 99:", *np.percentile(lengths, [1, 50, 99]).astype(int))
+  patches = UNIT_PATCHES * sum(
+    images.cost(*size)[0] for i in range(len(rollouts)) for size in rollouts.image_sizes(i)
+  )
+  print("| row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |")
+  print("|---|---|---|---|---|---|---|")
+  for row_tokens in (4096, 8192):
+    row_patches = pack.balanced_row_patches(lengths, measured.patch_costs, row_tokens)
+    for lookahead in (1, 64, 512):
+      start = time.process_time()
+      plan = pack.plan(
+        *measured.costs,
+        row_tokens=row_tokens,
+        row_patches=row_patches,
+        row_markers=256,
+        lookahead=lookahead,
+      )
+      seconds = time.process_time() - start
+      empty = 1 - patches / (len(plan) * row_patches)
+      print(
+        f"| {row_tokens} | {row_patches} | {lookahead} | {len(plan)} "
+        f"| {plan.token_padding:.1%} | {empty:.1%} | {seconds:.1f} |",
+        flush=True,
+      )
+
+
+if __name__ == "__main__":
+  app.run(main)
