@@ -20,7 +20,7 @@ import zstandard
 
 from bis_jax.corpus.rejections import CorpusError
 
-BLOCK = 128 << 10  # bytes: its lines, decoded, stay in the processor's cache
+BLOCK = 1 << 20  # bytes: few enough for the cache, enough to spread the cost of a numpy call
 SPAN = 16 << 20  # bytes of a plain file that one task reads
 BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
 

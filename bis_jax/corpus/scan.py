@@ -20,10 +20,11 @@ from bis_jax.corpus import records
 from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
-from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
+from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable, mix64
 
 _ABSENT = -(1 << 40)  # stands for a count that is not given
 _SMALL = 8 << 20  # bytes; fewer are read in this process
+_NONE = np.zeros(0, np.int64)
 
 
 class _Step(msgspec.Struct, gc=False):
@@ -34,11 +35,11 @@ class _Step(msgspec.Struct, gc=False):
 
 
 class _Record(msgspec.Struct, gc=False):
-  image: str | list[str]
+  image: str | tuple[str, ...]
   steps_with_score: list[_Step]
 
 
-_DECODER = msgspec.json.Decoder(_Record)
+_decode = msgspec.json.Decoder(_Record).decode
 _IMAGE = operator.attrgetter("image")
 _STEPS = operator.attrgetter("steps_with_score")
 
@@ -181,50 +182,88 @@ class _Span:
 
 def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   file, start, stop, whole_lines = task
-  parts, rejections, image_sets = [], [], {}
+  fingerprints = _whole_fingerprints if whole_lines else _sampled_fingerprints
+  parts, rejections, image_sets = [], [], ImageSets()
   lines = size = 0
   gc.disable()  # decoded records hold no cycles
   try:
     for offset, block in file.blocks(start, stop):
-      starts, ends = _line_bounds(block)
-      part = _fast(block, starts, ends, image_sets)
+      raw, starts = _split(block)
+      part = _fast(raw, image_sets)
       if part is None:
-        part, bad = _slow(block, starts, ends, image_sets, file.source)
+        part, bad = _slow(raw, image_sets, file.source)
         rejections += [(lines + line, reason, detail) for line, reason, detail in bad]
-      parts.append(dataclasses.replace(part, line=part.line + lines, offset=part.offset + offset))
+      at = starts[part.line]
+      parts.append(
+        dataclasses.replace(
+          part,
+          line=part.line + lines,
+          offset=at + offset,
+          fingerprint=fingerprints(block, at, part.length),
+        )
+      )
       lines += starts.size
       size += len(block)
   finally:
     gc.enable()
-  return _Span(_concatenate(parts), list(image_sets), rejections, lines, size)
+  return _Span(_concatenate(parts), list(image_sets.numbers), rejections, lines, size)
 
 
-def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Returns int64 starts and ends (before \\n) of the lines of a block."""
-  ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10)
-  if block[-1:] != b"\n":
-    ends = np.append(ends, len(block))
-  return np.concatenate(([0], ends[:-1] + 1)), ends
+def _split(block: bytes) -> tuple[list[bytes], np.ndarray]:
+  """Returns the lines of a block without their ends, and int64 where each starts."""
+  raw = block.split(b"\n")
+  if not raw[-1]:
+    raw.pop()
+  starts = np.zeros(len(raw) + 1, np.int64)
+  np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)) + 1, out=starts[1:])
+  if any(map(bytes.endswith, raw, itertools.repeat(b"\r"))):
+    raw = [line.removesuffix(b"\r") for line in raw]
+  return raw, starts[:-1]
 
 
-def _fast(
-  block: bytes, starts: np.ndarray, ends: np.ndarray, image_sets: dict[tuple[str, ...], int]
-) -> Columns | None:
-  """Returns the columns of a block whose lines are all right in every point, else None.
+class ImageSets:
+  """Numbers the sets of image references in order of first use.
 
-  A line is one value if every line starts with { and ends with }: no value can go on over such an
-  end of line.
+  Attributes:
+    numbers: the number of each set.
   """
-  data = np.frombuffer(block, np.uint8)
-  ends = ends - (data[ends - 1] == 13)
-  if (ends <= starts).any() or (data[starts] != 123).any() or (data[ends - 1] != 125).any():
-    return None
+
+  def __init__(self) -> None:
+    self.numbers: dict[tuple[str, ...], int] = {}
+    self._plain: dict[str | tuple[str, ...], int] = {}  # as written, found plainly inside the root
+
+  def number(self, names: tuple[str, ...]) -> int:
+    """Returns the number of a set."""
+    return self.numbers.setdefault(names, len(self.numbers))
+
+  def plain_numbers(self, images: list[str | tuple[str, ...]]) -> np.ndarray | None:
+    """Returns int32[images], or None if any is not plainly inside the image root."""
+    found = list(map(self._plain.get, images))
+    if None in found:
+      for image in images:
+        if image in self._plain:
+          continue
+        names = (image,) if type(image) is str else image
+        if not names or not all(map(_is_plain, names)):
+          return None
+        self._plain[image] = self.number(names)
+      found = map(self._plain.get, images)
+    return np.fromiter(found, np.int32, len(images))
+
+
+def _is_plain(name: str) -> bool:
+  return not (not name or name[0] == "/" or ".." in name or "//" in name or "\0" in name)
+
+
+def _fast(raw: list[bytes], image_sets: ImageSets) -> Columns | None:
+  """Returns the columns of lines that are all right in every point, else None.
+
+  Offsets and fingerprints are left to the caller.
+  """
   try:
-    if not block.isascii():
-      # Typed decoding checks only what it decodes, so the other fields are checked here.
-      for line in np.flatnonzero(np.maximum.reduceat(data, starts) > 127).tolist():
-        block[starts[line] : ends[line]].decode()
-    found = _DECODER.decode_lines(block)
+    for line in itertools.filterfalse(bytes.isascii, raw):
+      line.decode()  # typed decoding checks only what it decodes
+    found = list(map(_decode, raw))
     steps = list(map(_STEPS, found))
     lengths = np.fromiter(map(len, steps), np.int32, len(steps))
     steps = list(itertools.chain.from_iterable(steps))
@@ -239,31 +278,27 @@ def _fast(
   except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
     return None
   texts = list(map(operator.attrgetter("step"), steps))
-  sets = list(map(_image_set, map(_IMAGE, found)))
+  image_set = image_sets.plain_numbers(list(map(_IMAGE, found)))
   right = (
-    len(found) == starts.size
+    image_set is not None
     and lengths.all()
     and all(texts)
     and not any(map(str.isspace, texts))
     and ((scores >= 0) & (scores <= 1)).all()
     and _counts_agree(scores, correct, total)
-    and all(sets)
   )
   if not right:
     return None
-  size = ends - starts
   return Columns(
-    line=np.arange(starts.size, dtype=np.int32),
-    offset=starts,
-    length=size.astype(np.int32),
-    fingerprint=_fingerprints(data, starts, size),
+    line=np.arange(len(raw), dtype=np.int32),
+    offset=_NONE,
+    length=np.fromiter(map(len, raw), np.int32, len(raw)),
+    fingerprint=_NONE,
     steps=lengths,
     scores=scores,
     measured=total != 0,
-    flags=np.full(starts.size, STRICT_OK | PAPER_OK, np.uint8),
-    image_set=np.fromiter(
-      (image_sets.setdefault(names, len(image_sets)) for names in sets), np.int32, len(sets)
-    ),
+    flags=np.full(len(raw), STRICT_OK | PAPER_OK, np.uint8),
+    image_set=image_set,
   )
 
 
@@ -277,29 +312,15 @@ def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) ->
   return bool(agree.all())
 
 
-def _image_set(image: str | list[str]) -> tuple[str, ...] | None:
-  """Returns references that are plainly inside the image root, else None."""
-  names = (image,) if type(image) is str else tuple(image)
-  for name in names:
-    if not name or name[0] == "/" or ".." in name or "//" in name or "\0" in name:
-      return None
-  return names
-
-
 def _slow(
-  block: bytes,
-  starts: np.ndarray,
-  ends: np.ndarray,
-  image_sets: dict[tuple[str, ...], int],
-  source: str,
+  raw: list[bytes], image_sets: ImageSets, source: str
 ) -> tuple[Columns, list[tuple[int, str, str]]]:
-  """Returns the columns of any block, and (line, reason, detail) of what strict order rejects."""
+  """Returns the columns of any lines, and (line, reason, detail) of what strict order rejects."""
   rows, scores, measured, bad = [], [], [], []
-  for line, start in enumerate(starts.tolist()):
-    raw = block[start : ends[line]].removesuffix(b"\r")
+  for line, text in enumerate(raw):
     flags, image_set = 0, -1
     try:
-      record = records.load_object(raw)
+      record = records.load_object(text)
     except BadRecord as error:
       bad.append((line, error.reason, error.detail))
       continue
@@ -309,19 +330,19 @@ def _slow(
       bad.append((line, error.reason, error.detail))
     else:
       flags = STRICT_OK
-      image_set = image_sets.setdefault(rollout.images, len(image_sets))
+      image_set = image_sets.number(rollout.images)
     row_scores, row_measured = records.paper_scores(record)
     if row_scores:
       flags |= PAPER_OK if records.paper_writes(record) else 0
-      rows.append((line, start, len(raw), len(row_scores), flags, image_set))
+      rows.append((line, len(text), len(row_scores), flags, image_set))
       scores += row_scores
       measured += row_measured
-  line, offset, length, steps, flags, image_set = np.array(rows, np.int64).reshape(-1, 6).T
+  line, length, steps, flags, image_set = np.array(rows, np.int64).reshape(-1, 5).T
   return Columns(
     line=line.astype(np.int32),
-    offset=offset,
+    offset=_NONE,
     length=length.astype(np.int32),
-    fingerprint=_fingerprints(np.frombuffer(block, np.uint8), offset, length),
+    fingerprint=_NONE,
     steps=steps.astype(np.int32),
     scores=np.array(scores, np.float64),
     measured=np.array(measured, np.bool_),
@@ -330,22 +351,18 @@ def _slow(
   ), bad
 
 
-def _fingerprints(data: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """Returns uint64[rows] from each line's length and five samples of 8 bytes."""
-  state = length.astype(np.uint64)
-  reach = np.maximum(length - 8, 0)
-  for part in range(5):
-    at = np.minimum(start + reach * part // 4, data.size - 8)
-    sample = np.ascontiguousarray(data[at[:, None] + np.arange(8)]).view(np.uint64)[:, 0]
-    state = (state ^ sample) * np.uint64(0x9E3779B97F4A7C15)
-    state ^= state >> np.uint64(29)
-  return state
+def _sampled_fingerprints(block: bytes, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+  """Returns uint64[rows] from each line's length and the 8 bytes at its middle."""
+  data = np.frombuffer(block.ljust(8), np.uint8)
+  at = np.minimum(start + length // 2, data.size - 8)
+  middle = np.ascontiguousarray(data[at[:, None] + np.arange(8)]).view(np.uint64)[:, 0]
+  return mix64(mix64(middle) + length.astype(np.uint64))
 
 
-def _whole_fingerprints(block: bytes, part: Columns) -> np.ndarray:
+def _whole_fingerprints(block: bytes, start: np.ndarray, length: np.ndarray) -> np.ndarray:
   """Returns uint64[rows], a hash of each line's bytes."""
-  bounds = zip(part.offset.tolist(), part.length.tolist(), strict=True)
-  digests = (hashlib.blake2b(block[at : at + size], digest_size=8).digest() for at, size in bounds)
+  bounds = zip(start.tolist(), length.tolist(), strict=True)
+  digests = [hashlib.blake2b(block[at : at + size], digest_size=8).digest() for at, size in bounds]
   return np.frombuffer(b"".join(digests), np.uint64)
 
 
@@ -380,7 +397,7 @@ def _join(files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span
     first[at] += span.lines
   found = Scan(
     files=files,
-    source=np.concatenate(source),
+    source=np.concatenate([np.zeros(0, np.int16), *source]),
     columns=_concatenate(parts),
     image_sets=list(image_sets),
     rejections=rejections,
