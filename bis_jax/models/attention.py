@@ -68,14 +68,17 @@ def window_attention(
 def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.Array) -> jax.Array:
   """Attention with all scores held at once; every array may carry the same leading axes."""
   *lead, t, n, h = q_TNH.shape
-  k = k_SKH.shape[-2]
-  q_TKGH = (q_TNH * jnp.asarray(h**-0.5, q_TNH.dtype)).reshape(*lead, t, k, n // k, h)
-  scores_KGTS = jnp.einsum(
-    "...tkgh,...skh->...kgts", q_TKGH, k_SKH, preferred_element_type=jnp.float32
-  )
+  s, k = k_SKH.shape[-3:-1]
+  # Heads first, and the queries of a key head in one axis: the scores, by far the largest array,
+  # then come out of the product as they lie and are never transposed.
+  q_KtH = jnp.moveaxis(q_TNH, -3, -2).reshape(*lead, k, n // k * t, h)
+  k_KSH, v_KSH = jnp.moveaxis(k_SKH, -3, -2), jnp.moveaxis(v_SKH, -3, -2)
+  scores_KtS = jnp.einsum("...th,...sh->...ts", q_KtH, k_KSH, preferred_element_type=jnp.float32)
+  scores_KGTS = scores_KtS.reshape(*lead, k, n // k, t, s) * h**-0.5
   scores_KGTS = jnp.where(mask_TS[..., None, None, :, :], scores_KGTS, _MASKED)
   probs_KGTS = jax.nn.softmax(scores_KGTS, axis=-1).astype(v_SKH.dtype)
-  return jnp.einsum("...kgts,...skh->...tkgh", probs_KGTS, v_SKH).reshape(*lead, t, n, h)
+  out_KtH = jnp.einsum("...ts,...sh->...th", probs_KGTS.reshape(scores_KtS.shape), v_KSH)
+  return jnp.moveaxis(out_KtH.reshape(*lead, n, t, h), -3, -2)
 
 
 def _xla(

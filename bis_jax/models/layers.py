@@ -4,7 +4,7 @@ Parameters are stored in `param_dtype` and used in `dtype`. Where Transformers c
 (norm statistics, rotary angles) these layers do too, whatever `dtype` is.
 
 Array names end in their dims: B rows, T tokens, D width, F mlp, N heads, H head dim, V vocab,
-C input features, E output features, h half of a head dim.
+C input features, E output features, X all tokens (B * T), h half of a head dim.
 """
 
 from collections.abc import Callable
@@ -23,31 +23,6 @@ _REMAT_POLICIES = {
 }
 
 
-@jax.custom_vjp
-def _matmul(x_BTC: jax.Array, kernel_CE: jax.Array) -> jax.Array:
-  """Returns x @ kernel, with a backward pass that XLA cannot spoil on CPU.
-
-  Left alone, XLA's CPU backend computes the elementwise backward pass behind a layer straight into
-  a transposed copy, for the kernel's gradient; its strided writes took two fifths of a toy training
-  step. The barrier keeps the two apart.
-  """
-  return jnp.dot(x_BTC, kernel_CE)
-
-
-def _matmul_forward(x_BTC, kernel_CE):
-  return _matmul(x_BTC, kernel_CE), (x_BTC, kernel_CE)
-
-
-def _matmul_backward(residuals, dy_BTE):
-  x_BTC, kernel_CE = residuals
-  dy_BTE = jax.lax.optimization_barrier(dy_BTE)
-  x_XC, dy_XE = (array.reshape(-1, array.shape[-1]) for array in (x_BTC, dy_BTE))
-  return jnp.dot(dy_BTE, kernel_CE.T), jnp.dot(x_XC.T, dy_XE)
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
 class Linear(nnx.Module):
   """Returns x @ kernel (+ bias) in `dtype`; kernel [C, E], the transpose of torch's weight."""
 
@@ -59,11 +34,13 @@ class Linear(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x_BTC: jax.Array) -> jax.Array:
-    y_BTE = _matmul(x_BTC.astype(self.dtype), self.kernel[...].astype(self.dtype))
-    if self.bias is None:
-      return y_BTE
-    bias_E = self.bias[...].astype(self.dtype)
-    return y_BTE + jnp.expand_dims(bias_E, range(y_BTE.ndim - 1))
+    # Flat, because XLA's CPU backend else takes the kernel's gradient, a sum over both B and T,
+    # through strided copies: a toy training step took half as long again.
+    x_XC = x_BTC.astype(self.dtype).reshape(-1, x_BTC.shape[-1])
+    y_XE = jnp.dot(x_XC, self.kernel[...].astype(self.dtype))
+    if self.bias is not None:
+      y_XE += self.bias[...].astype(self.dtype)[None]
+    return y_XE.reshape(*x_BTC.shape[:-1], -1)
 
 
 class Embedding(nnx.Module):
