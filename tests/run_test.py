@@ -1,0 +1,150 @@
+"""The whole run on a small embedded corpus: what it leaves, how it goes on, what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from bis_jax import run, train, workdir
+from bis_jax.selection.manifest import Manifest, ManifestError
+from configs import qwen_bis10
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the newest checkpoint's state as numpy arrays by path."""
+  newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(newest / "state")
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _assert_bit_equal(one: pathlib.Path, other: pathlib.Path):
+  ours, theirs = _parameters(one), _parameters(other)
+  assert set(ours) == set(theirs) and len(ours) > 20
+  for path, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_config, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a run that was never stopped."""
+  folder = tmp_path_factory.mktemp("unbroken") / "run"
+  run.run(small_config, str(folder))
+  return folder
+
+
+def test_the_workdir_holds_what_a_person_looks_for(unbroken, small_config):
+  names = {path.name for path in unbroken.iterdir()}
+  assert names >= {
+    "config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "index.html",
+    "plots",
+    "checkpoints",
+    "tensorboard",
+  }
+  lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  for key in ("loss", "step_seconds", "data_wait_seconds", "tokens_per_second", "token_padding"):
+    assert all(np.isfinite(line[key]) for line in lines), key
+  evaluation = json.loads((unbroken / "evaluation.json").read_text())
+  for name in ("fixed_0.5", "tuned_on_test"):
+    block = evaluation["thresholds"][name]
+    assert 0 <= block["macro_f1_pooled"] <= 1 and 0 <= block["overall_source_weighted"] <= 1
+  assert len(evaluation["per_source"]) == 5
+  manifest = Manifest.load(unbroken / "manifest.json")
+  assert (manifest.strategy, manifest.fraction, len(manifest)) == ("bis", 0.1, 100)
+
+
+def test_a_finished_run_started_again_changes_nothing(unbroken, small_config):
+  before = _parameters(unbroken)
+  run.run(small_config, str(unbroken))
+  after = _parameters(unbroken)
+  assert all((before[path] == after[path]).all() for path in before)
+  assert len((unbroken / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_config, tmp_path):
+  """kill -9 while it trains, once a checkpoint is there; then the same command."""
+  folder = tmp_path / "run"
+  ours, recipe = (
+    workdir.flat_keys(json.loads(config.to_json()))
+    for config in (small_config, qwen_bis10.get_config("toy"))
+  )
+  changes = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]
+  command = [sys.executable, "-m", "bis_jax.main", "--config=configs/qwen_bis10.py:toy"]
+  command += [f"--workdir={folder}", *changes]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  deadline = time.monotonic() + 300
+  while not list(folder.glob("checkpoints/[0-9]*/state/_METADATA")):
+    assert process.poll() is None, process.stderr.read().decode()[-2000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  assert not (folder / "evaluation.json").exists(), "it was killed too late to test anything"
+  run.run(small_config, str(folder))
+  _assert_bit_equal(folder, unbroken)
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_config_is_refused_and_nothing_is_overwritten(unbroken, small_config):
+  other = small_config.copy_and_resolve_references()
+  with other.unlocked():
+    other.selection.fraction = 0.2
+  before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+  with pytest.raises(workdir.WorkdirError, match="selection.fraction: 0.1 there, 0.2 here"):
+    run.run(other, str(unbroken))
+  assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+
+
+def test_another_manifest_is_refused(unbroken, small_config, tmp_path):
+  workdir.claim(epath.Path(tmp_path) / "run", small_config)
+  manifest = json.loads((unbroken / "manifest.json").read_text())
+  manifest["alpha"] = 0.5
+  (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+  with pytest.raises(ManifestError, match="select again"):
+    run.run(small_config, str(tmp_path / "run"))
+
+
+def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, monkeypatch):
+  config = small_config.copy_and_resolve_references()
+  with config.unlocked():
+    config.optim.learning_rate = 1e30  # overflows at once
+    config.optim.clip = 1e30
+  with pytest.raises(train.NonFiniteLossError, match=r"Records of the rows at fault: \w+:\d+"):
+    run.run(config, str(tmp_path / "run"))
+  saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+  assert all(np.isfinite(array).all() for array in _parameters(tmp_path / "run").values()) or not saved
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--config.selection.fraction=0", "config.selection.fraction is 0"),
+    ("--config.selection.fractoin=0.1", "fractoin"),
+    ("--config.corpus.name=visualprm", "hf download"),
+  ],
+)
+def test_bad_input_ends_the_command_with_words_and_a_nonzero_code(flag, words, tmp_path):
+  command = [sys.executable, "-m", "bis_jax.main", "--config=configs/toy_bis10.py"]
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path / 'run'}", flag], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode != 0 and words in done.stderr
+  assert not (tmp_path / "run").exists()
