@@ -30,7 +30,8 @@ from bis_jax.corpus.rejections import (
 from bis_jax.corpus.scan import Scan, scan_files
 from bis_jax.corpus.score_table import STRICT_OK
 
-_SHARD_BYTES = 64 << 20  # of a shard's inputs
+_SHARD_BYTES = 64 << 20  # of a shard's inputs, where an example counts as at least _EXAMPLE_BYTES
+_EXAMPLE_BYTES = 8 << 10
 
 
 class TooManyRejectedError(CorpusError):
@@ -254,6 +255,7 @@ def _write(
   write_jsonl(itertools.chain.from_iterable(noted), out / "notes.jsonl")
   builders.write(builders.Rollouts(shards, data_dir=out, workers=workers))
   builders.write(builders.Images(_image_shards(found, root), data_dir=out, workers=workers))
+  shutil.rmtree(out / "downloads", ignore_errors=True)  # made by TFDS, empty
   return digest
 
 
@@ -300,7 +302,7 @@ def _image_shards(found: _Found, root: ImageRoot) -> list[builders.ImageShard]:
 
 def _runs(sizes: np.ndarray, groups: np.ndarray) -> list[slice]:
   """Returns slices of neighbours of one group, each of about `_SHARD_BYTES`."""
-  slot = np.cumsum(sizes, dtype=np.int64) // _SHARD_BYTES
+  slot = np.cumsum(np.maximum(sizes, _EXAMPLE_BYTES), dtype=np.int64) // _SHARD_BYTES
   new = np.flatnonzero((np.diff(slot) != 0) | (np.diff(groups) != 0)) + 1
   bounds = [0, *new.tolist(), sizes.size]
   return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -25,7 +25,6 @@ SPAN = 16 << 20  # bytes of a plain file that one task reads
 BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_NEWLINE = 10
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard.ZstdError)
 
 
@@ -96,14 +95,23 @@ class AnnotationFile:
         stream.seek(start - 1)
         at += len(stream.readline()) - 1
       while stop is None or at < stop:
-        block = stream.read(BLOCK if stop is None else min(BLOCK, stop - at))
+        block = self._whole_lines(stream, at, BLOCK if stop is None else min(BLOCK, stop - at))
         if not block:
           return
-        if block[-1] != _NEWLINE:
-          block += stream.readline()
         skip = len(BOM) if at == 0 and block.startswith(BOM) else 0
-        yield at + skip, block[skip:]
+        if len(block) > skip:
+          yield at + skip, block[skip:]
         at += len(block)
+
+  def _whole_lines(self, stream: BinaryIO, at: int, size: int) -> bytes:
+    """Returns `size` bytes from `at` on, where the stream is, and the rest of the last line."""
+    if self.plain:  # find the end first: joining two parts would copy every block
+      stream.seek(at + size - 1)
+      size += len(stream.readline()) - 1
+      stream.seek(at)
+      return stream.read(size)
+    block = stream.read(size)
+    return block if block.endswith(b"\n") else block + stream.readline()
 
   def read_lines(self, offsets: list[int], lengths: list[int]) -> Iterator[bytes]:
     """Yields the bytes at rising offsets."""

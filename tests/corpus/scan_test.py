@@ -1,0 +1,251 @@
+"""Annotations -> columns: the fast way equals the slow one, line by line, and finds what is bad."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bis_jax.corpus import columns, reading, records, scan
+from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason
+from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK
+
+
+def reference(lines: list[bytes]) -> tuple[list[tuple], list[tuple[int, str]]]:
+  """One line after another by `records`: (line, scores, measured, flags, images), (line, reason)."""
+  rows, bad, seen = [], [], set()
+  for at, raw in enumerate(lines):
+    flags, images = 0, None
+    try:
+      record = records.load_object(raw)
+    except BadRecord as error:
+      bad.append((at, error.reason))
+      continue
+    try:
+      images = records.parse_rollout(record, "x", at).images
+      if raw in seen:
+        raise BadRecord("duplicate_line", "")
+      seen.add(raw)
+      flags = STRICT_OK
+    except BadRecord as error:
+      bad.append((at, error.reason))
+    scores, measured = records.paper_scores(record)
+    if scores:
+      flags |= PAPER_OK * records.paper_writes(record)
+      rows.append((at, scores, measured, flags, images))
+  return rows, bad
+
+
+def rows_of(found: scan.Scan) -> list[tuple]:
+  c = found.columns
+  stops = np.cumsum(c.steps)
+  return [
+    (
+      int(c.line[row]),
+      c.scores[stop - c.steps[row] : stop].tolist(),
+      c.measured[stop - c.steps[row] : stop].tolist(),
+      int(c.flags[row]),
+      found.image_sets[c.image_set[row]] if c.image_set[row] >= 0 else None,
+    )
+    for row, stop in enumerate(stops.tolist())
+  ]
+
+
+def test_columns_of_two_files(write_files, record_of, line_of):
+  unmeasured = {"step": "x", "score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
+  two_images = record_of((0.5,), image=["images/a.png", "images/b.png"])
+  data = {
+    "b.jsonl": line_of() + b"\n" + line_of(record_of(steps_with_score=[unmeasured])) + b"\n",
+    "a.jsonl": b"oops\n" + line_of(two_images),
+  }
+  found = scan.scan(write_files(data))
+  assert found.records == 4
+  assert found.source.tolist() == [0, 1, 1]
+  both = STRICT_OK | PAPER_OK
+  assert rows_of(found) == [
+    (1, [0.5], [True], both, ("images/a.png", "images/b.png")),
+    (0, [1.0, 0.5, 0.0], [True] * 3, both, ("VisualPRM400K-v1.1-Raw/geo/1.png",)),
+    (1, [0.0], [False], both, ("VisualPRM400K-v1.1-Raw/geo/1.png",)),
+  ]
+  assert found.columns.offset.tolist() == [5, 0, len(line_of()) + 1]
+  assert [r.id for r in found.rejections] == ["a:0"]
+  assert list(found.read_lines(np.array([0, 2]))) == [
+    line_of(two_images),
+    data["b.jsonl"].splitlines()[1],
+  ]
+  table = found.table()
+  assert table.source_names == ("a", "b")
+  assert table.n.tolist() == [1, 3, 1] and table.n_pos.tolist() == [1, 2, 0]
+  assert found.table(unmeasured="ignore").line.tolist() == [1, 0]
+
+
+_SPOILED = [
+  b"",
+  b"  ",
+  b"[1]",
+  b'{"a": ',
+  b"{}{}",
+  b'{"image": "a.png", "steps_with_score": []}',
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 1e999}]}',
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": "0.5"}]}',
+  b'{"image": "../a.png", "steps_with_score": [{"step": "x", "score": 0.5}]}',
+  b'{"image": "a.png", "steps_with_score": [{"step": " ", "score": 0.5}]}',
+  b'{"image": "a.png", "x": "\\ud800", "steps_with_score": [{"step": "x", "score": 0.5}]}',
+  b'{"image": "a.png", "x": "\xff", "steps_with_score": [{"step": "x", "score": 0.5}]}',
+  b'{"image": "a.png", "x": NaN, "steps_with_score": [{"step": "x", "score": NaN}]}',
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5, "num_mc_total": null}]}',
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5, "num_mc_total": 16}]}',
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.3, "num_mc_correct": 3,'
+  b' "num_mc_total": 10}]}',
+  b' {"steps_with_score": [{"score": 0, "step": "x", "num_mc_correct": 0, "num_mc_total": 0}],'
+  b' "image": ["\xe6\xb1\x82.png", "b.png"]} ',
+]
+
+
+@st.composite
+def _lines(draw):
+  lines = []
+  for _ in range(draw(st.integers(1, 6))):
+    if draw(st.booleans()):
+      lines.append(draw(st.sampled_from(_SPOILED)))
+      continue
+    scores = draw(st.lists(st.integers(0, 16), min_size=1, max_size=4))
+    steps = [
+      {"step": "é" if s % 2 else "x", "score": s / 16, "num_mc_correct": s, "num_mc_total": 16}
+      for s in scores
+    ]
+    line = bytearray(json.dumps({"image": "a.png", "steps_with_score": steps}).encode())
+    if draw(st.booleans()):  # a byte changed anywhere: mostly no JSON, sometimes another record
+      line[draw(st.integers(0, len(line) - 1))] = draw(
+        st.sampled_from(b' "\\{}[],:019.e-\xc3\x00/')
+      )
+    lines.append(bytes(line))
+  return lines
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_lines(), st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.booleans(), st.booleans())
+def test_scan_is_the_line_by_line_reading(tmp_path, lines, newline, ended, marked, tiny_blocks):
+  data = newline.join(lines) + newline * ended
+  lines = data.split(b"\n")
+  lines = [line.removesuffix(b"\r") for line in (lines if lines[-1] else lines[:-1])]
+  path = tmp_path / "x.jsonl"
+  path.write_bytes(reading.BOM * marked + data)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reading, "BLOCK", 1 if tiny_blocks else 1 << 20)  # 1: every line on its own
+    found = scan.scan(path)
+  rows, bad = reference(lines)
+  assert repr(rows_of(found)) == repr(rows)  # repr: NaN is NaN
+  assert [(rejected.line, rejected.reason) for rejected in found.rejections] == bad
+  assert found.records == len(lines)
+  raw = list(found.read_lines(np.arange(len(rows))))
+  assert raw == [lines[row[0]] for row in rows]
+
+
+def test_blocks_that_are_right_take_the_fast_way(write_files, line_of, monkeypatch):
+  def fail(*_):
+    raise AssertionError("took the slow way")
+
+  monkeypatch.setattr(columns.BlockReader, "_read_one_by_one", fail)
+  path = write_files({"x.jsonl": b"".join(line_of() + b"\r\n" for _ in range(2))})
+  assert len(scan.scan(path).columns.line) == 2
+  (path / "x.jsonl").write_bytes(b"{}\n")
+  with pytest.raises(AssertionError, match="slow way"):
+    scan.scan(path)
+
+
+@pytest.mark.parametrize("whole_lines", [False, True])
+def test_duplicates_are_found_anywhere_in_a_file(write_files, record_of, line_of, whole_lines):
+  one, two = line_of(), line_of(record_of((0.25,)))
+  alike = one.replace(b"How long is AB", b"How long is AC")  # same length, one byte apart
+  path = write_files({"a.jsonl": b"\n".join([one, two, alike, one, one]), "b.jsonl": one})
+  found = scan.scan(path, whole_lines=whole_lines)
+  assert [(r.id, r.reason, r.detail) for r in found.rejections] == [
+    ("a:3", "duplicate_line", "the same as line 0"),
+    ("a:4", "duplicate_line", "the same as line 0"),
+  ]
+  assert found.columns.flags.tolist() == [3, 3, 3, PAPER_OK, PAPER_OK, 3]
+
+
+def test_whole_line_fingerprints_see_every_byte(write_files, line_of):
+  line = line_of()
+  for at in range(0, len(line), 7):
+    changed = bytearray(line)
+    changed[at] ^= 1
+    path = write_files({"a.jsonl": line + b"\n" + bytes(changed) + b"\n"})
+    marks = scan.scan(path, whole_lines=True).columns.fingerprint
+    assert marks.size < 2 or marks[0] != marks[1]
+
+
+def test_processes_and_spans_change_nothing(write_files, record_of, line_of, monkeypatch):
+  lines = [line_of(record_of((at % 17 / 16, 1.0), answer=f"求 {at}")) for at in range(300)]
+  lines[7] = lines[200] = b"oops"
+  path = write_files({"a.jsonl": b"\n".join(lines), "b.jsonl": b"\n".join(lines[:50])})
+  whole = scan.scan(path)
+  monkeypatch.setattr(scan, "_SMALL", 0)
+  monkeypatch.setattr(reading, "SPAN", 4000)
+  spread = scan.scan(path, workers=2)
+  assert rows_of(spread) == rows_of(whole)
+  assert spread.rejections == whole.rejections
+  assert counts_by_reason(whole.rejections) == {"not_json": 3}
+  np.testing.assert_array_equal(spread.columns.offset, whole.columns.offset)
+
+
+def test_memory_does_not_grow_with_the_file(write_files, record_of, line_of):
+  import tracemalloc
+
+  huge = {"step": "word " * 60_000, "score": 1.0}
+  line = line_of(record_of(steps_with_score=[huge])) + b"\n"
+  path = write_files({"x.jsonl": line * 100})  # 30 MB
+  tracemalloc.start()
+  found = scan.scan(path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert found.records == 100 and len(found.rejections) == 99
+  assert peak < 12e6
+
+
+# What the shared generator plants, and the reason that strict order gives. None: the record is
+# right; what is special about its text is for `notes` (see preparation_test).
+PLANTED = {
+  "bad_json": "not_json",
+  "truncated_json": "not_json",
+  "blank_line": "blank_line",
+  "no_steps": "no_steps",
+  "empty_steps": "no_steps",
+  "empty_step_text": "empty_step",
+  "missing_score": "missing_score",
+  "null_score": "missing_score",
+  "string_score": "score_not_a_number",
+  "nan_score": "score_not_finite",
+  "score_above_one": "score_out_of_range",
+  "negative_score": "score_out_of_range",
+  "no_image": "no_image",
+  "empty_image": "no_image",
+  "missing_image_file": None,  # found once there is an image root
+  "path_traversal": "image_outside_root",
+  "absolute_path": "image_outside_root",
+  "marker_in_step": None,
+  "image_token_in_step": None,
+  "chat_token_in_step": None,
+  "count_mismatch": "count_mismatch",
+  "not_an_object": "not_an_object",
+  "huge_step": None,
+  "invalid_utf8": "invalid_utf8",
+  "duplicate_line": "duplicate_line",  # the second of the two
+}
+
+
+def test_planted_records_get_their_reason_and_no_other(dirty_corpus):
+  planted = json.loads((dirty_corpus / "dirty.json").read_text())
+  assert {bad["kind"] for bad in planted} == set(PLANTED)
+  expected = {
+    (bad["file"], bad["line"] + (bad["kind"] == "duplicate_line"), PLANTED[bad["kind"]])
+    for bad in planted
+    if PLANTED[bad["kind"]]
+  }
+  found = scan.scan(dirty_corpus / "annotations")
+  assert {(f"{r.source}.jsonl", r.line, r.reason) for r in found.rejections} == expected
+  assert len(found.rejections) == len(expected)
+  assert {r.reason for r in found.rejections} <= set(REASONS)
