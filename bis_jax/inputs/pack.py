@@ -6,7 +6,7 @@ among the next `lookahead` examples, whichever leaves the smallest rest of the t
 budget (squares summed), until none fits. This is norm-based greedy vector packing (Panigrahy et
 al. 2011, "Heuristics for Vector Bin Packing") over a bounded window.
 
-    lengths 60 50 40 30, row of 100 tokens, shuffled to 2 0 3 1:  rows [2, 0] and [3, 1]
+    lengths 60 50 40 30 in this order, rows of 100 tokens:  rows [0, 2] and [1, 3]
 """
 
 import logging
@@ -75,12 +75,12 @@ def plan(
     lookahead: examples that a row may choose from, >= 1.
 
   Raises:
-    ValueError: no example fits a row (the first few are listed), or a budget is not positive.
+    ValueError: no example fits a row (the first few are listed), or a budget makes no sense.
   """
-  if min(row_tokens, row_markers, lookahead) < 1 or row_patches < _PATCH_BLOCK:
+  if min(row_tokens, row_patches, row_markers, lookahead) < 1 or row_patches % _PATCH_BLOCK:
     raise ValueError(
       f"row_tokens {row_tokens}, row_markers {row_markers} and lookahead {lookahead} must be "
-      f"positive, and row_patches {row_patches} at least {_PATCH_BLOCK}"
+      f"positive, and row_patches {row_patches} a positive multiple of {_PATCH_BLOCK}"
     )
   budgets = np.array([row_tokens, row_patches, row_markers])
   costs = np.stack([token_lengths, patch_costs, marker_counts], axis=1).astype(np.int64)

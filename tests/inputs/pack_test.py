@@ -92,8 +92,9 @@ def test_too_long_examples_say_why():
 
 
 def test_impossible_budgets_are_refused():
-  with pytest.raises(ValueError, match="at least 64"):
-    pack.plan([1], [0], [1], row_tokens=10, row_patches=0, row_markers=1)
+  for row_patches in (0, 100):
+    with pytest.raises(ValueError, match="a positive multiple of 64"):
+      pack.plan([1], [0], [1], row_tokens=10, row_patches=row_patches, row_markers=1)
   with pytest.raises(ValueError, match="none of 0 examples"):
     pack.plan([], [], [], **BUDGETS)
 
