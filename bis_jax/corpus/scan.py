@@ -24,7 +24,8 @@ class Scan:
     files: the sources, in file-name order.
     source: int16[rows], index into `files`.
     columns: the rows of all files.
-    image_sets: tuples of image references as written; `columns.image_set` points here.
+    image_sets: tuples of image references as written; `columns.image_set` points here. A set may
+      stand here more than once.
     rejections: what strict order rejects, in (file name, line) order.
     records: how many lines there were, blank ones included.
   """
@@ -120,7 +121,7 @@ class _Span:
   """What one task read. Line numbers count from the span's first line."""
 
   columns: Columns
-  image_sets: list[str | tuple[str, ...]]
+  image_sets: list[tuple[str, ...]]
   rejections: list[tuple[int, str, str]]
   lines: int
   size: int  # bytes
@@ -136,31 +137,29 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
       size += len(block)
   finally:
     gc.enable()
-  return _Span(reader.columns(), list(reader.image_sets), reader.rejections, reader.lines, size)
+  image_sets = [(images,) if isinstance(images, str) else images for images in reader.image_sets]
+  return _Span(reader.columns(), image_sets, reader.rejections, reader.lines, size)
 
 
 def _join(files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span]) -> Scan:
   """Returns the scan of all files; `owner` names the file of each span."""
-  image_sets: dict[str | tuple[str, ...], int] = {}
+  image_sets: list[tuple[str, ...]] = []
   parts, rejections, source = [], [], []
   first = dict.fromkeys(owner, 0)
   for at, span in zip(owner, spans, strict=True):
-    known = np.array([image_sets.setdefault(s, len(image_sets)) for s in span.image_sets] + [-1])
-    parts.append(
-      dataclasses.replace(
-        span.columns,
-        line=span.columns.line + np.int32(first[at]),
-        image_set=known[span.columns.image_set].astype(np.int32),
-      )
-    )
+    c = span.columns
+    c.line[:] += np.int32(first[at])
+    c.image_set[c.image_set >= 0] += np.int32(len(image_sets))
+    parts.append(c)
+    image_sets += span.image_sets
     rejections += [Rejected(files[at].source, first[at] + n, *why) for n, *why in span.rejections]
-    source.append(np.full(span.columns.line.size, at, np.int16))
+    source.append(np.full(c.line.size, at, np.int16))
     first[at] += span.lines
   found = Scan(
     files=files,
     source=np.concatenate([np.zeros(0, np.int16), *source]),
     columns=concatenate(parts),
-    image_sets=[(images,) if isinstance(images, str) else images for images in image_sets],
+    image_sets=image_sets,
     rejections=rejections,
     records=sum(first.values()),
   )
@@ -172,10 +171,8 @@ def _reject_duplicates(found: Scan) -> Scan:
   c = found.columns
   strict = np.flatnonzero(c.flags & STRICT_OK)
   key = c.fingerprint[strict] + found.source[strict].astype(np.uint64)
-  order = np.argsort(key, kind="stable")
-  alike = key[order[1:]] == key[order[:-1]]
-  suspects = np.unique(order[np.flatnonzero(alike)[:, None] + np.arange(2)])
-  rows = strict[suspects]
+  ordered = np.sort(key)
+  rows = strict[np.isin(key, ordered[1:][ordered[1:] == ordered[:-1]])]
   if not rows.size:
     return found
   seen: dict[tuple[int, bytes], int] = {}
