@@ -14,7 +14,7 @@ from PIL import Image
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem, encoded_images, shown_sizes
 from bis_jax.inputs.pipeline import Example
-from bis_jax.loss import step_labels
+from bis_jax.labels import step_labels
 
 
 class RolloutExamples:

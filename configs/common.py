@@ -47,10 +47,10 @@ def get_config() -> ConfigDict:
   c.inputs.min_pixels = 4 * 28 * 28  # of one image after the resize
   c.inputs.max_pixels = 1280 * 28 * 28  # likewise: at most max_pixels / 784 image tokens
   c.inputs.row_tokens = 8192  # tokens of one packed row, >= max_length
-  c.inputs.row_patches = 16_384  # patch slots of one packed row, a multiple of 64
+  c.inputs.row_patches = 24_576  # patch slots of one packed row, a multiple of 64
   c.inputs.row_markers = 256  # step markers of one packed row
   c.inputs.row_multiple = 16  # rows a step are rounded to a multiple of this
-  c.inputs.lookahead = 512  # open rows that the packer may still fill, >= 1
+  c.inputs.lookahead = 512  # waiting examples that a row may choose from, >= 1
   c.inputs.workers = 8  # processes that assemble rows; 0: threads of this process
   c.inputs.prefetch = 4  # global batches assembled ahead, >= 1
 
@@ -118,10 +118,10 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.corpus.name = "toy"
   c.inputs.max_length = 256
   c.inputs.min_pixels = 28 * 28
-  c.inputs.max_pixels = 224 * 224
-  c.inputs.row_tokens = 512
-  c.inputs.row_patches = 512
-  c.inputs.row_markers = 64
+  c.inputs.max_pixels = 168 * 168
+  c.inputs.row_tokens = 256
+  c.inputs.row_patches = 192
+  c.inputs.row_markers = 32
   c.inputs.row_multiple = 8
   c.inputs.workers = 0
   c.model.size = "toy"
