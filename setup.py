@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+_SERVE = ["starlette>=0.40", "uvicorn>=0.30"]  # bis_jax.serve
+
 setup(
   name="bis_jax",
   version="0.1.0",
@@ -39,7 +41,9 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "serve": _SERVE,
     "test": [
+      *_SERVE,
       "hypothesis>=6.100",
       "pytest>=8.0",
       "pytest-xdist>=3.6",

@@ -47,8 +47,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[st
 
 def restore_params(
   workdir: epath.Path, trained: dict[str, Any], frozen: dict[str, Any]
-) -> dict[str, jax.Array] | None:
-  """Returns all parameters of the newest checkpoint, without its optimiser state; None if none.
+) -> tuple[int, dict[str, jax.Array]] | None:
+  """Returns the newest checkpoint's step and all parameters, without optimiser state; None if none.
 
   Args:
     workdir: the run's.
@@ -66,7 +66,7 @@ def restore_params(
       partial_restore=True,
     )
     restored = checkpoints.restore(step, args=ocp.args.Composite(state=state))
-  return restored.state["params"] | restore_frozen(workdir, frozen)
+  return step, restored.state["params"] | restore_frozen(workdir, frozen)
 
 
 def save_frozen(workdir: epath.Path, frozen: dict[str, jax.Array]) -> None:

@@ -47,6 +47,7 @@ class Scorer:
     mesh: Mesh,
     graph: nnx.GraphDef,
     params: Params,
+    name: str = "",
   ):
     """Holds a model.
 
@@ -54,7 +55,9 @@ class Scorer:
       prompt, images: the formatter and the image rule that the model was trained with.
       inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
       mesh, graph, params: the model.
+      name: says which model this is.
     """
+    self.name = name
     self._prompt, self._images, self._inputs = prompt, images, inputs
     self._params = params
     self._sharding, self._shards = batch_sharding(mesh), batch_shards(mesh)
@@ -179,16 +182,18 @@ def load(workdir: str, **inputs: int) -> Scorer:
     for path, shape in shapes.items()
   }
   factors = optim.factors(config.model.learning_rates, list(like))
-  params = checkpoint.restore_params(
+  restored = checkpoint.restore_params(
     place,
     {path: shape for path, shape in like.items() if factors[path] > 0},
     {path: shape for path, shape in like.items() if factors[path] == 0},
   )
-  if params is None:
+  if restored is None:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
   prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
   images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
-  return Scorer(prompt, images, config.inputs, mesh, graph, params)
+  step, params = restored
+  name = f"{workdir} step {step}"
+  return Scorer(prompt, images, config.inputs, mesh, graph, params, name)
 
 
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
