@@ -119,15 +119,15 @@ class AnnotationFile:
       at = 0
       for offset, length in zip(offsets, lengths, strict=True):
         if self.plain:
-          stream.seek(offset)
+          line = os.pread(stream.fileno(), length, offset)
         else:
           while skipped := stream.read(min(BLOCK, offset - at)):
             at += len(skipped)
-        line = stream.read(length)
+          line = stream.read(length)
+          at = offset + length
         if len(line) < length:
           raise AnnotationError(f"{self.path} ({self.name}) changed while it was read: start again")
         yield line
-        at = offset + length
 
 
 def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:

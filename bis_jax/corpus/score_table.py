@@ -8,12 +8,12 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order
 PAPER_OK = 2  # the paper's builder writes the record when it is kept in `paper` order
@@ -30,6 +30,11 @@ _COLUMNS = {
   "offset": np.int64,
   "length": np.int32,
 }
+
+
+def as_path(path: Any) -> Any:
+  """Returns text as a pathlib.Path and any path object, an epath.Path for example, as it is."""
+  return pathlib.Path(path) if isinstance(path, str) else path
 
 
 class ScoreTableError(ValueError):
@@ -127,31 +132,37 @@ class ScoreTable:
         f"{lengths.sum()} steps by their lengths, but {scores.size} scores and {len(measured)} "
         "measured flags"
       )
-    rows = lengths.size
-    owner = np.repeat(np.arange(rows, dtype=np.int32), lengths)
     if unmeasured == "ignore":
-      owner, scores = owner[measured], scores[measured]
-    n = np.bincount(owner, minlength=rows)
-    if rows and n.max() > np.iinfo(np.int16).max:
-      at = int(n.argmax())
+      rollout_of = np.repeat(np.arange(lengths.size), lengths)
+      lengths = np.bincount(rollout_of[measured], minlength=lengths.size)
+      scores = scores[measured]
+    rows = lengths.size
+    if rows and lengths.max() > np.iinfo(np.int16).max:
+      at = int(lengths.argmax())
       raise ScoreTableError(
-        f"{source_names[source[at]]}:{line[at]} has {n[at]} scored steps; a rollout may have at "
-        "most 32767: remove the record"
+        f"{source_names[source[at]]}:{line[at]} has {lengths[at]} scored steps; a rollout may have "
+        "at most 32767: remove the record"
       )
     positive = scores > tau
+    ends = np.cumsum(lengths)
+    positive_before = np.concatenate(([0], np.cumsum(positive)))
+    with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order takes
+      spread = scores * (1.0 - scores)
+    # bincount adds in the order of the steps; np.add.reduceat would not.
+    rollout_of = np.repeat(np.arange(rows), lengths)
     values = {
       "source": source,
       "line": line,
-      "n": n,
-      "n_pos": np.bincount(owner[positive], minlength=rows),
-      "score_sum": np.bincount(owner[positive], scores[positive], rows),
-      "spread_sum": np.bincount(owner, scores * (1.0 - scores), rows),
+      "n": lengths,
+      "n_pos": positive_before[ends] - positive_before[ends - lengths],
+      "score_sum": np.bincount(rollout_of, np.where(positive, scores, 0.0), rows),
+      "spread_sum": np.bincount(rollout_of, spread, rows),
       "flags": flags,
       "rollout": np.full(rows, -1) if rollout is None else rollout,
       "offset": np.full(rows, -1) if offset is None else offset,
       "length": np.full(rows, -1) if length is None else length,
     }
-    scored = n > 0
+    scored = lengths > 0
     columns = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
     return cls(tuple(source_names), **columns, tau=tau, unmeasured=unmeasured, digest=digest)
 
@@ -190,8 +201,11 @@ class ScoreTable:
     return int(total)
 
   def save(self, path: Any) -> None:
-    """Writes the table as an .npz file without pickles, whole or not at all."""
-    path = epath.Path(path)
+    """Writes the table as an .npz file without pickles, whole or not at all.
+
+    `path` is a local path, or an epath.Path for gs://.
+    """
+    path = as_path(path)
     part = path.with_name(path.name + ".part")
     rest = ("source_names", "tau", "unmeasured", "digest", "inputs")
     head = {name: getattr(self, name) for name in rest}
@@ -211,7 +225,7 @@ class ScoreTable:
       ScoreTableError: the file is no score table of this version.
     """
     try:
-      with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+      with as_path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         head = np.load(io.BytesIO(archive.read("head.npy")), allow_pickle=False).item()
         columns = {name: _read_rows(archive, f"{name}.npy", *part) for name in _COLUMNS}
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

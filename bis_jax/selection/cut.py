@@ -76,7 +76,8 @@ class Rule:
     scores = np.empty(len(table))
     for start in range(0, len(table), _CHUNK):
       rows = slice(start, start + _CHUNK)
-      scores[rows] = STRATEGIES[self.strategy](table.take(rows), self.alpha, self.seed)
+      with np.errstate(invalid="ignore"):  # infinite MC scores, which only `paper` order takes
+        scores[rows] = STRATEGIES[self.strategy](table.take(rows), self.alpha, self.seed)
     scores[np.isnan(scores) | ~self.ranked(table)] = -np.inf
     return scores
 

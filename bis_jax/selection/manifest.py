@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from etils import epath
+
+from bis_jax.corpus.score_table import as_path
 
 
 class ManifestError(ValueError):
@@ -76,8 +77,11 @@ class Manifest:
     return {"rollouts": len(self)} | head
 
   def save(self, path: Any) -> None:
-    """Writes the manifest as JSON, the kept lines of a source on one line; whole or not at all."""
-    path = epath.Path(path)
+    """Writes the manifest as JSON, the kept lines of a source on one line; whole or not at all.
+
+    `path` is a local path, or an epath.Path for gs://.
+    """
+    path = as_path(path)
     part = path.with_name(path.name + ".part")
     head = self._head() | {"digest": self.digest}
     with part.open("wb") as file:
@@ -99,7 +103,7 @@ class Manifest:
       ManifestError: the file is no manifest, or does not match its own digest.
     """
     try:
-      held = msgspec.json.decode(epath.Path(path).read_bytes())
+      held = msgspec.json.decode(as_path(path).read_bytes())
       digest, lines = held.pop("digest"), held.pop("lines")
       del held["rollouts"]
       held["sources"] = tuple(

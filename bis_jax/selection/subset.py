@@ -25,7 +25,7 @@ IGNORED_LABEL = (
 )  # label of an unmeasured step where such steps are ignored, as PyTorch has it
 
 _MARKER = "<prm>"
-_FLUSH = 8 << 20  # bytes gathered before they are written
+_FLUSH = 128 << 10  # bytes gathered before they are written
 
 
 def kept_lines(
