@@ -5,28 +5,25 @@ scores = scorer.score(examples)
 """
 
 import dataclasses
-import json
 import sys
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from bis_jax import backbones, checkpoint, locations, optim
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import Examples
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.inputs.prompt import QwenPrompt
 from bis_jax.inputs.rows import Batch, empty_batch
-from bis_jax.sharding import batch_sharding, batch_shards, make_mesh, parameter_shardings
-from bis_jax.state import Params, split
+from bis_jax.restored import restore
+from bis_jax.sharding import batch_sharding, batch_shards
+from bis_jax.state import Params
 from bis_jax.train_step import HOST_KEYS, make_score_step
-from bis_jax.workdir import WorkdirError
 
 
 class UnscoredStepError(ValueError):
@@ -166,34 +163,12 @@ def load(workdir: str, **inputs: int) -> Scorer:
     WorkdirError: the folder is no run's workdir, or holds no checkpoint.
     FileNotFoundError: the tokenizer is gone.
   """
-  place = epath.Path(workdir)
-  if not (place / "config.json").exists():
-    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
-  config = ConfigDict(json.loads((place / "config.json").read_text()))
-  config.inputs.update(inputs)
-  where = locations.locate(config)
-  tokenizer = load_tokenizer(where.tokenizer)
-  mesh = make_mesh(**config.mesh)
-  model = backbones.model_config(config.model, len(tokenizer))
-  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
-  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
-  like = {
-    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
-    for path, shape in shapes.items()
-  }
-  factors = optim.factors(config.model.learning_rates, list(like))
-  restored = checkpoint.restore_params(
-    place,
-    {path: shape for path, shape in like.items() if factors[path] > 0},
-    {path: shape for path, shape in like.items() if factors[path] == 0},
-  )
-  if restored is None:
-    raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
-  prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
-  images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
-  step, params = restored
-  name = f"{workdir} step {step}"
-  return Scorer(prompt, images, config.inputs, mesh, graph, params, name)
+  run = restore(workdir)
+  run.config.inputs.update(inputs)
+  prompt = QwenPrompt(run.tokenizer, separator=run.config.inputs.separator)
+  images = QwenImages(run.config.inputs.min_pixels, run.config.inputs.max_pixels)
+  name = f"{workdir} step {run.step}"
+  return Scorer(prompt, images, run.config.inputs, run.mesh, run.graph, run.params, name)
 
 
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:

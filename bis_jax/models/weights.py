@@ -356,6 +356,8 @@ def _lm_head(
         f"the base checkpoint in {base} cannot be read:\n  " + "\n  ".join(problems)
       )
     tensor = stored.get(LM_HEAD) or stored[EMBEDDING]
+    if tensor.shape != shape:
+      raise WeightsError(f"{tensor.key} of {tensor.file} is {tensor.shape}, the model has {shape}")
     with safe_open(tensor.file, framework="numpy") as opened:
       head_VD = opened.get_tensor(tensor.key).astype(np.float32)
   head_VD[list(rows)] = np.asarray(columns_D2).T

@@ -1,0 +1,107 @@
+"""The model card of an exported folder: what it is, how it was trained, how well it does, its use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Scores steps with plain Transformers. The README and the tests run these very lines.
+EXAMPLE = """\
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+images = AutoImageProcessor.from_pretrained(folder)([Image.open(image)], return_tensors="pt")
+content = [{"type": "image"}, {"type": "text", "text": f"Question: {question}"}]
+process = "Process: " + "\\n\\n".join(step + "<prm>" for step in steps)
+messages = [{"role": "user", "content": content}, {"role": "assistant", "content": process}]
+text = tokenizer.apply_chat_template(messages, tokenize=False)
+text = text.replace("<|image_pad|>", "<|image_pad|>" * int(images["image_grid_thw"].prod() // 4))
+ids = tokenizer(text, return_tensors="pt")["input_ids"]
+pad, prm, yes, no = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<prm>", "Yes", "No"])
+with torch.no_grad():
+  logits = model(input_ids=ids, mm_token_type_ids=(ids == pad).int(), **images).logits
+scores = logits[0, ids[0] == prm][:, [yes, no]].float().softmax(dim=-1)[:, 0]
+"""
+
+_MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
+
+
+def model_card(
+  *,
+  run: Mapping[str, Any],
+  manifest: Mapping[str, Any],
+  evaluation: Mapping[str, Any] | None,
+  step: int,
+  other_rows: str,
+) -> str:
+  """Returns the text of the card, Markdown behind a YAML head.
+
+  Args:
+    run: the run's config.json.
+    manifest: the head of the run's manifest.json: digest, strategy, fraction, alpha, seed, rollouts.
+    evaluation: the run's evaluation.json; None if it was not evaluated.
+    step: training steps of this checkpoint.
+    other_rows: where the LM head's rows beside `Yes` and `No` come from.
+  """
+  optim, train = run["optim"], run["train"]
+  recipe = {
+    "selection": f"{manifest['strategy']}, fraction {manifest['fraction']}, "
+    f"alpha {manifest['alpha']}, seed {manifest['seed']}: {manifest['rollouts']:,} rollouts",
+    "manifest digest": f"`{manifest['digest']}`",
+    "started from": run["model"]["checkpoint"] or "random weights",
+    "labels": f"{run['labels']['kind']}, positive above {run['corpus']['tau']}",
+    "optimiser": f"AdamW, learning rate {optim['learning_rate']:g} (cosine, warm-up "
+    f"{optim['warmup']:.0%}), weight decay {optim['weight_decay']:g}, clipped at {optim['clip']:g}",
+    "batch": f"about {train['global_batch']} rollouts, {train['epochs']} epochs, {step} steps",
+    "images": f"{run['inputs']['min_pixels']:,} to {run['inputs']['max_pixels']:,} pixels",
+  }
+  lines = [
+    "---",
+    "library_name: transformers",
+    "pipeline_tag: image-text-to-text",
+    "tags: [process-reward-model, multimodal]",
+    "---",
+    "",
+    "# A multimodal process reward model",
+    "",
+    "Gives every step of a solution the probability that it is correct, read at the step marker",
+    "`<prm>` that follows the step: softmax over the logits of `Yes` and `No`. Trained with bis_jax",
+    "after arXiv 2602.04145. The other rows of the LM head are " + other_rows + ".",
+    "",
+    "## Recipe",
+    "",
+    "| | |",
+    "|---|---|",
+    *(f"| {name} | {value} |" for name, value in recipe.items()),
+    "",
+    "## Evaluation",
+    "",
+    *_evaluation_lines(evaluation),
+    "",
+    "## Use",
+    "",
+    "With `folder`, `image` (a path), `question` and `steps` (a list of strings):",
+    "",
+    "```python",
+    EXAMPLE.rstrip(),
+    "```",
+    "",
+  ]
+  return "\n".join(lines)
+
+
+def _evaluation_lines(evaluation: Mapping[str, Any] | None) -> list[str]:
+  if not evaluation:
+    return ["This run was not evaluated."]
+  lines = [
+    "Figures x 100; every threshold with its origin in its name.",
+    "",
+    "| threshold | " + " | ".join(_MEASURES) + " |",
+    "|---|" + "---|" * len(_MEASURES),
+  ]
+  for name, block in evaluation["thresholds"].items():
+    figures = (block.get(measure) for measure in _MEASURES)
+    cells = ("" if figure is None else f"{100 * figure:.2f}" for figure in figures)
+    lines.append(f"| {name} ({block['threshold']:.4f}) | " + " | ".join(cells) + " |")
+  return lines

@@ -1,0 +1,77 @@
+"""A run's newest checkpoint with all that is needed to use it."""
+
+import dataclasses
+import json
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from bis_jax import backbones, checkpoint, locations, optim
+from bis_jax.inputs.prompt import load_tokenizer
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.sharding import make_mesh, parameter_shardings
+from bis_jax.state import Params, split
+from bis_jax.workdir import WorkdirError
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """A trained model.
+
+  Attributes:
+    config: the run's config.
+    tokenizer: with the step marker.
+    model: the backbone's config.
+    mesh: where the parameters live.
+    graph: the model's structure.
+    params: every parameter by path.
+    step: training steps of the checkpoint.
+  """
+
+  config: ConfigDict
+  tokenizer: PreTrainedTokenizerBase
+  model: Qwen2_5_VLConfig
+  mesh: Mesh
+  graph: nnx.GraphDef
+  params: Params
+  step: int
+
+
+def restore(workdir: str) -> Restored:
+  """Returns the newest checkpoint of a run's workdir.
+
+  Args:
+    workdir: of a run of `bis_jax.main`, local or gs://; its tokenizer must still be where the
+      run's config says.
+
+  Raises:
+    WorkdirError: the folder is no run's workdir, or holds no checkpoint.
+    FileNotFoundError: the tokenizer is gone.
+  """
+  place = epath.Path(workdir)
+  if not (place / "config.json").exists():
+    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+  config = ConfigDict(json.loads((place / "config.json").read_text()))
+  tokenizer = load_tokenizer(locations.locate(config).tokenizer)
+  mesh = make_mesh(**config.mesh)
+  model = backbones.model_config(config.model, len(tokenizer))
+  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
+  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
+  like = {
+    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
+    for path, shape in shapes.items()
+  }
+  factors = optim.factors(config.model.learning_rates, list(like))
+  restored = checkpoint.restore_params(
+    place,
+    {path: shape for path, shape in like.items() if factors[path] > 0},
+    {path: shape for path, shape in like.items() if factors[path] == 0},
+  )
+  if restored is None:
+    raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
+  step, params = restored
+  return Restored(config, tokenizer, model, mesh, graph, params, step)

@@ -1,0 +1,240 @@
+"""Weights out: what plain Transformers does with an exported folder, and in again bit for bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from etils import epath
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from bis_jax import (
+  backbones,
+  checkpoint,
+  locations,
+  scoring,
+  sharding,
+  solutions,
+  state,
+  workdir,
+)
+from bis_jax.corpus import toy
+from bis_jax.evaluation import visual_process_bench
+from bis_jax.export import export, export_run, hugging_face_config
+from bis_jax.inputs.images import QwenImages
+from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
+from bis_jax.model_card import EXAMPLE, model_card
+from bis_jax.models import weights
+from bis_jax.solutions import Solution
+from bis_jax.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_config):
+  where = locations.locate(small_config)
+  toy.draw(where.toy, workers=1, **small_config.corpus.toy)
+  return load_tokenizer(where.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def images(small_config):
+  return QwenImages(small_config.inputs.min_pixels, small_config.inputs.max_pixels)
+
+
+@pytest.fixture(scope="module")
+def config(small_config, tokenizer):
+  return backbones.model_config(small_config.model, len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def model(config, tokenizer):
+  """(graph, params) of the smallest model, changed so that it tells steps apart.
+
+  Markers have no embedding of their own: their states are all that they read from their context.
+  """
+  graph, params = state.split(backbones.build(config, 0))
+  rng = np.random.default_rng(0)
+  embedding = rng.normal(size=(config.text.vocab_size, config.text.hidden_size))
+  embedding[special_tokens(tokenizer).prm] = 0
+  params["language_model.embed_tokens.embedding"] = jax.numpy.asarray(embedding, "float32")
+  return graph, params
+
+
+def _shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
+  _, shapes = state.split(nnx.eval_shape(lambda: backbones.build(config, 0)))
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one) for p, s in shapes.items()}
+
+
+def _load(folder, config, tokenizer):
+  special = special_tokens(tokenizer)
+  return weights.load(
+    folder,
+    config,
+    _shapes(config),
+    yes_token=special.yes,
+    no_token=special.no,
+    marker_token=None,
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(config, model, tokenizer, images, tmp_path_factory):
+  out = tmp_path_factory.mktemp("exported") / "folder"
+  export(out, model[1], config, tokenizer, images, base=None, dtype="float32", card="A card.")
+  return out
+
+
+def test_transformers_loads_it_whole(folder):
+  model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    folder, dtype="auto", output_loading_info=True
+  )
+  assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+  assert model.dtype == torch.float32
+  assert not model.config.tie_word_embeddings
+
+
+def test_the_cards_example_gives_our_scores(small_config, config, model, tokenizer, images, folder):
+  """At most 1e-4 on the step probabilities, float32; the example runs as the card prints it."""
+  items = visual_process_bench.load(locations.locate(small_config).benchmark)[:6]
+  prompt = QwenPrompt(tokenizer, separator=small_config.inputs.separator)
+  mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  scorer = scoring.Scorer(prompt, images, small_config.inputs, mesh, *model)
+  worst, spread = 0.0, []
+  for item in items:
+    encoded = visual_process_bench.encoded_images(item)[:1]
+    solution = Solution.of(item.question, item.steps, encoded)
+    [ours] = solutions.score(scorer, [solution])
+    image = folder.parent / "image.png"
+    image.write_bytes(encoded[0])
+    names = {"folder": folder, "image": image, "question": item.question, "steps": item.steps}
+    exec(EXAMPLE, names)
+    theirs = names["scores"].numpy()
+    assert len(theirs) == len(item.steps)
+    worst = max(worst, np.abs(ours - theirs).max())
+    spread += theirs.tolist()
+  print(f"\nlargest difference of a step probability: {worst:.1e}")
+  assert worst < 1e-4
+  assert np.std(spread) > 0.01
+
+
+def test_out_and_in_again_is_bit_equal(config, model, tokenizer, folder):
+  again = _load(folder, config, tokenizer)
+  assert again.keys() == model[1].keys()
+  for path, value in model[1].items():
+    np.testing.assert_array_equal(np.asarray(again[path]), np.asarray(value), err_msg=path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, tokenizer, images, tied):
+  """A bfloat16 hub checkpoint comes out tensor for tensor; a tied one gains its LM head."""
+  config = dataclasses.replace(config, tie_word_embeddings=tied)
+  base = tmp_path / "base"
+  content = hugging_face_config(config, tokenizer, "bfloat16") | {"tie_word_embeddings": tied}
+  torch.manual_seed(0)
+  torch_config = Qwen2_5_VLForConditionalGeneration.config_class(**content)
+  Qwen2_5_VLForConditionalGeneration(torch_config).to(torch.bfloat16).save_pretrained(base)
+  out = tmp_path / "out"
+  params = _load(base, config, tokenizer)
+  export(out, params, config, tokenizer, images, base=base, dtype="bfloat16", card="")
+  before = load_file(base / "model.safetensors")
+  after = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
+  head = after["lm_head.weight"] if not tied else after.pop("lm_head.weight")
+  assert before.keys() == after.keys()
+  for key, value in before.items():
+    assert value.dtype == after[key].dtype == torch.bfloat16
+    assert torch.equal(value, after[key]), key
+  assert torch.equal(head, before["lm_head.weight" if not tied else "model.embed_tokens.weight"])
+
+
+def test_sharded_parameters_and_small_files_give_the_same_tensors(
+  config, model, tokenizer, folder, tmp_path
+):
+  """Eight devices, and as many files as tensors ask for."""
+  mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+  params = {
+    path: jax.device_put(
+      value,
+      NamedSharding(mesh, PartitionSpec(*[None] * (value.ndim - 1), "fsdp"))
+      if value.shape[-1] % 8 == 0
+      else NamedSharding(mesh, PartitionSpec()),
+    )
+    for path, value in model[1].items()
+  }
+  special = special_tokens(tokenizer)
+  weights.save(
+    tmp_path,
+    params,
+    config,
+    yes_token=special.yes,
+    no_token=special.no,
+    base=None,
+    dtype="float32",
+    max_file_bytes=50_000,
+  )
+  files = sorted(tmp_path.glob("*.safetensors"))
+  assert len(files) > 10
+  index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  assert set(index["weight_map"].values()) == {file.name for file in files}
+  ours = {key: value for file in files for key, value in load_file(file).items()}
+  assert index["metadata"]["total_size"] == sum(v.numel() * 4 for v in ours.values())
+  expected = load_file(next(folder.glob("*.safetensors")))
+  assert ours.keys() == expected.keys()
+  assert all(torch.equal(ours[key], value) for key, value in expected.items())
+
+
+def test_nothing_is_written_over(config, model, tokenizer, images, folder):
+  with pytest.raises(FileExistsError, match="name a new or an empty folder"):
+    export(folder, model[1], config, tokenizer, images, base=None, dtype="float32", card="")
+
+
+def test_a_damaged_base_is_named(config, model, tokenizer, images, tmp_path):
+  base = tmp_path / "base"
+  base.mkdir()
+  save_file({"lm_head.weight": torch.zeros(4, 4)}, base / "model.safetensors")
+  with pytest.raises(weights.WeightsError, match=r"lm_head.weight of .* is \(4, 4\)"):
+    export(
+      tmp_path / "out", model[1], config, tokenizer, images, base=base, dtype="float32", card=""
+    )
+
+
+def test_the_card_tells_recipe_digest_and_evaluation(small_config):
+  run = json.loads(small_config.to_json())
+  manifest = {"strategy": "bis", "fraction": 0.1, "alpha": 0.2, "seed": 0, "rollouts": 4800}
+  block = {"threshold": 0.5, "overall_source_weighted": 0.8123, "roc_auc": None}
+  card = model_card(
+    run=run,
+    manifest=manifest | {"digest": "abc123"},
+    evaluation={"thresholds": {"fixed_0.5": block}},
+    step=12,
+    other_rows="zero",
+  )
+  assert "abc123" in card and "bis, fraction 0.1, alpha 0.2, seed 0: 4,800 rollouts" in card
+  assert "| fixed_0.5 (0.5000) | 81.23 |" in card
+  assert EXAMPLE in card
+
+
+def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, capsys):
+  """The newest checkpoint of a run, with its recipe, manifest digest and evaluation on the card."""
+  place = epath.Path(tmp_path / "run")
+  workdir.claim(place, small_config)
+  checkpoints = checkpoint.manager(place, every=1, keep=1)
+  checkpoint.save(checkpoints, 7, TrainState(jax.numpy.int32(7), model[1], {}))
+  checkpoints.wait_until_finished()
+  checkpoints.close()
+  manifest = {"strategy": "bis", "fraction": 0.1, "alpha": 0.2, "seed": 0, "rollouts": 4800}
+  (place / "manifest.json").write_text(json.dumps(manifest | {"digest": "abc123"}))
+  out = tmp_path / "out"
+  export_run(str(place), out, "float32", None)
+  assert "wrote step 7" in capsys.readouterr().out
+  card = (out / "README.md").read_text()
+  assert "abc123" in card and "7 steps" in card and "This run was not evaluated." in card
+  [ours], [expected] = ([*at.glob("*.safetensors")] for at in (out, folder))
+  assert ours.read_bytes() == expected.read_bytes()
+  with pytest.raises(FileExistsError):
+    export_run(str(place), out, "float32", None)
