@@ -34,10 +34,14 @@ def locate(config: ConfigDict) -> Locations:
   """Returns the run's locations without touching them, but for `~`."""
   c = config.corpus
   cache = pathlib.Path(c.cache).expanduser()
-  drawn = cache / f"toy-{_key(sorted(c.toy.items()), toy.code_digest())}" if c.name == "toy" else None
+  drawn = (
+    cache / f"toy-{_key(sorted(c.toy.items()), toy.code_digest())}" if c.name == "toy" else None
+  )
   annotations = drawn / "annotations" if drawn else pathlib.Path(c.annotations).expanduser()
   images = drawn / "images" if drawn else pathlib.Path(c.images).expanduser()
-  benchmark = drawn / "benchmark" if drawn else pathlib.Path(config.evaluation.benchmark).expanduser()
+  benchmark = (
+    drawn / "benchmark" if drawn else pathlib.Path(config.evaluation.benchmark).expanduser()
+  )
   return Locations(
     annotations=annotations,
     images=images,

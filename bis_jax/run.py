@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax import backbones, locations, scoring, train, workdir
@@ -32,9 +33,11 @@ from bis_jax.examples import BenchmarkExamples, RolloutExamples
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.models import weights
 from bis_jax.selection import bis
 from bis_jax.selection.cut import select
 from bis_jax.selection.manifest import Manifest, ManifestError
+from bis_jax.sharding import MeshError, make_mesh
 
 # Errors that are the input's and not the program's: shown as a message, without a traceback.
 EXPECTED_ERRORS = (
@@ -42,10 +45,12 @@ EXPECTED_ERRORS = (
   CorpusError,
   ManifestError,
   FileExistsError,
+  MeshError,
   locations.MissingInputError,
   pipeline.InputError,
   scoring.UnscoredStepError,
   train.NonFiniteLossError,
+  weights.WeightsError,
   workdir.WorkdirError,
 )
 
@@ -73,6 +78,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
   )
 
+  mesh = make_mesh(**config.mesh)
   corpus = prepare_corpus(config, where)
   manifest = select_rollouts(config, corpus, place / "manifest.json")
   tokenizer = load_tokenizer(where.tokenizer)
@@ -82,8 +88,9 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   )
   model_config = backbones.model_config(config.model, len(tokenizer))
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
-  iterator = training_batches(config, examples, reader)
-  trained = train.train(config, place, model_config, examples, iterator)
+  iterator = training_batches(config, examples, reader, mesh)
+  special = reader.prompt.special
+  trained = train.train(config, place, mesh, model_config, special, examples, iterator)
   if where.benchmark is None:
     return {}
   return evaluate(config, where, place, trained, reader, corpus, manifest)
@@ -136,7 +143,7 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
 
 
 def training_batches(
-  config: ConfigDict, examples: pipeline.Examples, reader: Reader
+  config: ConfigDict, examples: pipeline.Examples, reader: Reader, mesh: Mesh
 ) -> pipeline.BatchIterator:
   """Returns this process's share of the run's global batches, planned to the last row."""
   inputs = config.inputs
@@ -157,6 +164,7 @@ def training_batches(
     lookahead=inputs.lookahead,
   )
   rows = train.rows_per_step(plan, config.train, inputs.row_multiple)
+  train.check_rows(rows, config.train.accumulate, mesh)
   logging.info(
     "%d rollouts, %d epochs: %d rows of %d tokens and %d patches, %.1f %% and %.1f %% of them "
     "padding; %d rows a step; %d rollouts cut short, %d too long",

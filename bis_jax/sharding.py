@@ -15,22 +15,26 @@ P = PartitionSpec
 BATCH_AXES = ("data", "fsdp")  # the rows of a batch are split over both
 
 
+class MeshError(ValueError):
+  """Mesh sizes, devices and rows that do not divide; the message names the numbers."""
+
+
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
   """Returns a mesh with the axes data, fsdp, tensor; one size may be -1, all that are left.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    MeshError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(devices) % fixed:
-    raise ValueError(
+    raise MeshError(
       f"mesh sizes {sizes} ask for a multiple of {fixed} devices; {len(devices)} are here"
     )
   shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
   if int(np.prod(shape)) != len(devices):
-    raise ValueError(
+    raise MeshError(
       f"mesh sizes {sizes} use {int(np.prod(shape))} of {len(devices)} devices: set one of them to -1"
     )
   return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)

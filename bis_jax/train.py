@@ -17,8 +17,10 @@ from tqdm import tqdm
 from bis_jax import backbones, checkpoint, optim
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.pipeline import BatchIterator, Examples
+from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.metrics import MetricWriter, Rates, batch_counts
-from bis_jax.sharding import batch_sharding, batch_shards, make_mesh, parameter_shardings
+from bis_jax.models import weights
+from bis_jax.sharding import MeshError, batch_sharding, batch_shards, parameter_shardings
 from bis_jax.state import Params, TrainState, merge, split
 from bis_jax.train_step import HOST_KEYS, make_train_step
 
@@ -51,10 +53,10 @@ def rows_per_step(plan: Plan, train: ConfigDict, multiple: int) -> int:
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-  """Raises ValueError where the rows of a step do not divide over micro-batches and devices."""
+  """Raises MeshError where the rows of a step do not divide over micro-batches and devices."""
   parts = accumulate * batch_shards(mesh)
   if rows % parts:
-    raise ValueError(
+    raise MeshError(
       f"{rows} rows a step do not divide over {accumulate} micro-batches x {batch_shards(mesh)} "
       f"batch shards of the mesh: set config.inputs.row_multiple to a multiple of {parts}, or "
       "change config.train.accumulate or config.mesh"
@@ -73,12 +75,35 @@ def to_device(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> d
   }
 
 
-def initialise(model_config: Any, mesh: Mesh, seed: int) -> tuple[nnx.GraphDef, Params]:
-  """Returns the model's structure and random parameters, made where they live."""
+def initialise(
+  model_config: Any, mesh: Mesh, model: ConfigDict, special: SpecialTokens, seed: int
+) -> tuple[nnx.GraphDef, Params]:
+  """Returns the model's structure and its first parameters, made or read where they live.
+
+  Args:
+    model_config: the backbone's config.
+    mesh: where the parameters live.
+    model: `config.model`; without a checkpoint the parameters are random.
+    special: ids of the words whose LM head rows start the reward head, and of the step marker.
+    seed: of random parameters.
+  """
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model_config, seed)))
   shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
-  make = jax.jit(lambda: split(backbones.build(model_config, seed))[1], out_shardings=shardings)
-  return graph, make()
+  if not model.checkpoint:
+    make = jax.jit(lambda: split(backbones.build(model_config, seed))[1], out_shardings=shardings)
+    return graph, make()
+  params = weights.load(
+    weights.find_checkpoint(model.checkpoint),
+    model_config,
+    {
+      path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
+      for path, shape in shapes.items()
+    },
+    yes_token=special.yes,
+    no_token=special.no,
+    marker_token=special.prm,
+  )
+  return graph, params
 
 
 def _stop_on_bad_loss(
@@ -102,7 +127,9 @@ def _stop_on_bad_loss(
 def train(
   config: ConfigDict,
   workdir: epath.Path,
+  mesh: Mesh,
   model_config: Any,
+  special: SpecialTokens,
   examples: Examples,
   iterator: BatchIterator,
 ) -> Trained:
@@ -111,18 +138,19 @@ def train(
   Args:
     config: the run's config.
     workdir: where metrics and checkpoints go.
+    mesh: the devices.
     model_config: the backbone's config.
+    special: ids that the first parameters need; see `initialise`.
     examples: what the batches are made of, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
 
   Raises:
     NonFiniteLossError: the loss or the gradient norm is not finite.
   """
-  mesh = make_mesh(**config.mesh)
   accumulate = config.train.accumulate
   steps = min(len(iterator), config.train.steps or len(iterator))
 
-  graph, params = initialise(model_config, mesh, config.seed)
+  graph, params = initialise(model_config, mesh, config.model, special, config.seed)
   factor = optim.factors(config.model.learning_rates, list(params))
   frozen = {path: array for path, array in params.items() if factor[path] == 0}
   trained = {path: array for path, array in params.items() if factor[path] > 0}

@@ -81,7 +81,7 @@ def make_train_step(
   def train_step(state, frozen, batch):
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -39,7 +39,9 @@ def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns {"a": {"b": 1}} as {"a.b": 1}."""
   flat = {}
   for key, value in tree.items():
-    flat |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    flat |= (
+      flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    )
   return flat
 
 

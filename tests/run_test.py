@@ -130,7 +130,9 @@ def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, 
   with pytest.raises(train.NonFiniteLossError, match=r"Records of the rows at fault: \w+:\d+"):
     run.run(config, str(tmp_path / "run"))
   saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-  assert all(np.isfinite(array).all() for array in _parameters(tmp_path / "run").values()) or not saved
+  assert (
+    all(np.isfinite(array).all() for array in _parameters(tmp_path / "run").values()) or not saved
+  )
 
 
 @pytest.mark.parametrize(

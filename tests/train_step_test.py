@@ -52,9 +52,7 @@ def _grads(batch, mesh, accumulate=1, normalise="global"):
   graph, params = split(backbones.build(MODEL, 0))
   params = jax.device_put(params, parameter_shardings(mesh, backbones.SHARDING, params))
   rows = {
-    key: jax.device_put(
-      array.reshape(accumulate, -1, *array.shape[1:]), batch_sharding(mesh)
-    )
+    key: jax.device_put(array.reshape(accumulate, -1, *array.shape[1:]), batch_sharding(mesh))
     for key, array in batch.items()
   }
   loss, grads, _ = _jitted(graph, params, {}, rows, normalise)
