@@ -82,8 +82,12 @@ def run() -> None:
     scope=_SCOPE.value,
     seed=_SEED.value,
   )
-  out = _free_place("out", _OUT.value or None)
-  report = _free_place("report", _REPORT.value) if _REPORT.value else None
+  if not _OUT.value:
+    raise ValueError("say with --out=FILE where the selection goes")
+  out = pathlib.Path(_OUT.value)
+  report = pathlib.Path(_REPORT.value) if _REPORT.value else None
+  for place in (out, beside(out, "manifest.json"), beside(out, "rejections.jsonl"), report):
+    _make_room(place)
   files = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
   if not files and (_FORMAT.value != "manifest" or not _TABLE.value):
     raise ValueError(
@@ -106,21 +110,15 @@ def run() -> None:
     print(f"report: {report / 'index.html'}")
 
 
-def _free_place(flag: str, name: str | None) -> pathlib.Path:
-  """Returns where to write.
-
-  Raises:
-    ValueError, FileExistsError: no place is named, or something is there and may not be replaced.
-  """
-  if not name:
-    raise ValueError(f"say with --{flag}=FILE where the selection goes")
-  place = pathlib.Path(name)
+def _make_room(place: pathlib.Path | None) -> None:
+  """Makes the folder around a place to write; raises FileExistsError if it may not be replaced."""
+  if place is None:
+    return
   if not _OVERWRITE.value and place.exists() and (place.is_file() or any(place.iterdir())):
     raise FileExistsError(
-      f"{place} is there already and was left as it is: name another --{flag}, or add --overwrite"
+      f"{place} is there already and was left as it is: name another place, or add --overwrite"
     )
   place.parent.mkdir(parents=True, exist_ok=True)
-  return place
 
 
 def beside(out: pathlib.Path, what: str) -> pathlib.Path:
@@ -140,11 +138,8 @@ def score_table(files: Sequence[AnnotationFile], rejections: pathlib.Path) -> Sc
   inputs = _inputs(files) if files else ""
   if path and path.exists():
     table = ScoreTable.load(path)
-    if files and (table.inputs, table.tau, table.unmeasured) != (
-      inputs,
-      _TAU.value,
-      _UNMEASURED.value,
-    ):
+    settings = (table.tau, table.unmeasured)
+    if settings != (_TAU.value, _UNMEASURED.value) or (files and table.inputs != inputs):
       raise ValueError(
         f"{path} is of other annotations, images, tau or unmeasured than asked for (it has "
         f"tau={table.tau:g}, unmeasured={table.unmeasured}): delete it, or name another --table"
@@ -197,7 +192,7 @@ def _show_rejections(found: Scan, path: pathlib.Path) -> None:
   for reason, count in counts_by_reason(found.rejections).items():
     print(f"rejected {count:>8,}  {reason}: {REASONS[reason]}")
   if found.rejections:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # OUT itself where it is a dataset's folder
     write_jsonl(found.rejections, path)
     print(f"each of them: {path}")
 

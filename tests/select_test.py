@@ -100,6 +100,8 @@ def test_a_zip_gives_the_same_bytes_and_a_kept_table_the_same_manifest(tmp_path,
   assert stale.returncode == 1
   assert "table.npz is of other annotations" in stale.stderr
   assert not (tmp_path / "4.jsonl").exists()
+  other = run("--format=manifest", f"--out={tmp_path / '5.json'}", f"--table={table}", "--tau=0.5")
+  assert other.returncode == 1 and "tau=0" in other.stderr
 
 
 def test_images_that_are_not_there_reject_their_records(tmp_path, annotations):
@@ -137,6 +139,11 @@ def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations
   done = run(f"--annotations={annotations}", f"--out={out}")
   assert done.returncode == 1 and "--overwrite" in done.stderr
   assert out.read_text() == "mine\n"
+  manifest = run(f"--annotations={annotations}", f"--out={tmp_path / 'other.jsonl'}")
+  assert manifest.returncode == 0
+  (tmp_path / "other.jsonl").unlink()
+  again = run(f"--annotations={annotations}", f"--out={tmp_path / 'other.jsonl'}")
+  assert again.returncode == 1 and "other.manifest.json is there already" in again.stderr
   assert run(f"--annotations={annotations}", f"--out={out}", "--overwrite").returncode == 0
   assert images(out) == ["b", "b"]
 

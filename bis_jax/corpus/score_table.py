@@ -189,7 +189,7 @@ class ScoreTable:
   def row_hash_sum(self) -> int:
     """Returns the sum of the row hashes modulo 2**64; see `checksum`."""
     names = np.array([_hash(name) for name in self.source_names], np.uint64)
-    total = np.uint64(0)
+    total = 0
     for start in range(0, len(self), 1 << 20):
       part = self.take(slice(start, start + (1 << 20)))
       state = names[part.source]
@@ -197,8 +197,8 @@ class ScoreTable:
         state = mix64(state + column.astype(np.uint64))
       for column in (part.score_sum, part.spread_sum):
         state = mix64(state + np.ascontiguousarray(column).view(np.uint64))
-      total += state.sum(dtype=np.uint64)
-    return int(total)
+      total += int(state.sum(dtype=np.uint64))
+    return total % 2**64
 
   def save(self, path: Any) -> None:
     """Writes the table as an .npz file without pickles, whole or not at all.

@@ -88,6 +88,13 @@ def test_ties_across_devices_go_to_the_first_in_the_file(table_of):
   assert manifest.sources[0].lines.tolist() == list(range(30))
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_table_of_fewer_rows_than_devices_or_a_few_more(table_of, rows):
+  table = table_of([[i / 16, 0.0] for i in range(rows)])
+  rule = {"strategy": "bis", "fraction": 0.5}
+  assert distributed.select(table, **rule).digest == cut.select(table, **rule).digest
+
+
 @settings(max_examples=30, deadline=None)
 @given(
   st.lists(st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 0.2, np.inf]), max_size=20)
