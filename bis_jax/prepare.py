@@ -21,6 +21,9 @@ _UNMEASURED = flags.DEFINE_enum(
 )
 _MAX_REJECTED = flags.DEFINE_float("max_rejected_fraction", 0.01, "of all records; above it: stop")
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0: one a core")
+_BEAM = flags.DEFINE_multi_string(
+  "beam", None, "option of Apache Beam, which then does the work: --beam=--runner=DirectRunner"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +39,7 @@ def main(argv: list[str]) -> None:
       unmeasured=_UNMEASURED.value,
       max_rejected_fraction=_MAX_REJECTED.value,
       workers=_WORKERS.value,
+      beam=_BEAM.value,
     )
   except CorpusError as error:
     raise SystemExit(f"prepare: {error}") from error

@@ -2,6 +2,7 @@
 
 Every shard is a generator of examples that can run anywhere: in this process, in worker processes,
 or on Apache Beam. What a shard holds does not depend on where it runs. TensorFlow is not needed.
+(TFDS can run shards on Beam itself, but puts all that they hold into the pipeline's graph.)
 
 Source: `tfds.core.ShardBasedBuilder`.
 """
@@ -12,6 +13,7 @@ import functools
 import io
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from bis_jax.corpus import records
+from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.processes import ProgressBar, Workers
@@ -121,12 +124,14 @@ Shard = RolloutShard | ImageShard
 
 
 class _ShardBuilder(tfds.core.ShardBasedBuilder):
-  """Writes given shards in their order, by worker processes unless a Beam runner is given."""
+  """Writes given shards in their order, each by one worker."""
 
   VERSION = tfds.core.Version("1.0.0")
   FEATURES: Callable[[], tfds.features.FeaturesDict]
 
-  def __init__(self, shards: Sequence[Shard], *, data_dir: pathlib.Path, workers: Workers):
+  def __init__(
+    self, shards: Sequence[Shard], *, data_dir: pathlib.Path, workers: Workers | BeamWorkers
+  ):
     """Holds shards that are to be written under `data_dir`."""
     self._shards, self._workers = shards, workers
     super().__init__(data_dir=data_dir, file_format="array_record")
@@ -139,9 +144,6 @@ class _ShardBuilder(tfds.core.ShardBasedBuilder):
     return {SPLIT: self._shards}
 
   def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-    if download_config and download_config.beam_runner:
-      super()._download_and_prepare(dl_manager, download_config)
-      return
     template = self._get_filename_template(split_name=SPLIT)
     paths = [
       template.sharded_filepath(shard_index=at, num_shards=len(self._shards))
@@ -172,10 +174,10 @@ class Images(_ShardBuilder):
   FEATURES = staticmethod(image_features)
 
 
-def write(builder: _ShardBuilder, beam: tfds.download.DownloadConfig | None = None) -> None:
+def write(builder: _ShardBuilder) -> None:
   """Writes the dataset of a builder; TFDS publishes it whole or not at all."""
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it would download
-    builder.download_and_prepare(download_config=beam)
+    builder.download_and_prepare()
 
 
 def _write_shard(
@@ -184,8 +186,10 @@ def _write_shard(
   """Writes one ArrayRecord file and returns how many examples it holds."""
   shard, path = task
   serialize = features().serialize_example
-  writer = ArrayRecordWriter(path, "group_size:1")
+  part = f"{path}.part-{socket.gethostname()}-{os.getpid()}"
+  writer = ArrayRecordWriter(part, "group_size:1")
   for _, example in shard():
     writer.write(serialize(example))
   writer.close()
+  os.replace(part, path)  # Beam may run a task twice
   return len(shard)

@@ -9,12 +9,13 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bis_jax.corpus import builders, records
+from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.corpus import FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
 from bis_jax.corpus.processes import ProgressBar, Workers
@@ -47,6 +48,7 @@ def prepare(
   unmeasured: str = "negative",
   max_rejected_fraction: float = 0.01,
   workers: int = 0,
+  beam: Sequence[str] | None = None,
 ) -> Corpus:
   """Prepares a corpus in `out` and returns it; reuses one made from the same inputs.
 
@@ -58,17 +60,20 @@ def prepare(
     max_rejected_fraction: of all records; with more rejected nothing is written but
       `OUT.rejections.jsonl`.
     workers: processes; 0 for one a core.
+    beam: options of Apache Beam, which then does the work instead; [] runs it on this machine.
 
   Raises:
     TooManyRejectedError: see above.
     CorpusError: the inputs are not there or damaged, no record can be used, or `out` holds
       something else.
   """
-  with Workers(workers) as pool:
+  out = pathlib.Path(out)
+  scratch = out.with_name(f"{out.name}.beam-{os.getpid()}")
+  with Workers(workers) if beam is None else BeamWorkers(beam, scratch) as pool:
     return _prepare(
       tuple(annotation_files(annotations)),
       ImageRoot(images),
-      pathlib.Path(out),
+      out,
       {"format": FORMAT, "tau": tau, "unmeasured": unmeasured},
       max_rejected_fraction,
       pool,
@@ -81,7 +86,7 @@ def _prepare(
   out: pathlib.Path,
   parameters: dict[str, Any],
   max_rejected_fraction: float,
-  workers: Workers,
+  workers: Workers | BeamWorkers,
 ) -> Corpus:
   inputs = _inputs_digest(files, root, parameters, workers)
   held = _held(out)
@@ -134,7 +139,7 @@ def _inputs_digest(
   files: tuple[AnnotationFile, ...],
   root: ImageRoot,
   parameters: dict[str, Any],
-  workers: Workers,
+  workers: Workers | BeamWorkers,
 ) -> str:
   """Returns a digest of what is to be read: annotations by content, images by their stamps."""
   paths = sorted({file.path for file in files})
@@ -170,7 +175,7 @@ class _Found:
   image_ids: list[tuple[int, ...]]
 
 
-def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
+def _with_images(found: Scan, root: ImageRoot, workers: Workers | BeamWorkers) -> _Found:
   """Looks at every image of the strict rows once and rejects the rows whose images are bad."""
   c = found.columns
   used = np.unique(c.image_set[(c.flags & STRICT_OK) != 0]).tolist()
@@ -232,7 +237,11 @@ def _reject_images(found: Scan, bad: dict[int, BadRecord]) -> Scan:
 
 
 def _write(
-  out: pathlib.Path, found: _Found, root: ImageRoot, parameters: dict[str, Any], workers: Workers
+  out: pathlib.Path,
+  found: _Found,
+  root: ImageRoot,
+  parameters: dict[str, Any],
+  workers: Workers | BeamWorkers,
 ) -> str:
   """Writes everything but corpus.json and returns the corpus digest."""
   c = found.scan.columns

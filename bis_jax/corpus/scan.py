@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
 from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
@@ -106,7 +107,9 @@ def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: 
     return scan_files(files, pool, whole_lines=whole_lines)
 
 
-def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lines: bool) -> Scan:
+def scan_files(
+  files: tuple[AnnotationFile, ...], workers: Workers | BeamWorkers, *, whole_lines: bool
+) -> Scan:
   """Returns the scan of `files`; see `scan`."""
   owner = [at for at, file in enumerate(files) for _ in file.spans()]
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
