@@ -13,6 +13,8 @@ from bis_jax.selection import bis, figures
 from bis_jax.selection.cut import Rule, kept_rows
 from bis_jax.selection.strategies import STRATEGIES
 
+_BIS_LINES = " Lines have equal BIS; the strong one is the median of the sources' cuts."
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Measured:
@@ -74,8 +76,7 @@ def write_report(folder: pathlib.Path, table: ScoreTable, rule: Rule) -> None:
         float(np.nanmedian(cuts)) if rule.strategy == "bis" else None,
       ),
       "Every rollout by label mixture and reliability of its positive labels: how many lie in a "
-      "cell, and which share of them is kept. Lines have equal BIS; the strong one is the median "
-      "of the sources' cuts.",
+      "cell, and which share of them is kept." + _BIS_LINES * (rule.strategy == "bis"),
     ),
     "scores": (
       _scores_picture(rule, scores, chosen, cuts[~np.isnan(cuts)]),
@@ -86,7 +87,9 @@ def write_report(folder: pathlib.Path, table: ScoreTable, rule: Rule) -> None:
       "How much of what one strategy keeps another keeps too, all at the same fraction.",
     ),
     "change": (
-      figures.change([(title, measured.cells(chosen), measured.cells(o)) for title, o in others]),
+      figures.change([(title, measured.cells(chosen), measured.cells(o)) for title, o in others])
+      if others
+      else None,
       "Where rollouts come in (blue) and go out (red) when one parameter changes.",
     ),
     "sources": (
@@ -105,15 +108,20 @@ def write_report(folder: pathlib.Path, table: ScoreTable, rule: Rule) -> None:
 
 
 def neighbours(rule: Rule) -> list[Rule]:
-  """Returns the rules that the page compares with: another alpha where BIS chose, another size."""
-  others = []
-  if rule.strategy == "bis":
-    others.append(dataclasses.replace(rule, alpha=0.2 if rule.alpha == 0.05 else 0.05))
+  """Returns the rules that the page compares with: for BIS the paper's other alpha and fraction,
+  for other strategies half as much and twice as much; none for "full", which keeps everything.
+  """
+  if rule.strategy == "full":
+    return []
   if rule.fraction is None:
-    others.append(dataclasses.replace(rule, count=2 * rule.count))
+    sizes = [{"count": max(1, rule.count // 2)}, {"count": 2 * rule.count}]
+  elif rule.strategy == "bis":
+    sizes = [{"fraction": 0.1 if rule.fraction == 0.25 else 0.25}]
   else:
-    others.append(dataclasses.replace(rule, fraction=0.1 if rule.fraction == 0.25 else 0.25))
-  return others
+    sizes = [{"fraction": rule.fraction / 2}, {"fraction": min(1.0, 2 * rule.fraction)}]
+  if rule.strategy == "bis":
+    sizes = [{"alpha": 0.2 if rule.alpha == 0.05 else 0.05}, sizes[-1]]
+  return [dataclasses.replace(rule, **size) for size in sizes]
 
 
 def _written(table: ScoreTable, rule: Rule) -> np.ndarray:
@@ -193,8 +201,8 @@ def _page(rule, measured, kept, others, cuts, pictures) -> str:
     f"<h1>{html.escape(title)}</h1>{_tiles(measured, chosen)}"
     f'<h2>Figures</h2><div class="figures"><div style="grid-column: 1 / -1">{shown["plane"]}</div>'
     f"{middle}</div>"
-    f"<h2>What changes</h2>{changes}{shown['change']}"
-    f"<h2>Strategies</h2>{_strategy_table(rule, measured, kept)}"
+    + (f"<h2>What changes</h2>{changes}{shown['change']}" if others else "")
+    + f"<h2>Strategies</h2>{_strategy_table(rule, measured, kept)}"
     f"<h2>Sources</h2>{shown['sources']}{_source_table(measured, chosen, cuts)}",
   )
 

@@ -95,6 +95,13 @@ def test_a_table_of_fewer_rows_than_devices_or_a_few_more(table_of, rows):
   assert distributed.select(table, **rule).digest == cut.select(table, **rule).digest
 
 
+def test_the_device_program_holds_no_floating_point():
+  rows, groups = jax.ShapeDtypeStruct((80,), np.uint32), jax.ShapeDtypeStruct((3,), np.int32)
+  group = jax.ShapeDtypeStruct((80,), np.int32)
+  program = distributed._jitted_find_cut(distributed._row_mesh()).lower(rows, rows, group, groups)
+  assert "f32" not in program.as_text() and "f64" not in program.as_text()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
   st.lists(st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 0.2, np.inf]), max_size=20)
