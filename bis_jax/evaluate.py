@@ -1,11 +1,13 @@
-"""The command that evaluates step scores, anyone's: no model is needed.
+"""The command that evaluates step scores, a checkpoint's or anyone's.
 
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --out=evaluation.json
+    python -m bis_jax.evaluate --benchmark=DIR --checkpoint=WORKDIR --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
 
-The first measures one run on VisualProcessBench or ProcessBench, the second how much better it is
-than another run on the same items, the third Best-of-N. The files are JSON lines:
+The first measures scores on VisualProcessBench or ProcessBench and needs no model, the second gets
+them from a run's newest checkpoint, the third says how much better they are than another run's on
+the same items, and the last is Best-of-N. The files are JSON lines:
 `bis_jax/evaluation/score_files.py` and `best_of_n.py` say how.
 """
 
@@ -13,7 +15,8 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+import numpy as np
+from absl import app, flags, logging
 
 from bis_jax.evaluation import (
   benchmarks,
@@ -23,9 +26,15 @@ from bis_jax.evaluation import (
   step_evaluation,
   workdir_page,
 )
+from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir of a run whose model scores")
+_IMAGES = flags.DEFINE_enum(
+  "images", "multi", MODES, "what --checkpoint sees of an item with several images"
+)
+_SAVE_SCORES = flags.DEFINE_string("save_scores", "", "file for the scores of --checkpoint")
 _BASELINE = flags.DEFINE_string("baseline", "", "scores of another run, to compare with")
 _HELD_OUT = flags.DEFINE_string(
   "held_out", "", 'JSON lines {"scores", "labels", "data_source"} to tune a threshold on'
@@ -45,8 +54,11 @@ def main(argv: list[str]) -> None:
   """Runs the command that the flags describe; bad input ends it with a message and exit code 1."""
   if len(argv) > 1:
     sys.exit(f"evaluate: what is {argv[1]!r}? Every argument is a flag, like --scores=FILE")
-  if bool(_SCORES.value) == bool(_CANDIDATES.value):
-    sys.exit("evaluate: give --scores=FILE with --benchmark=DIR, or --candidates=FILE")
+  if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
+    sys.exit(
+      "evaluate: give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR, or "
+      "--candidates=FILE"
+    )
   if not _OUT.value:
     sys.exit("evaluate: say with --out=FILE.json where the result goes")
   try:
@@ -64,7 +76,11 @@ def _steps() -> dict:
   if not _BENCHMARK.value:
     raise ValueError("name the benchmark that was scored with --benchmark=DIR")
   items = benchmarks.load(_BENCHMARK.value)
-  scores = score_files.read_scores(_SCORES.value, items)
+  scores = (
+    _checkpoint_scores(items)
+    if _CHECKPOINT.value
+    else score_files.read_scores(_SCORES.value, items)
+  )
   how = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
   if _BASELINE.value:
     baseline = score_files.read_scores(_BASELINE.value, items)
@@ -80,11 +96,24 @@ def _steps() -> dict:
     measures = "  ".join(f"{m} {_hundred(block[m])}" for m in _SHOWN)
     print(f"{name:14} t = {block['threshold']:.4f}  {measures}")
   if _PAGE.value:
-    title = f"{pathlib.Path(_SCORES.value).name} on {_BENCHMARK.value}"
+    title = f"{pathlib.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
     workdir_page.write_page(
       _PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation
     )
   return evaluation
+
+
+def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
+  """Returns the scores that the checkpoint gives the items, and saves them where asked to."""
+  # Imported here, as the evaluation of a score file needs neither JAX nor Transformers.
+  from bis_jax import scoring
+  from bis_jax.examples import BenchmarkExamples
+
+  logging.set_verbosity(logging.WARNING)
+  scores = scoring.load(_CHECKPOINT.value).score(BenchmarkExamples(items, _IMAGES.value))
+  if _SAVE_SCORES.value:
+    score_files.write_scores(_SAVE_SCORES.value, scores)
+  return scores
 
 
 def _best_of_n() -> dict:

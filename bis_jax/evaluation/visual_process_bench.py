@@ -24,6 +24,7 @@ from bis_jax.corpus.image_root import ImageRoot
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
 ANNOTATIONS = "test.jsonl"
 CANVAS_COLUMNS = 3
+MODES = ("multi", "canvas", "first")  # what is shown of an item with several images
 _SHOWN_FAULTS = 20
 _IMAGE_PLACEHOLDER = re.compile(r"<image\d*>")
 _EXIF_ORIENTATION = 0x0112
@@ -158,8 +159,8 @@ def _canvas_grid(n: int) -> tuple[int, int]:
 
 
 def _check_mode(multi_image: str) -> None:
-  if multi_image not in ("multi", "canvas", "first"):
-    raise ValueError(f"multi_image is {multi_image!r}; it must be multi, canvas or first")
+  if multi_image not in MODES:
+    raise ValueError(f"multi_image is {multi_image!r}; it must be one of {', '.join(MODES)}")
 
 
 def _parse(line: bytes, index: int, root: ImageRoot) -> BenchmarkItem:

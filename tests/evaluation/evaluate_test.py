@@ -60,9 +60,10 @@ def test_a_baseline_becomes_a_comparison(text_run):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "give --scores=FILE with --benchmark=DIR, or --candidates=FILE"),
+    ([], "give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR"),
     (["--scores=x"], "say with --out=FILE.json"),
     (["--scores=x", "--out=y"], "name the benchmark that was scored"),
+    (["--scores=x", "--checkpoint=y", "--out=z"], "give --scores=FILE or --checkpoint=WORKDIR"),
     (["--candidates=/nowhere/x", "--out=y"], "No such file"),
     (["evaluation.json"], "what is 'evaluation.json'?"),
   ],

@@ -138,7 +138,7 @@ def test_several_images_are_separate_first_or_on_one_canvas(benchmark):
         image = Image.open(io.BytesIO(encoded))
         shown.append((image.height, image.width))
       assert visual_process_bench.shown_sizes(item, mode) == shown
-  with pytest.raises(ValueError, match="multi, canvas or first"):
+  with pytest.raises(ValueError, match="one of multi, canvas, first"):
     visual_process_bench.encoded_images(one, "mosaic")
 
 
