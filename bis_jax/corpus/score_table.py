@@ -30,6 +30,7 @@ _COLUMNS = {
   "offset": np.int64,
   "length": np.int32,
 }
+_CHUNK = 1 << 14  # rollouts whose statistics are computed at a time: their steps stay in cache
 
 
 def as_path(path: Any) -> Any:
@@ -143,20 +144,20 @@ class ScoreTable:
         f"{source_names[source[at]]}:{line[at]} has {lengths[at]} scored steps; a rollout may have "
         "at most 32767: remove the record"
       )
-    positive = scores > tau
     ends = np.cumsum(lengths)
-    positive_before = np.concatenate(([0], np.cumsum(positive)))
-    with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order takes
-      spread = scores * (1.0 - scores)
-    # bincount adds in the order of the steps; np.add.reduceat would not.
-    rollout_of = np.repeat(np.arange(rows), lengths)
+    parts = [(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))]
+    for start in range(0, rows, _CHUNK):
+      chunk = lengths[start : start + _CHUNK]
+      end = ends[start + chunk.size - 1]
+      parts.append(_statistics(chunk, scores[end - chunk.sum() : end], tau))
+    n_pos, score_sum, spread_sum = map(np.concatenate, zip(*parts, strict=True))
     values = {
       "source": source,
       "line": line,
       "n": lengths,
-      "n_pos": positive_before[ends] - positive_before[ends - lengths],
-      "score_sum": np.bincount(rollout_of, np.where(positive, scores, 0.0), rows),
-      "spread_sum": np.bincount(rollout_of, spread, rows),
+      "n_pos": n_pos,
+      "score_sum": score_sum,
+      "spread_sum": spread_sum,
       "flags": flags,
       "rollout": np.full(rows, -1) if rollout is None else rollout,
       "offset": np.full(rows, -1) if offset is None else offset,
@@ -240,6 +241,23 @@ class ScoreTable:
     """Returns one table of the rows of several, which share everything but the rows."""
     columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _COLUMNS}
     return dataclasses.replace(tables[0], **columns)
+
+
+def _statistics(
+  lengths: np.ndarray, scores: np.ndarray, tau: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns n_pos, score_sum and spread_sum of ragged rollouts; see `ScoreTable`."""
+  rows = lengths.size
+  positive = scores > tau
+  with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order takes
+    spread = scores * (1.0 - scores)
+  # bincount adds in the order of the steps; np.add.reduceat would not.
+  rollout_of = np.repeat(np.arange(rows), lengths)
+  return (
+    np.bincount(rollout_of[positive], minlength=rows),
+    np.bincount(rollout_of, np.where(positive, scores, 0.0), rows),
+    np.bincount(rollout_of, spread, rows),
+  )
 
 
 def _read_rows(archive: zipfile.ZipFile, name: str, part: int, parts: int) -> np.ndarray:
