@@ -15,11 +15,19 @@ _ANNOTATIONS = flags.DEFINE_string(
 )
 _IMAGES = flags.DEFINE_string("images", None, "image root: a folder, or images.zip")
 _OUT = flags.DEFINE_string("out", None, "folder of the prepared corpus")
-_TAU = flags.DEFINE_float("tau", 0.0, "a step is positive where its MC score > tau")
+_TAU = flags.DEFINE_float(
+  "tau", 0.0, "a step is positive where its MC score > tau", lower_bound=0.0, upper_bound=1.0
+)
 _UNMEASURED = flags.DEFINE_enum(
   "unmeasured", "negative", ["negative", "ignore"], "steps without continuations"
 )
-_MAX_REJECTED = flags.DEFINE_float("max_rejected_fraction", 0.01, "of all records; above it: stop")
+_MAX_REJECTED = flags.DEFINE_float(
+  "max_rejected_fraction",
+  0.01,
+  "of all records; above it: stop",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0: one a core")
 _BEAM = flags.DEFINE_multi_string(
   "beam", None, "option of Apache Beam, which then does the work: --beam=--runner=DirectRunner"

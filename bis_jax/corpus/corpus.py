@@ -57,7 +57,10 @@ class Corpus:
     self._readers: dict[str, Any] = {}
     self._process = os.getpid()
 
-  open = classmethod(lambda cls, path: cls(path))
+  @classmethod
+  def open(cls, path: str | os.PathLike) -> "Corpus":
+    """Returns the corpus in a folder; see `Corpus`."""
+    return cls(path)
 
   def __reduce__(self):
     return Corpus, (self.path,)

@@ -4,6 +4,7 @@ Nothing outside the root is ever opened: references are resolved by name first, 
 are followed and must end inside, and only regular files are read.
 """
 
+import functools
 import io
 import os
 import pathlib
@@ -76,7 +77,8 @@ class ImageRoot:
       }
 
   def __reduce__(self):
-    return ImageRoot, (self.path,)
+    found = self.path.stat()
+    return _opened, (self.path, (found.st_size, found.st_mtime_ns))
 
   def locate(self, reference: str) -> str:
     """Returns the name of the file that a reference means, links resolved.
@@ -97,15 +99,16 @@ class ImageRoot:
     raise BadRecord("missing_image", f"{reference!r} is not in {self.path}")
 
   def listing(self) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, *stamp) of every file under the root, without opening any."""
+    """Yields (name, *stamp) of every file and link under the root, without following any."""
     if self._zip is not None:
       yield from ((name, *self.stamp(name)) for name in self._members)
       return
     for folder, _, names in os.walk(self._folder):
       for name in names:
         path = os.path.join(folder, name)
-        if _is_file(path):
-          yield path, *self.stamp(os.path.relpath(path, self._folder))
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+          yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
     """Returns what changes when the file does: its size, and its CRC (zip) or time of change."""
@@ -153,6 +156,13 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
   except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
     raise BadRecord("unreadable_image", f"{name}: {error or type(error).__name__}") from error
   return (width, height) if rotated else (height, width)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: pathlib.Path, stamp: tuple[int, int]) -> ImageRoot:
+  """Returns the root at `path`: a process reads the list of a large zip once, not once a task."""
+  del stamp  # tells a zip that was replaced from the one before
+  return ImageRoot(path)
 
 
 def _is_file(path: str) -> bool:
