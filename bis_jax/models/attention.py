@@ -11,6 +11,8 @@ G query heads a key head (N = K * G), H head dim, P patches, W windows, c query 
 import jax
 import jax.numpy as jnp
 
+from bis_jax.models.splash import splash_attention
+
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
 _MASKED = -1e30  # finite, so that a query without any key stays finite; exp() of it is exactly 0
@@ -35,14 +37,18 @@ def attention(
     v_BTKH: values.
     segment_BT: int32, the segment of each token; 0 is padding.
     causal: tokens see only themselves and what stands before them in the row.
-    backend: "xla", or "auto": the fastest one for the platform.
+    backend: "xla"; "splash", the TPU kernel; or "auto", by the platform of this process.
 
   Raises:
     ValueError: there is no such backend.
   """
-  if backend not in ("auto", "xla"):
-    raise ValueError(f"attention has no backend {backend!r}: use 'auto' or 'xla'")
-  return _xla(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal)
+  if backend == "auto":
+    backend = "splash" if jax.default_backend() == "tpu" else "xla"
+  if backend == "splash":
+    return splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
+  if backend == "xla":
+    return _xla(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal)
+  raise ValueError(f"attention has no backend {backend!r}: use 'auto', 'xla' or 'splash'")
 
 
 def window_attention(

@@ -14,11 +14,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bis_jax.models.splash import CHECKPOINT_NAME
+
 _kernel_init = nnx.initializers.lecun_normal()
 _embedding_init = nnx.initializers.normal(0.02)
 
 _REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
+  ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -121,7 +126,7 @@ def rematerialised(apply: Callable[..., jax.Array], remat: str) -> Callable[...,
 
   Args:
     apply: one layer's computation, inside a `scan`.
-    remat: "none", "dots" (all but matrix products) or "full" (everything but the layer's input).
+    remat: "none", "dots" (all but products with kernels and, on TPU, attention) or "full" (everything but the layer's input).
   """
   if remat == "none":
     return apply

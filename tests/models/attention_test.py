@@ -1,0 +1,122 @@
+"""Attention: every way to compute it against a plain loop in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType
+
+from bis_jax.models import attention as attention_module
+from bis_jax.models.attention import attention, window_attention
+from bis_jax.models.splash import splash_attention
+
+B, T, N, K, H = 2, 200, 4, 2, 16
+
+
+@pytest.fixture(scope="module")
+def case():
+  """(q, k, v, segments): rows of three and two samples, the second with padding at its end."""
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(B, T, heads, H)).astype(np.float32) for heads in (N, K, K))
+  segments = np.ones((B, T), np.int32)
+  segments[0, 50:], segments[0, 130:] = 2, 3
+  segments[1, 90:], segments[1, 170:] = 2, 0
+  return q, k, v, segments
+
+
+def _reference(q, k, v, segments, causal) -> np.ndarray:
+  out = np.zeros(q.shape)
+  for b, t, n in np.ndindex(*q.shape[:3]):
+    seen = segments[b] == segments[b, t]
+    if causal:
+      seen &= np.arange(len(seen)) <= t
+    keys, values = (x[b, seen, n * k.shape[2] // q.shape[2]].astype(np.float64) for x in (k, v))
+    scores = keys @ q[b, t, n] / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max())
+    out[b, t, n] = weights @ values / weights.sum()
+  return out
+
+
+def _gradients(f, q, k, v):
+  return jax.jit(jax.grad(lambda q, k, v: (f(q, k, v) * q).sum(), argnums=(0, 1, 2)))(q, k, v)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_equals_a_plain_loop(case, causal):
+  """Segments, causality and which key head a query head reads."""
+  ours = attention(*case, causal=causal, backend="xla")
+  np.testing.assert_allclose(ours, _reference(*case, causal), atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_chunks_of_queries_change_nothing(case, causal, monkeypatch):
+  """Values and gradients of the long form, with a last chunk that is not full."""
+  q, k, v, segments = case
+  f = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")
+  at_once, gradients = f(q, k, v), _gradients(f, q, k, v)
+  monkeypatch.setattr(attention_module, "_DIRECT_LENGTH", 0)
+  monkeypatch.setattr(attention_module, "_CHUNK", 48)
+  np.testing.assert_allclose(f(q, k, v), at_once, atol=1e-6)
+  for ours, expected in zip(_gradients(f, q, k, v), gradients, strict=True):
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_tpu_kernel_equals_xla(case, causal):
+  """Splash attention, interpreted: values and gradients; T is no multiple of its block."""
+  q, k, v, segments = case
+  ours = functools.partial(splash_attention, segment_BT=segments, causal=causal, interpret=True)
+  xla = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")
+  np.testing.assert_allclose(jax.jit(ours)(q, k, v), xla(q, k, v), atol=1e-5)
+  for a, b in zip(_gradients(ours, q, k, v), _gradients(xla, q, k, v), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_tpu_kernel_runs_split_over_a_mesh(case):
+  """Rows over the batch axes, heads over "tensor"."""
+  mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  ours = jax.jit(functools.partial(splash_attention, causal=True, interpret=True))
+  with jax.set_mesh(mesh):
+    split = ours(*case)
+  assert split.sharding.shard_shape(split.shape) == (B // 2, T, N // 2, H)
+  np.testing.assert_allclose(split, _reference(*case, True), atol=1e-5)
+
+
+def test_long_rows_never_hold_all_scores():
+  """At 8192 tokens no array of the forward or backward pass has T x T entries."""
+  t = 8192
+  shapes = [jax.ShapeDtypeStruct((1, t, heads, 8), jnp.float32) for heads in (2, 1, 1)]
+  segments = jnp.ones((1, t), jnp.int32)
+  f = functools.partial(attention, segment_BT=segments, causal=True, backend="xla")
+  jaxpr = jax.make_jaxpr(jax.grad(lambda q, k, v: f(q, k, v).sum(), argnums=(0, 1, 2)))(*shapes)
+  largest = max(aval.size for aval in _avals(jaxpr.jaxpr))
+  assert 512 * t <= largest < t * t
+
+
+def _avals(jaxpr):
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval
+    for inner in jaxprs_in_params(equation.params):
+      yield from _avals(inner)
+
+
+def test_windows_are_attention_within_their_block(case):
+  """Two windows share a block, a third has one of its own, the rest of it is padding."""
+  q, k, v, _ = (x[:, :128] for x in case)
+  windows = np.zeros((B, 128), np.int32)
+  windows[:, :40], windows[:, 40:64], windows[:, 64:100] = 1, 2, 3
+  k, v = k.repeat(N // K, axis=2), v.repeat(N // K, axis=2)
+  ours = window_attention(q, k, v, windows)
+  used = windows[0] > 0
+  expected = _reference(q, k, v, windows, causal=False)
+  np.testing.assert_allclose(ours[:, used], expected[:, used], atol=1e-5)
+  assert np.isfinite(ours).all()
+
+
+def test_an_unknown_backend_is_named(case):
+  with pytest.raises(ValueError, match="no backend 'flash'"):
+    attention(*case, causal=True, backend="flash")
