@@ -1,5 +1,6 @@
 """The model card of an exported folder: what it is, how it was trained, how well it does, its use."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +10,17 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).requires_grad_(False)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 images = AutoImageProcessor.from_pretrained(folder)([Image.open(image)], return_tensors="pt")
-content = [{"type": "image"}, {"type": "text", "text": f"Question: {question}"}]
+user = [{"type": "image"}, {"type": "text", "text": f"Question: {question}"}]
 process = "Process: " + "\\n\\n".join(step + "<prm>" for step in steps)
-messages = [{"role": "user", "content": content}, {"role": "assistant", "content": process}]
+messages = [{"role": "user", "content": user}, {"role": "assistant", "content": process}]
 text = tokenizer.apply_chat_template(messages, tokenize=False)
 text = text.replace("<|image_pad|>", "<|image_pad|>" * int(images["image_grid_thw"].prod() // 4))
 ids = tokenizer(text, return_tensors="pt")["input_ids"]
 pad, prm, yes, no = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<prm>", "Yes", "No"])
-with torch.no_grad():
-  logits = model(input_ids=ids, mm_token_type_ids=(ids == pad).int(), **images).logits
+logits = model(input_ids=ids, mm_token_type_ids=(ids == pad).int(), **images).logits
 scores = logits[0, ids[0] == prm][:, [yes, no]].float().softmax(dim=-1)[:, 0]
 """
 
@@ -56,6 +56,7 @@ def model_card(
     "batch": f"about {train['global_batch']} rollouts, {train['epochs']} epochs, {step} steps",
     "images": f"{run['inputs']['min_pixels']:,} to {run['inputs']['max_pixels']:,} pixels",
   }
+  example = EXAMPLE.rstrip().replace(r'"\n\n"', json.dumps(run["inputs"]["separator"]))
   lines = [
     "---",
     "library_name: transformers",
@@ -84,7 +85,7 @@ def model_card(
     "With `folder`, `image` (a path), `question` and `steps` (a list of strings):",
     "",
     "```python",
-    EXAMPLE.rstrip(),
+    example,
     "```",
     "",
   ]
