@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bis_jax.evaluation.run_table import Row, Run
@@ -273,7 +274,7 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
   return (sums[high] - sums[low]) / (high - low)
 
 
-def _figure(x_label: str, y_label: str, *, width: float, height: float):
+def _figure(x_label: str, y_label: str, *, width: float, height: float) -> tuple[Figure, Axes]:
   """Returns a styled figure (inches) and its axes, outside pyplot's global state."""
   figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
   axes = figure.subplots()
@@ -281,7 +282,7 @@ def _figure(x_label: str, y_label: str, *, width: float, height: float):
   return figure, axes
 
 
-def _style(axes, x_label: str, y_label: str) -> None:
+def _style(axes: Axes, x_label: str, y_label: str) -> None:
   axes.set_xlabel(x_label, color=_INK)
   axes.set_ylabel(y_label, color=_INK)
   axes.grid(color=_GRID, linewidth=0.8)

@@ -83,7 +83,9 @@ def scored_steps(
   return ScoredSteps(flat_labels[kept], flat_scores[kept], item, group_of_item[item], names)
 
 
-def f1(true_positive: np.ndarray, false_positive: np.ndarray, false_negative: np.ndarray):
+def f1(
+  true_positive: np.ndarray, false_positive: np.ndarray, false_negative: np.ndarray
+) -> np.ndarray:
   """Returns 2 TP / (2 TP + FP + FN), and 0 where the class is neither present nor predicted."""
   denominator = 2 * true_positive + false_positive + false_negative
   return _ratio(2 * true_positive, denominator)

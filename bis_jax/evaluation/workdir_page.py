@@ -41,7 +41,7 @@ def write_page(
 ) -> None:
   """Writes `workdir`/index.html and `workdir`/plots/*.png.
 
-  `items` and `scores` are those of `step_evaluation.evaluate`, `evaluation` its result (or
+  `items` and `scores` are those of `step_evaluation.evaluate`, `evaluation` is its result (or
   evaluation.json read back), `history` the lines of metrics.jsonl as dicts. `selection` is
   (mixture float[M], reliability float[M], kept bool[M]) over all scorable rollouts, with `alpha`
   where BIS chose. A plot whose input is missing is left out. `workdir` may be a local path or
@@ -71,6 +71,8 @@ def write_page(
       _overall_table(evaluation),
       "<h2>Sources, at threshold 0.5</h2>",
       _source_table(evaluation),
+      "<h2>Policy models, at threshold 0.5</h2>",
+      _policy_table(evaluation),
       "<h2>Benchmark items</h2>",
       '<p class="quiet">Steps are coloured by score <span class="key"></span> from erroneous to '
       "correct; beside each stand its score and its human label. Per source, the best judged, the "
@@ -180,9 +182,7 @@ def _overall_table(evaluation: dict) -> str:
   rows = []
   for name, block in evaluation["thresholds"].items():
     intervals = {**evaluation.get("intervals", {}), **block.get("intervals", {})}
-    cells = [
-      _cell(block[measure], (intervals or {}).get(measure)) for measure, _ in _OVERALL_COLUMNS
-    ]
+    cells = [_cell(block[measure], intervals.get(measure)) for measure, _ in _OVERALL_COLUMNS]
     first = f"{html.escape(name)}<small>t = {block['threshold']:.4g}; {block['origin']}</small>"
     rows.append(f"<tr><td>{first}</td>{''.join(cells)}</tr>")
   return page_style.table(["threshold", *(heading for _, heading in _OVERALL_COLUMNS)], rows)
@@ -207,6 +207,17 @@ def _source_table(evaluation: dict) -> str:
     "ROC-AUC",
   ]
   return page_style.table(headings, rows)
+
+
+def _policy_table(evaluation: dict) -> str:
+  rows = []
+  for policy, report in evaluation["per_policy_model"].items():
+    measures = {"roc_auc": report["roc_auc"], **report["thresholds"]["fixed_0.5"]}
+    intervals = {**report.get("intervals", {}), **measures.get("intervals", {})}
+    cells = [_cell(measures[name], intervals.get(name)) for name, _ in _OVERALL_COLUMNS]
+    sizes = f"<small>{report['items']:,} items, {report['steps']:,} steps</small>"
+    rows.append(f"<tr><td>{html.escape(policy)}{sizes}</td>{''.join(cells)}</tr>")
+  return page_style.table(["policy model", *(heading for _, heading in _OVERALL_COLUMNS)], rows)
 
 
 def _cell(value: float | None, interval: list[float] | None) -> str:

@@ -120,7 +120,7 @@ def test_text_of_items_is_text(tmp_path, write_benchmark, benchmark_record, brow
   dom, console = browse(page(tmp_path, (items, scores, evaluation)) / "index.html")
   assert console == []
   assert "<script" not in dom and 'src="x"' not in dom
-  assert dom.count("&lt;script&gt;") == 3 + 1  # question, answer, step; the model's name
+  assert dom.count("&lt;script&gt;") == 5  # question, answer, step, and the policy model twice
 
 
 def test_the_page_opens_in_a_browser_without_a_complaint(tmp_path, run, browse):

@@ -1,0 +1,235 @@
+"""Soaks the scoring server: clients of mixed requests, a tenth of them broken, then SIGTERM.
+
+  python benchmarks/server_soak.py WORKDIR --benchmark=DIR [--seconds=60] [--clients=4]
+
+WORKDIR is a run's, DIR a benchmark of the same kind (the toy run's is in its corpus cache). The
+right answers are computed first, one at a time with the same model in this process. Then the
+server's process is started. Throughput: rounds of one-at-a-time calls here and of `--burst` clients
+there, by turns, so that both meet the same machine. Soak: `--clients` threads for `--seconds`, and
+every answer is compared. Broken requests: bad base64, an image of 12,000 x 12,000 pixels, 10,000
+steps, a body that stops half way. Texts with special tokens are good requests. At the end a SIGTERM
+arrives while requests are in flight.
+
+Asked: every good request answered right, every bad one a 4xx with a reason, memory flat, a clean
+stop with requests in flight finished, at least three times the one-at-a-time rate.
+
+"""
+
+import argparse
+import base64
+import collections
+import http.client
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+from absl import logging
+
+from bis_jax import scoring, solutions
+from bis_jax.evaluation import visual_process_bench
+from bis_jax.solutions import Solution
+
+PORT = 8765
+SPECIAL = "<prm> <|image_pad|> <|im_end|><image>"
+
+
+def huge_png() -> bytes:
+  """Returns a PNG that announces 12,000 x 12,000 pixels."""
+  head = b"IHDR" + (12_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+  chunk = (13).to_bytes(4) + head + zlib.crc32(head).to_bytes(4)
+  return b"\x89PNG\r\n\x1a\n" + chunk + bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
+
+
+BROKEN = {
+  "bad base64": {"question": "q", "steps": ["s"], "images": ["@@@"]},
+  "huge image": {
+    "question": "q",
+    "steps": ["s"],
+    "images": [base64.b64encode(huge_png()).decode()],
+  },
+  "10,000 steps": {"question": "q", "steps": ["s"] * 10_000},
+  "slow body": None,
+}
+
+
+def good_solutions(folder: str, count: int) -> list[Solution]:
+  """Returns benchmark items, some without images, some with special tokens in their text."""
+  found = []
+  for item in visual_process_bench.load(folder)[:count]:
+    images = visual_process_bench.encoded_images(item) if item.index % 5 else ()
+    steps = list(item.steps)
+    if item.index % 7 == 0:
+      steps[0] += " " + SPECIAL
+    found.append(Solution.of(item.question, steps, images))
+  return found
+
+
+def body_of(solution: Solution) -> bytes:
+  """Returns the request's body."""
+  images = [base64.b64encode(image).decode() for image in solution.images]
+  record = {"question": solution.question, "steps": solution.steps, "images": images}
+  return json.dumps(record).encode()
+
+
+def post(body: bytes) -> tuple[int, dict]:
+  """Returns (status, answer)."""
+  connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+  connection.request("POST", "/score", body)
+  response = connection.getresponse()
+  answer = json.loads(response.read())
+  connection.close()
+  return response.status, answer
+
+
+def post_half(body: bytes) -> tuple[int, dict]:
+  """Sends half of the body and waits for what the server has to say."""
+  with socket.create_connection(("127.0.0.1", PORT), timeout=60) as connection:
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body[: len(body) // 2])
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response.status, json.loads(response.read())
+
+
+def resident_mb(pid: int) -> float:
+  """Returns the resident memory of a process."""
+  with open(f"/proc/{pid}/status") as file:
+    return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmRSS"))
+
+
+class Clients:
+  """Threads that ask until they are stopped, and what became of every request."""
+
+  def __init__(self, bodies: list[bytes], wanted: list[np.ndarray], broken_share: float):
+    self._bodies, self._wanted, self._broken_share = bodies, wanted, broken_share
+    self._stop, self._lock = threading.Event(), threading.Lock()
+    self.outcomes = collections.Counter()
+    self.seconds = []
+
+  def run(self, clients: int, seconds: float, at_end=lambda: None) -> float:
+    """Asks for so many seconds; returns the wall time until the last answer."""
+    threads = [threading.Thread(target=self._client, args=(seed,)) for seed in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+      thread.start()
+    time.sleep(seconds)
+    self._stop.set()
+    at_end()
+    for thread in threads:
+      thread.join()
+    return time.perf_counter() - start
+
+  def _client(self, seed: int) -> None:
+    draw = random.Random(seed)
+    while not self._stop.is_set():
+      start = time.perf_counter()
+      if draw.random() < self._broken_share:
+        kind = draw.choice(list(BROKEN))
+        body = BROKEN[kind]
+        status, answer = (
+          post_half(self._bodies[0]) if body is None else post(json.dumps(body).encode())
+        )
+        right = 400 <= status < 500 and answer.get("error")
+      else:
+        kind, i = "good", draw.randrange(len(self._bodies))
+        status, answer = post(self._bodies[i])
+        right = status == 200 and np.allclose(answer["scores"], self._wanted[i], rtol=0, atol=1e-5)
+      with self._lock:
+        self.outcomes[kind, "as wanted" if right else f"WRONG {status} {answer}"[:120]] += 1
+        if kind == "good":
+          self.seconds.append(time.perf_counter() - start)
+
+
+def start_server(workdir: str) -> subprocess.Popen:
+  """Starts the server and returns its process once it answers."""
+  command = [sys.executable, "-m", "bis_jax.serve", f"--checkpoint={workdir}", f"--port={PORT}"]
+  process = subprocess.Popen([*command, "--body_seconds=1"])
+  while True:
+    try:
+      connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+      connection.request("GET", "/healthz")
+      assert connection.getresponse().status == 200
+      return process
+    except ConnectionError:
+      assert process.poll() is None, "the server did not start"
+      time.sleep(0.5)
+
+
+def throughput(
+  scorer: scoring.Scorer,
+  chosen: list[Solution],
+  bodies: list[bytes],
+  wanted: list[np.ndarray],
+  clients: int,
+  rounds: int = 4,
+  seconds: float = 5,
+) -> None:
+  """Prints the rates of one-at-a-time calls and of the server, round by round."""
+  ratios = []
+  for _ in range(rounds):
+    start, done = time.perf_counter(), 0
+    while (wall := time.perf_counter() - start) < seconds:
+      solutions.score(scorer, [chosen[done % len(chosen)]])
+      done += 1
+    alone = done / wall
+    burst = Clients(bodies, wanted, 0.0)
+    wall = burst.run(clients, seconds)
+    served = burst.outcomes["good", "as wanted"] / wall
+    assert burst.outcomes.total() == burst.outcomes["good", "as wanted"], burst.outcomes
+    ratios.append(served / alone)
+    print(f"one at a time {alone:6.1f}/s, server with {clients} clients {served:6.1f}/s", end=", ")
+    print(f"{ratios[-1]:.1f} times as many")
+  print(f"median: {np.median(ratios):.1f} times")
+
+
+def main() -> None:
+  """Runs the soak and prints what happened."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument("workdir")
+  parser.add_argument("--benchmark", required=True)
+  parser.add_argument("--seconds", type=float, default=60)
+  parser.add_argument("--clients", type=int, default=4)
+  parser.add_argument("--burst", type=int, default=32)
+  args = parser.parse_args()
+  logging.set_verbosity(logging.WARNING)
+  chosen = good_solutions(args.benchmark, 100)
+  scorer = scoring.load(args.workdir, workers=0)
+  scorer.warm_up()
+  wanted = [solutions.score(scorer, [solution])[0] for solution in chosen]
+  bodies = [body_of(solution) for solution in chosen]
+  process = start_server(args.workdir)
+  throughput(scorer, chosen, bodies, wanted, args.burst)
+
+  soak, memory = Clients(bodies, wanted, 0.1), []
+  watching = threading.Event()
+
+  def watch() -> None:
+    while not watching.wait(args.seconds / 12):
+      memory.append(resident_mb(process.pid))
+
+  watcher = threading.Thread(target=watch)
+  watcher.start()
+  soak.run(args.clients, args.seconds)
+  watching.set()
+  watcher.join()
+  for (kind, outcome), count in sorted(soak.outcomes.items()):
+    print(f"{kind:14} {outcome}: {count}")
+  print(f"good requests: median {1000 * np.median(soak.seconds):.0f} ms", end=", ")
+  print(f"99 % within {1000 * np.quantile(soak.seconds, 0.99):.0f} ms")
+  print("resident MB:", " ".join(f"{mb:.0f}" for mb in memory))
+
+  # Every client has just sent a request when the signal arrives.
+  last = Clients(bodies, wanted, 0.0)
+  last.run(args.clients, 0.05, at_end=lambda: process.send_signal(signal.SIGTERM))
+  print("in flight at SIGTERM:", dict(last.outcomes), "exit code", process.wait(timeout=60))
+
+
+if __name__ == "__main__":
+  main()
