@@ -4,6 +4,10 @@
 
 DIR holds annotations/ and dirty.json, (file, line, kind) of 2,000 bad records among 565,149. An
 image root is made up: a zip with an empty member for every reference but the planted ones.
+
+Asked: every planted record with its reason, none more.
+
+Last: 2,000 planted, all found with their reasons or left in where they are right, 0 others rejected.
 """
 
 import collections
