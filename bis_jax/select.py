@@ -86,14 +86,14 @@ def run() -> None:
     raise ValueError("say with --out=FILE where the selection goes")
   out = pathlib.Path(_OUT.value)
   report = pathlib.Path(_REPORT.value) if _REPORT.value else None
-  for place in (out, beside(out, "manifest.json"), beside(out, "rejections.jsonl"), report):
-    _make_room(place)
   files = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
   if not files and (_FORMAT.value != "manifest" or not _TABLE.value):
     raise ValueError(
       "name the annotations with --annotations=DIR_OR_ZIP; without them only a manifest can be "
       "made, from a score table: --format=manifest --table=FILE"
     )
+  for place in (out, beside(out, "manifest.json"), beside(out, "rejections.jsonl"), report):
+    _make_room(place)
   table = score_table(files, beside(out, "rejections.jsonl"))
   manifest = select(table, **dataclasses.asdict(rule))
   _write(out, files, table, manifest)
@@ -200,17 +200,18 @@ def _show_rejections(found: Scan, path: pathlib.Path) -> None:
 def _write(
   out: pathlib.Path, files: Sequence[AnnotationFile], table: ScoreTable, manifest: Manifest
 ) -> None:
-  """Writes OUT in its format, and the manifest beside it."""
+  """Writes OUT in its format, and the manifest beside it or in its folder."""
   if _FORMAT.value == "manifest":
     manifest.save(out)
     return
   lines = subset.kept_lines(files, table, manifest)
+  if _FORMAT.value == "dataset":
+    subset.write_dataset(out, lines, manifest)
+    return
   if _FORMAT.value == "raw":
     subset.write_raw(out, lines)
-  elif _FORMAT.value == "conversations":
-    subset.write_conversations(out, lines, manifest)
   else:
-    subset.write_dataset(out, lines, manifest)
+    subset.write_conversations(out, lines, manifest)
   manifest.save(beside(out, "manifest.json"))
 
 
