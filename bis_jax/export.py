@@ -102,6 +102,7 @@ def hugging_face_config(
     "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
     "vision_start_token_id": special.vision_start,
     "vision_end_token_id": special.vision_end,
+    "step_marker_token_id": special.prm,  # read back by `weights.load`; Transformers keeps it
   }
   content["text_config"] |= {
     "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),

@@ -74,6 +74,7 @@ def _shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _load(folder, config, tokenizer):
+  """Loads as training does; a marker that was never trained would become a mean."""
   special = special_tokens(tokenizer)
   return weights.load(
     folder,
@@ -81,7 +82,7 @@ def _load(folder, config, tokenizer):
     _shapes(config),
     yes_token=special.yes,
     no_token=special.no,
-    marker_token=None,
+    marker_token=special.prm,
   )
 
 

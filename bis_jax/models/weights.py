@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
 import numpy as np
 import safetensors.numpy
+from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from bis_jax.models.hub_keys import (
@@ -72,8 +73,9 @@ def load(
     shapes: shape, dtype and sharding of every parameter, by path.
     yes_token: row of the LM head that becomes the column of positive steps.
     no_token: row of the LM head that becomes the other column.
-    marker_token: step marker whose embedding the checkpoint never trained: its row becomes the mean
-      of the rows before it. None leaves it as it is.
+    marker_token: step marker. Its row becomes the mean of the rows before it, unless the checkpoint
+      says (`step_marker_token_id` in config.json, which `bis_jax.export` writes) that it was trained
+      with this marker. None leaves the row as it is.
     skip: regexes of keys in the file that are not read although no parameter wants them.
     initialised: parameters that are taken from here and not from the file.
 
@@ -106,9 +108,27 @@ def load(
     else:
       keys = [stored[key] for key in table[path].keys]
       params[path] = _assemble(struct, _ParameterReader(table[path], keys))
-  if marker_token is not None:
+  untrained_marker = marker_token is not None and marker_token != _trained_marker(folder)
+  if untrained_marker:
     params[EMBEDDING_PATH] = _with_mean_row(params[EMBEDDING_PATH], marker_token)
+  logging.info(
+    "read %s: %d parameters; reward head from rows %d and %d of %s%s; not read: %s",
+    folder,
+    sum(value.size for value in params.values()),
+    yes_token,
+    no_token,
+    head,
+    f"; row {marker_token} of {EMBEDDING} is the mean of those before it"
+    if untrained_marker
+    else "",
+    ", ".join(sorted(stored.keys() - wanted.keys())) or "nothing",
+  )
   return params
+
+
+def _trained_marker(folder: pathlib.Path) -> int | None:
+  """Returns the step marker that a checkpoint was trained with; None for a published one."""
+  return json.loads((folder / "config.json").read_text()).get("step_marker_token_id")
 
 
 def find_checkpoint(name: str) -> pathlib.Path:
