@@ -150,7 +150,7 @@ class Clients:
 def start_server(workdir: str) -> subprocess.Popen:
   """Starts the server and returns its process once it answers."""
   command = [sys.executable, "-m", "bis_jax.serve", f"--checkpoint={workdir}", f"--port={PORT}"]
-  process = subprocess.Popen([*command, "--body_seconds=1"])
+  process = subprocess.Popen([*command, "--body_seconds=1", "--rows=2"])
   while True:
     try:
       connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)

@@ -4,6 +4,7 @@ scorer = load("runs/toy_bis10")
 scores = scorer.score(examples)
 """
 
+import collections
 import dataclasses
 import sys
 
@@ -57,7 +58,10 @@ class Scorer:
     self.name = name
     self._prompt, self._images, self._inputs = prompt, images, inputs
     self._params = params
-    self._sharding, self._shards = batch_sharding(mesh), batch_shards(mesh)
+    self._sharding = batch_sharding(mesh)
+    self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
+    while self._sizes[-1] < inputs.row_multiple:
+      self._sizes.append(2 * self._sizes[-1])
     self._step = make_score_step(graph)
 
   def score(self, examples: Examples) -> list[np.ndarray]:
@@ -97,18 +101,24 @@ class Scorer:
 
   def warm_up(self) -> None:
     """Compiles the step for every number of rows a batch can have."""
-    inputs, rows = self._inputs, 0
-    while rows < self.batch_rows(inputs.row_multiple):
-      rows = self.batch_rows(rows + 1)
+    inputs = self._inputs
+    for rows in self._sizes:
       batch = empty_batch(rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
       jax.block_until_ready(self._scores_of(batch))
 
-  def batch_rows(self, rows: int) -> int:
-    """Returns the rows of a batch for `rows` packed rows: few sizes, so that few are compiled."""
-    size = self._shards
-    while size < min(rows, self._inputs.row_multiple):
-      size *= 2
-    return size
+  def batch_rows(self, rows: int) -> list[int]:
+    """Returns the sizes of the batches that hold `rows` packed rows, largest first.
+
+    There are few sizes, so that few are compiled. The last batch may have up to a quarter of its
+    rows empty, or what the smallest size leaves: with sizes 1, 2, 4, 8, 13 rows are [8, 4, 1] and
+    15 are [8, 8].
+    """
+    batches = []
+    while rows > 0:
+      fitting = [size for size in self._sizes if 3 * size <= 4 * rows]
+      batches.append(fitting[-1] if fitting else self._sizes[0])
+      rows -= batches[-1]
+    return batches
 
   def _run(
     self,
@@ -118,28 +128,39 @@ class Scorer:
     scores: list[np.ndarray],
   ) -> None:
     """Scores the planned examples and puts their scores into the list."""
-    iterator = pipeline.batches(
-      examples,
-      measured,
-      plan,
-      self._images,
-      rows_per_batch=self.batch_rows(len(plan)),
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      workers=self._inputs.workers,
-      prefetch=self._inputs.prefetch,
-    )
     for i in plan.examples:
       scores[i] = np.zeros(measured.marker_counts[i], np.float32)
-    for batch in tqdm(iterator, desc="score", unit="batch", disable=not sys.stderr.isatty()):
-      index = {key: batch[key] for key in HOST_KEYS}
-      score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
-      if jax.process_count() > 1:
-        index = multihost_utils.process_allgather(index, tiled=True)
-      used_BR = index["example_index"] >= 0
-      placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
-      for example, step, value in zip(*placed, strict=True):
-        scores[example][step] = value
+    first_row = 0
+    with tqdm(total=len(plan), desc="score", unit="row", disable=not sys.stderr.isatty()) as bar:
+      for rows, count in collections.Counter(self.batch_rows(len(plan))).items():
+        part = dataclasses.replace(
+          plan, offsets=plan.offsets[first_row : first_row + rows * count + 1]
+        )
+        first_row += rows * count
+        for batch in pipeline.batches(
+          examples,
+          measured,
+          part,
+          self._images,
+          rows_per_batch=rows,
+          process_index=jax.process_index(),
+          process_count=jax.process_count(),
+          workers=self._inputs.workers,
+          prefetch=self._inputs.prefetch,
+        ):
+          self._score_batch(batch, scores)
+          bar.update(rows)
+
+  def _score_batch(self, batch: Batch, scores: list[np.ndarray]) -> None:
+    """Scores one batch, of which this process holds its share, and puts the scores in place."""
+    index = {key: batch[key] for key in HOST_KEYS}
+    score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
+    if jax.process_count() > 1:
+      index = multihost_utils.process_allgather(index, tiled=True)
+    used_BR = index["example_index"] >= 0
+    placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
+    for example, step, value in zip(*placed, strict=True):
+      scores[example][step] = value
 
   def _scores_of(self, batch: Batch) -> jax.Array:
     """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""

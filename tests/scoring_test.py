@@ -25,9 +25,9 @@ from bis_jax import (
 from bis_jax.corpus import toy
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
 from bis_jax.solutions import Solution, SolutionError
-from bis_jax.state import TrainState
+from bis_jax.state import TrainState, split
 
 STEP = 3
 
@@ -41,8 +41,9 @@ def place(small_config, tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp("scoring") / "run")
   workdir.claim(folder, config)
   mesh = sharding.make_mesh(**config.mesh)
-  model = backbones.model_config(config.model, len(load_tokenizer(where.tokenizer)))
-  _, params = train.initialise(model, mesh, config.seed)
+  tokenizer = load_tokenizer(where.tokenizer)
+  model = backbones.model_config(config.model, len(tokenizer))
+  _, params = train.initialise(model, mesh, config.model, special_tokens(tokenizer), config.seed)
   # A random head barely tells steps apart; a larger one does.
   params["reward_head.kernel"] = 3 * params["reward_head.kernel"]
   checkpoints = checkpoint.manager(folder, every=1, keep=1)
@@ -82,10 +83,10 @@ def scorer_with(place, config, devices=None, **inputs):
   where = locations.locate(config)
   tokenizer = load_tokenizer(where.tokenizer)
   model = backbones.model_config(config.model, len(tokenizer))
-  graph, shapes = train.split(nnx.eval_shape(lambda: backbones.build(model, 0)))
-  split = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
+  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, 0)))
+  places = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
   like = {
-    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=split[path])
+    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=places[path])
     for path, shape in shapes.items()
   }
   step, params = checkpoint.restore_params(place, like, {})
@@ -116,6 +117,17 @@ def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer,
   order = np.random.default_rng(0).permutation(len(some))
   shuffled = solutions.score(scorer, [some[i] for i in order])
   assert_close([packed[i] for i in order], shuffled)
+
+
+def test_few_sizes_of_batches_hold_any_number_of_rows(place, small_config):
+  one_device = scorer_with(place, small_config, jax.devices()[:1], row_multiple=8)
+  assert one_device.batch_rows(13) == [8, 4, 1] and one_device.batch_rows(15) == [8, 8]
+  eight_devices = scorer_with(place, small_config, row_multiple=16)
+  assert eight_devices.batch_rows(13) == [16] and eight_devices.batch_rows(1) == [8]
+  for rows in range(1, 40):
+    batches = one_device.batch_rows(rows)
+    assert batches == sorted(batches, reverse=True)
+    assert 0 <= sum(batches) - rows <= batches[-1] / 4
 
 
 def test_scores_depend_on_the_images_and_on_earlier_steps_alone(scorer, some):

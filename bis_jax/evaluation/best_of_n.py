@@ -127,7 +127,7 @@ def pick(values: np.ndarray, n: int) -> np.ndarray:
   first = values[:, :n]
   present = ~np.isnan(first)
   best = np.where(present, first, -np.inf).max(1, keepdims=True)
-  chosen = np.argmax(present & (first == best), axis=1)
+  chosen = np.argmax(first == best, axis=1)  # NaN equals nothing
   return np.where(present.any(1), chosen, -1)
 
 

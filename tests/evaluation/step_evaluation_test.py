@@ -86,16 +86,16 @@ def test_degenerate_benchmarks_give_strict_json(items, scores):
 
 
 def test_bootstrap_draws_are_the_measures_of_resampled_items(random_run):
-  items, scores = random_run(2, n_items=25)
+  items, scores = random_run(2, n_items=12)  # few, so that some draws lack a source or a class
   steps = step_metrics.scored_steps(
     [i.labels for i in items], scores, [i.data_source for i in items]
   )
-  draws = step_evaluation.draw_items(25, 40, seed=5)
+  draws = step_evaluation.draw_items(12, 40, seed=5)
   got = step_evaluation.threshold_measures(steps, 0.5, draws)
   got |= step_evaluation.score_measures(steps, draws)
-  assert draws.sum(1).tolist() == [25] * 40
+  assert draws.sum(1).tolist() == [12] * 40
   for d, counts in enumerate(draws.astype(int)):
-    sample = np.repeat(np.arange(25), counts)
+    sample = np.repeat(np.arange(12), counts)
     report = step_evaluation.evaluate(
       [items[i] for i in sample], [scores[i] for i in sample], bootstrap_draws=0
     )
