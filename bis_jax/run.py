@@ -22,6 +22,7 @@ from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
+from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.evaluation import (
   score_files,
   step_evaluation,
@@ -35,7 +36,7 @@ from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
 from bis_jax.models import weights
 from bis_jax.selection import bis
-from bis_jax.selection.cut import select
+from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.sharding import MeshError, make_mesh
 
@@ -120,7 +121,7 @@ def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
 
 
 def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Manifest:
-  """Returns the manifest at `path`, selecting where there is none yet.
+  """Returns the manifest at `path`, selecting where there is none yet; jitted, on all devices.
 
   Raises:
     ManifestError: the one that is there was made from another corpus or with other parameters.
@@ -138,7 +139,8 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
       )
   elif _is_first():
     manifest.save(path)
-  logging.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), len(table))
+  ranked = sum(source.scorable for source in manifest.sources)
+  logging.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), ranked)
   return manifest
 
 

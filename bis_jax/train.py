@@ -1,5 +1,6 @@
 """The training loop, read top to bottom."""
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from etils import epath
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -106,6 +108,20 @@ def initialise(
   return graph, params
 
 
+def first_state(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
+  """Returns the state before the first step; moments live where their parameters do."""
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  shardings = optax.tree.map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    jax.eval_shape(optimizer.init, params),
+    {path: array.sharding for path, array in params.items()},
+    transform_non_params=lambda _: everywhere,
+  )
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+  return TrainState(jax.device_put(jnp.int32(0), everywhere), params, opt_state)
+
+
 def _stop_on_bad_loss(
   step: int, metrics: dict[str, jax.Array], batch: dict[str, np.ndarray], examples: Examples
 ) -> None:
@@ -155,55 +171,57 @@ def train(
   frozen = {path: array for path, array in params.items() if factor[path] == 0}
   trained = {path: array for path, array in params.items() if factor[path] > 0}
   optimizer = optim.optimizer(config.optim, steps, factor)
-  state = TrainState(jnp.int32(0), trained, jax.jit(optimizer.init)(trained))
+  state = first_state(optimizer, trained, mesh)
 
-  checkpoints = checkpoint.manager(
-    workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
-  )
-  if restored := checkpoint.restore(checkpoints, state):
-    state, position = restored
-    frozen = checkpoint.restore_frozen(workdir, frozen)
-    iterator.set_state(position)
-    logging.info("going on from step %d of %d", int(state.step), steps)
-  else:
-    checkpoint.save_frozen(workdir, frozen)
-  start = int(state.step)
+  with contextlib.ExitStack() as at_the_end:
+    checkpoints = at_the_end.enter_context(
+      checkpoint.manager(
+        workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
+      )
+    )
+    at_the_end.callback(iterator.close)
+    if restored := checkpoint.restore(checkpoints, state):
+      state, position = restored
+      frozen = checkpoint.restore_frozen(workdir, frozen)
+      iterator.set_state(position)
+      logging.info("going on from step %d of %d", int(state.step), steps)
+    else:
+      checkpoint.save_frozen(workdir, frozen)
+    start = int(state.step)
 
-  train_step = make_train_step(
-    graph, optimizer, optim.schedule(config.optim, steps), config.loss.normalise
-  )
-  writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
-  rates, pending = Rates(), None
-  bar = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
+    train_step = make_train_step(
+      graph, optimizer, optim.schedule(config.optim, steps), config.loss.normalise
+    )
+    writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
+    at_the_end.callback(writer.close)
+    rates, pending = Rates(), None
+    bar = at_the_end.enter_context(
+      tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
+    )
 
-  def read(pending) -> None:
-    """Reads a finished step's metrics; called when the next step is already on the device."""
-    step, metrics, batch = pending
-    _stop_on_bad_loss(step, metrics, batch, examples)
-    rates.count(**batch_counts(batch))
-    bar.update()
-    if step % config.train.log_every == 0 or step == steps:
-      values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
-      bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
-      if bar.disable:
-        logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
-      writer.write(step, values)
+    def read(pending) -> None:
+      """Reads a finished step's metrics; called when the next step is already on the device."""
+      step, metrics, batch = pending
+      _stop_on_bad_loss(step, metrics, batch, examples)
+      rates.count(**batch_counts(batch))
+      bar.update()
+      if step % config.train.log_every == 0 or step == steps:
+        values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
+        bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
+        if bar.disable:
+          logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
+        writer.write(step, values)
 
-  for step in range(start + 1, steps + 1):
-    with rates.waiting():
-      batch = next(iterator)
-    state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
-    if pending:
-      read(pending)
-    pending = (step, metrics, batch)
-    if step % config.train.checkpoint_every == 0 or step == steps:
-      read(pending)  # before saving: a state after a bad loss is never saved
-      pending = None
-      writer.flush()
-      checkpoint.save(checkpoints, step, state)
-  bar.close()
-  writer.close()
-  iterator.close()
-  checkpoints.wait_until_finished()
-  checkpoints.close()
+    for step in range(start + 1, steps + 1):
+      with rates.waiting():
+        batch = next(iterator)
+      state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
+      if pending:
+        read(pending)
+      pending = (step, metrics, batch)
+      if step % config.train.checkpoint_every == 0 or step == steps:
+        read(pending)  # before saving: a state after a bad loss is never saved
+        pending = None
+        writer.flush()
+        checkpoint.save(checkpoints, step, state)
   return Trained(mesh, graph, state.params | frozen, writer.history())
