@@ -44,11 +44,19 @@ def write_checkpoint(folder: pathlib.Path) -> None:
   weight_map = {}
   for number, part in enumerate((names[:half], names[half:]), start=1):
     file = f"model-{number:05}-of-00002.safetensors"
-    content = {key: np.resize(np.roll(normal, i), keys[key]) for i, key in enumerate(part)}
+    content = {key: _repeated(normal[i:], keys[key]) for i, key in enumerate(part)}
     safetensors.numpy.save_file(content, folder / file, metadata={"format": "pt"})
     weight_map |= dict.fromkeys(part, file)
   (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
   (folder / "config.json").write_text(json.dumps(config.to_hugging_face()))
+
+
+def _repeated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns the values again and again in `shape`: a view where they are enough."""
+  size = int(np.prod(shape))
+  if size > len(values):
+    values = np.tile(values, -(-size // len(values)))
+  return values[:size].reshape(shape)
 
 
 def _model():

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -223,3 +227,62 @@ def test_config_json_round_trip(config, folder):
   raw = json.loads((folder / "config.json").read_text())
   assert Qwen2_5_VLConfig.from_hugging_face(raw) == config
   assert Qwen2_5_VLConfig.from_hugging_face(config.to_hugging_face()) == config
+
+
+_PROCESS = """
+import pathlib, sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from flax import nnx
+from bis_jax import state
+from bis_jax.models import weights
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+
+folder, address, process = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+mesh = jax.make_mesh((4,), ("fsdp",))
+config = Qwen2_5_VLConfig.tiny(512)
+_, shapes = state.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, nnx.Rngs(0))))
+split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+shapes = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split)
+          for p, s in shapes.items() if p.endswith("kernel") and len(s.shape) == 3}
+blocks = []
+read = weights._ParameterReader.__call__
+def counted(self, block, index):
+  blocks.append(block.size)
+  read(self, block, index)
+weights._ParameterReader.__call__ = counted
+params = weights.load(pathlib.Path(folder), config, shapes, yes_token=11, no_token=12,
+                      marker_token=None, skip=[".*"])  # the model is a part of it here
+sums = [float(jax.jit(lambda x: (x * x).sum())(value)) for value in params.values()]
+total = sum(np.prod(s.shape) for s in shapes.values())
+print("RESULT", sum(blocks) / total, *sums)
+"""
+
+
+def test_each_of_two_processes_reads_its_half(folder, config, params):
+  """Two processes of two devices each: every one reads half of the values, together all."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", _PROCESS, str(folder), address, str(process)],
+      env=environment,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for process in range(2)
+  ]
+  outputs = [process.communicate(timeout=120)[0] for process in processes]
+  results = [line.split()[1:] for out in outputs for line in out.splitlines() if "RESULT" in line]
+  shares, *sums = np.array(results, float).T
+  np.testing.assert_allclose(shares, 0.5)
+  expected = [
+    float((np.asarray(value) ** 2).sum())
+    for path, value in params.items()
+    if path.endswith("kernel") and value.ndim == 3
+  ]
+  np.testing.assert_allclose(sums, np.stack([expected] * 2, axis=1), rtol=1e-5)
