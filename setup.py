@@ -12,6 +12,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["bis_jax", "bis_jax.*"]),
+  package_data={"bis_jax.evaluation": ["*.css", "*.js"]},
   package_data={"bis_jax.evaluation": ["*.css", "*.js"]},  # the look of the result pages
   python_requires=">=3.11",
   install_requires=[
@@ -39,6 +40,7 @@ setup(
     "zstandard>=0.23",
   ],
   extras_require={
+    "beam": ["apache-beam>=2.60"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "serve": _SERVE,
