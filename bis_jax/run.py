@@ -127,10 +127,9 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
     ManifestError: the one that is there was made from another corpus or with other parameters.
   """
   s = config.selection
-  table = corpus.score_table
-  manifest = select(
-    table, strategy=s.strategy, fraction=s.fraction, alpha=s.alpha, seed=config.seed
-  )
+  part = (jax.process_index(), jax.process_count())
+  mine = ScoreTable.load(corpus.path / "score_table.npz", part=part)
+  manifest = select(mine, strategy=s.strategy, fraction=s.fraction, alpha=s.alpha, seed=config.seed)
   if path.exists():
     if Manifest.load(path).digest != manifest.digest:
       raise ManifestError(
