@@ -47,7 +47,8 @@ def write_checkpoint(folder: pathlib.Path) -> None:
     content = {key: _repeated(normal[i:], keys[key]) for i, key in enumerate(part)}
     safetensors.numpy.save_file(content, folder / file, metadata={"format": "pt"})
     weight_map |= dict.fromkeys(part, file)
-  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  index = {"metadata": {}, "weight_map": weight_map}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
   (folder / "config.json").write_text(json.dumps(config.to_hugging_face()))
 
 

@@ -5,6 +5,7 @@ computation in context (`jax.set_mesh`): rows are split over its batch axes and 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +82,8 @@ def _local(
   return jnp.swapaxes(jax.vmap(row)(q_BNTH, k_BKTH, v_BKTH, segment_BT), 1, 2)[:, :t]
 
 
-@functools.cache
-def _kernel(heads: int, length: int, causal: bool, interpret: bool):
-  """The kernel of one shape; its block masks are constants, made once."""
+def _kernel(heads: int, length: int, causal: bool, interpret: bool) -> Callable[..., jax.Array]:
+  """The kernel of one shape, from arrays [N, T, H] of one row."""
   block = next(block for block in _BLOCKS if length % block == 0)
   shape = (length, length)
   mask = kernels.CausalMask(shape) if causal else kernels.FullMask(shape)
@@ -94,12 +94,11 @@ def _kernel(heads: int, length: int, causal: bool, interpret: bool):
     block_kv_dkv=block,
     use_fused_bwd_kernel=True,
   )
-  with jax.ensure_compile_time_eval():
-    return kernels.make_splash_mha(
-      kernels.MultiHeadMask([mask] * heads),
-      block_sizes=sizes,
-      head_shards=1,
-      q_seq_shards=1,
-      residual_checkpoint_name=CHECKPOINT_NAME,
-      interpret=interpret,
-    )
+  return kernels.make_splash_mha(
+    kernels.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=CHECKPOINT_NAME,
+    interpret=interpret,
+  )

@@ -99,6 +99,7 @@ def load(
       + "\n  ".join(problems)
     )
 
+  untrained_marker = marker_token is not None and marker_token != _trained_marker(folder)
   params = {}
   for path, struct in shapes.items():
     if path in initialised:
@@ -108,7 +109,8 @@ def load(
     else:
       keys = [stored[key] for key in table[path].keys]
       params[path] = _assemble(struct, _ParameterReader(table[path], keys))
-  untrained_marker = marker_token is not None and marker_token != _trained_marker(folder)
+    if path == EMBEDDING_PATH and untrained_marker:
+      params[path] = _with_mean_row(params[path], marker_token)
   if untrained_marker:
     params[EMBEDDING_PATH] = _with_mean_row(params[EMBEDDING_PATH], marker_token)
   logging.info(
