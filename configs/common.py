@@ -116,11 +116,11 @@ def in_form(c: ConfigDict, form: str) -> ConfigDict:
 
 def _shrink(c: ConfigDict) -> ConfigDict:
   c.corpus.name = "toy"
-  c.inputs.max_length = 256
+  c.inputs.max_length = 288
   c.inputs.min_pixels = 28 * 28
-  c.inputs.max_pixels = 168 * 168
-  c.inputs.row_tokens = 256
-  c.inputs.row_patches = 192
+  c.inputs.max_pixels = 140 * 140
+  c.inputs.row_tokens = 288
+  c.inputs.row_patches = 128
   c.inputs.row_markers = 32
   c.inputs.row_multiple = 8
   c.inputs.workers = 0
@@ -129,9 +129,10 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.model.dtype = "float32"
   c.model.remat = "none"
   c.model.learning_rates = ((r".*", 1.0),)  # random weights: nothing to freeze
-  c.optim.learning_rate = 1e-3
-  c.train.global_batch = 64
-  c.train.epochs = 8
+  c.optim.learning_rate = 2e-3
+  c.optim.b2 = 0.98
+  c.train.global_batch = 32
+  c.train.epochs = 6
   c.train.log_every = 10
   c.train.checkpoint_every = 200
   c.mesh.fsdp = 1
