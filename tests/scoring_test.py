@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,9 @@ from bis_jax import (
   backbones,
   checkpoint,
   locations,
-  score,
   scoring,
   sharding,
+  solution_files,
   solutions,
   train,
   workdir,
@@ -44,8 +47,10 @@ def place(small_config, tmp_path_factory):
   tokenizer = load_tokenizer(where.tokenizer)
   model = backbones.model_config(config.model, len(tokenizer))
   _, params = train.initialise(model, mesh, config.model, special_tokens(tokenizer), config.seed)
-  # A random head barely tells steps apart; a larger one does.
-  params["reward_head.kernel"] = 3 * params["reward_head.kernel"]
+  # A head that tells steps apart, so that equal scores mean something.
+  head = params["reward_head.kernel"]
+  drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])
+  params["reward_head.kernel"] = jax.device_put(drawn.astype(head.dtype), head.sharding)
   checkpoints = checkpoint.manager(folder, every=1, keep=1)
   checkpoint.save(checkpoints, STEP, TrainState(jnp.int32(STEP), params, {"m": jnp.zeros(2)}))
   checkpoints.wait_until_finished()
@@ -199,7 +204,7 @@ def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
   place, scorer, source, tmp_path, some
 ):
   target = tmp_path / "out/scores.jsonl"
-  score.run(str(place), source[0], target, source[1], chunk=4)
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   lines = outcome(target)
   assert [line["id"] for line in lines] == [
     0, 1, None, 2, 3, None, 4, 5, None, 6, 7, "gone", 8, 9, "out",
@@ -216,29 +221,29 @@ def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
 
 def test_a_killed_run_goes_on_behind_its_last_whole_line(place, source, tmp_path, capsys):
   whole, target = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-  score.run(str(place), source[0], whole, source[1], chunk=4)
+  solution_files.score_file(str(place), source[0], whole, source[1], chunk=4)
   lines = whole.read_bytes().splitlines(keepends=True)
   target.write_bytes(b"".join(lines[:5]) + lines[5][:9])
   note = tmp_path / "cut.jsonl.model.json"
   shutil.copy(tmp_path / "whole.jsonl.model.json", note)
-  score.run(str(place), source[0], target, source[1], chunk=4)
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   assert "wrote 10 of 15 lines" in capsys.readouterr().out
   for got, want in zip(outcome(target), outcome(whole), strict=True):
     assert got.keys() == want.keys() and got["id"] == want["id"]
     assert_close([got.get("scores", [])], [want.get("scores", [])])
-  score.run(str(place), source[0], target, source[1], chunk=4)
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   assert "has all 15 lines already" in capsys.readouterr().out
 
   target.write_bytes(b"".join(lines[:5]))
   note.write_text('{"checkpoint": "another step 9"}')
   with pytest.raises(ValueError, match="holds scores of another step 9, not of .* step 3"):
-    score.run(str(place), source[0], target, source[1], chunk=4)
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   target.write_bytes(b"".join(lines[1:3]))
   with pytest.raises(ValueError, match="line 1 has another id"):
-    score.run(str(place), source[0], target, source[1], chunk=4)
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   target.write_bytes(b"".join(lines * 2))
   with pytest.raises(ValueError, match="more lines than"):
-    score.run(str(place), source[0], target, source[1], chunk=4)
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   assert target.read_bytes() == b"".join(lines * 2)
 
 
@@ -260,3 +265,17 @@ def test_what_is_no_solution_is_refused(question, steps, images, message):
 
 def test_placeholders_leave_the_question():
   assert Solution.of("<image>\n<image1> How many?", ["a"]).question == "How many?"
+
+
+@pytest.mark.parametrize("command", ["score", "serve"])
+def test_a_command_without_a_run_says_what_it_wants(tmp_path, command):
+  flags = [f"--checkpoint={tmp_path}"]
+  if command == "score":
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    flags += [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+  program = [sys.executable, "-m", f"bis_jax.{command}"]
+  root = pathlib.Path(__file__).resolve().parents[1]
+  run = subprocess.run([*program, *flags], cwd=root, capture_output=True, text=True, timeout=120)
+  assert run.returncode == 1
+  assert run.stderr.splitlines()[-1].startswith(f"{command}: {tmp_path} holds no config.json")
+  assert not (tmp_path / "out.jsonl").exists()

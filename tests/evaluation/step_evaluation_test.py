@@ -110,7 +110,10 @@ def test_intervals_are_seeded_and_widen_on_fewer_items(random_run):
   items, scores = random_run(3, n_items=400)
   width = {}
   for n in (400, 25):
-    runs = [step_evaluation.evaluate(items[:n], scores[:n], seed=s) for s in (0, 0, 1)]
+    runs = [
+      step_evaluation.evaluate(items[:n], scores[:n], seed=seed, bootstrap_draws=300)
+      for seed in (0, 0, 1)
+    ]
     spans = [run["thresholds"]["fixed_0.5"]["intervals"]["accuracy"] for run in runs]
     assert spans[0] == spans[1] != spans[2]
     width[n] = spans[0][1] - spans[0][0]

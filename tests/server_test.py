@@ -23,9 +23,9 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from bis_jax import serve
+from bis_jax import server
 
-LIMITS = serve.Limits(body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2)
+LIMITS = server.Limits(body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2)
 
 
 class Lengths:
@@ -55,7 +55,7 @@ class Served:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     self.port = listener.getsockname()[1]
-    config = uvicorn.Config(serve.create_app(scorer, limits), log_level="critical")
+    config = uvicorn.Config(server.create_app(scorer, limits), log_level="critical")
     self._server = uvicorn.Server(config)
     self._thread = threading.Thread(target=self._server.run, args=([listener],))
     self._thread.start()
@@ -216,7 +216,7 @@ def test_what_waits_is_scored_in_one_batch_and_each_gets_its_own():
 
 
 def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
-  served = Served(Lengths(seconds=0.3), serve.Limits(waiting=2))
+  served = Served(Lengths(seconds=0.3), server.Limits(waiting=2))
   statuses = []
   threads = [
     threading.Thread(target=lambda: statuses.append(served.call(solution("a"))[0]))
@@ -235,10 +235,10 @@ def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
 SLOW_SERVER = """
 import signal, sys, uvicorn
 sys.path.insert(0, {tests!r})
-import serve_test
-from bis_jax import serve
+import server_test
+from bis_jax import server
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-app = serve.create_app(serve_test.Lengths(seconds=1.0), serve.Limits())
+app = server.create_app(server_test.Lengths(seconds=1.0), server.Limits())
 uvicorn.run(app, port={port}, log_level="critical")
 """
 
