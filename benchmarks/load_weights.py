@@ -92,11 +92,16 @@ def load_ours(folder: pathlib.Path) -> int:
 
 
 def load_theirs(folder: pathlib.Path) -> int:
-  """Loads with Transformers onto the CPU; returns the bytes of the parameters."""
+  """Loads with Transformers onto the CPU; returns the bytes of the parameters.
+
+  They are copied once: Transformers leaves them in the mapped file, unread until they are used.
+  """
   import torch
   from transformers import Qwen2_5_VLForConditionalGeneration
 
   model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+  for p in model.parameters():
+    p.data = p.data.clone()
   return sum(p.numel() * p.element_size() for p in model.parameters())
 
 

@@ -137,7 +137,7 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     base: folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
       None: the checkpoint that the run started from.
   """
-  run = restore(workdir)
+  run = restore(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # whatever the run's machine was
   place = epath.Path(workdir)
   base = run.config.model.checkpoint if base is None else base
   evaluation = place / "evaluation.json"

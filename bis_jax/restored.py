@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import jax
 from etils import epath
@@ -41,12 +42,13 @@ class Restored:
   step: int
 
 
-def restore(workdir: str) -> Restored:
+def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   """Returns the newest checkpoint of a run's workdir.
 
   Args:
     workdir: of a run of `bis_jax.main`, local or gs://; its tokenizer must still be where the
       run's config says.
+    mesh: sizes of the mesh axes, for another machine than the run's; None: those of its config.
 
   Raises:
     WorkdirError: the folder is no run's workdir, or holds no checkpoint.
@@ -57,7 +59,7 @@ def restore(workdir: str) -> Restored:
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
   tokenizer = load_tokenizer(locations.locate(config).tokenizer)
-  mesh = make_mesh(**config.mesh)
+  mesh = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(tokenizer))
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
   shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
