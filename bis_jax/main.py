@@ -23,6 +23,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"main: what is {argv[1]!r}? Every argument is a flag, like --workdir=FOLDER")
   logging.set_verbosity(logging.INFO)
+  # Orbax tells of every lock it takes through the same logger.
+  logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
   try:
     run.run(_CONFIG.value, _WORKDIR.value)
   except run.EXPECTED_ERRORS as error:
