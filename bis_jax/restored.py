@@ -58,7 +58,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   if not (place / "config.json").exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
-  tokenizer = load_tokenizer(locations.locate(config).tokenizer)
+  tokenizer = _load_tokenizer(locations.locate(config).tokenizer)
   mesh = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(tokenizer))
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
@@ -77,3 +77,13 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
   step, params = restored
   return Restored(config, tokenizer, model, mesh, graph, params, step)
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+  try:
+    return load_tokenizer(name)
+  except (OSError, ValueError) as error:
+    raise FileNotFoundError(
+      f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "
+      f"workdir's config.json to where it is now ({error})"
+    ) from error

@@ -278,3 +278,12 @@ def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, ca
   assert ours.read_bytes() == expected.read_bytes()
   with pytest.raises(FileExistsError):
     export_run(str(place), out, "float32", None)
+
+
+def test_a_tokenizer_that_is_gone_is_named(small_config, tmp_path):
+  config = small_config.copy_and_resolve_references()
+  with config.unlocked():
+    config.inputs.tokenizer = str(tmp_path / "gone")
+  workdir.claim(epath.Path(tmp_path / "run"), config)
+  with pytest.raises(FileNotFoundError, match=r"tokenizer '.*gone' can't be loaded: put it back"):
+    export_run(str(tmp_path / "run"), tmp_path / "out", "float32", None)
