@@ -1,12 +1,12 @@
 """Full, random 10 % and BIS 10 % on the embedded corpus, three seeds each: a first comparison.
 
-  python benchmarks/first_comparison.py --workdir=runs/first_comparison
+  python -m benchmarks.first_comparison --workdir=runs/first_comparison
 
-Every arm is the toy recipe with as many steps as the 10 % arms take, so arms differ in their data
-alone; `--full_pass` gives the full arm its own passes instead. Resumable: an arm that is done is not
-run again. The table at the end is also written to WORKDIR/table.md.
+Every arm is the toy recipe and sees as many rollouts as the 10 % arms do, so arms differ in their
+data alone. Resumable: an arm that is done is not run again. The table at the end is also written to
+WORKDIR/table.md.
 
-Last result: see the README.
+Last result: none yet; the toy model does not learn to see (README), so there is nothing to compare.
 """
 
 import json
