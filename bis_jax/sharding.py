@@ -69,6 +69,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
+def split_rows(x: jax.Array) -> jax.Array:
+  """Returns activations [B, ...] with B split over the batch axes of the mesh in context, if any.
+
+  Left to itself the compiler may split their width as the parameters are split, and sum every
+  product over all devices: on 8 TPUs the vision tower then moved 755 MB a projection.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Returns into how many parts the rows of a micro-batch are split."""
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

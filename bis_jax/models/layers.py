@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bis_jax.models.splash import CHECKPOINT_NAME
+from bis_jax.sharding import split_rows
 
 _kernel_init = nnx.initializers.lecun_normal()
 _embedding_init = nnx.initializers.normal(0.02)
@@ -117,8 +118,10 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
 def scan(
   apply: Callable[[nnx.Module, jax.Array], jax.Array], layers: nnx.Module, x: jax.Array
 ) -> jax.Array:
-  """Returns x after `apply(layer, x)` for every layer of a stack, in order."""
-  return jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, layers)[0]
+  """Returns x [B, ...] after `apply(layer, x)` for every layer of a stack, in order."""
+  return jax.lax.scan(lambda x, layer: (split_rows(apply(layer, x)), None), split_rows(x), layers)[
+    0
+  ]
 
 
 def rematerialised(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
