@@ -4,15 +4,21 @@
   python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \
       --config.selection.fraction=0.05
 
-Started again with the same config and workdir, it goes on where it was stopped.
+Started again with the same config and workdir, it goes on where it was stopped. On many hosts every
+process runs this same command: see `distributed` and the scripts of launch/.
+
+Exit codes: 0 the run is complete; 75 it was told to stop (SIGTERM, Ctrl-C), saved everything and
+goes on with the same command; anything else is an error.
 """
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bis_jax import run
+from bis_jax import distributed, run
+from bis_jax.preemption import EXIT_CODE, Preempted
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: new, empty, or to go on with")
@@ -25,10 +31,19 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.INFO)
   # Orbax tells of every lock it takes through the same logger.
   logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+  code = 0
   try:
+    distributed.start()
     run.run(_CONFIG.value, _WORKDIR.value)
+  except Preempted as stopped:  # on every process of the run
+    print(f"main: {stopped}", file=sys.stderr)
+    code = EXIT_CODE
   except run.EXPECTED_ERRORS as error:
-    sys.exit(f"main: {error}")
+    distributed.fail(f"main: {error}")
+  except BaseException:
+    distributed.fail(traceback.format_exc())
+  distributed.wait_for_all("end")
+  sys.exit(code)
 
 
 if __name__ == "__main__":

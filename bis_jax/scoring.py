@@ -22,7 +22,7 @@ from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.prompt import QwenPrompt
 from bis_jax.inputs.rows import Batch, empty_batch
 from bis_jax.restored import restore
-from bis_jax.sharding import batch_sharding, batch_shards
+from bis_jax.sharding import batch_sharding, batch_shards, batch_share
 from bis_jax.state import Params
 from bis_jax.train_step import HOST_KEYS, make_score_step
 
@@ -59,6 +59,7 @@ class Scorer:
     self._prompt, self._images, self._inputs = prompt, images, inputs
     self._params = params
     self._sharding = batch_sharding(mesh)
+    self._part, self._parts = batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
     while self._sizes[-1] < inputs.row_multiple:
       self._sizes.append(2 * self._sizes[-1])
@@ -143,8 +144,8 @@ class Scorer:
           part,
           self._images,
           rows_per_batch=rows,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
+          process_index=self._part,
+          process_count=self._parts,
           workers=self._inputs.workers,
           prefetch=self._inputs.prefetch,
         ):
@@ -155,8 +156,10 @@ class Scorer:
     """Scores one batch, of which this process holds its share, and puts the scores in place."""
     index = {key: batch[key] for key in HOST_KEYS}
     score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
-    if jax.process_count() > 1:
+    if jax.process_count() > 1:  # through the devices, so that rows come in the order of the scores
+      index = {key: self._on_devices(array) for key, array in index.items()}
       index = multihost_utils.process_allgather(index, tiled=True)
+      index = {key: array[0] for key, array in index.items()}
     used_BR = index["example_index"] >= 0
     placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
     for example, step, value in zip(*placed, strict=True):
@@ -164,12 +167,12 @@ class Scorer:
 
   def _scores_of(self, batch: Batch) -> jax.Array:
     """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
-    arrays = {
-      key: jax.make_array_from_process_local_data(self._sharding, array[None])
-      for key, array in batch.items()
-      if key not in HOST_KEYS
-    }
+    arrays = {k: self._on_devices(array) for k, array in batch.items() if k not in HOST_KEYS}
     return self._step(self._params, arrays)
+
+  def _on_devices(self, rows: np.ndarray) -> jax.Array:
+    """Returns [1, B, ...] of all processes from this one's rows."""
+    return jax.make_array_from_process_local_data(self._sharding, rows[None])
 
 
 def load(workdir: str, **inputs: int) -> Scorer:

@@ -83,3 +83,29 @@ def split_rows(x: jax.Array) -> jax.Array:
 def batch_shards(mesh: Mesh) -> int:
   """Returns into how many parts the rows of a micro-batch are split."""
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """Returns (i, n): a process reads part i of the n parts of the rows of every batch.
+
+  Processes that hold the same rows read the same part, as where the tensor axis spans hosts.
+
+  Args:
+    mesh: the devices of all processes.
+    process: whose part; None: this process's.
+
+  Raises:
+    MeshError: two processes share some rows but not all.
+  """
+  shards = {}
+  for shard, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
+    for device in devices:
+      shards.setdefault(device.process_index, set()).add(shard)
+  parts = sorted({tuple(sorted(held)) for held in shards.values()})
+  if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != batch_shards(mesh):
+    raise MeshError(
+      f"the mesh {dict(mesh.shape)} gives some of the {len(shards)} processes a part of each "
+      "other's rows: make config.mesh.tensor a divisor or a multiple of the devices a process has"
+    )
+  mine = shards[jax.process_index() if process is None else process]
+  return parts.index(tuple(sorted(mine))), len(parts)

@@ -1,12 +1,23 @@
 """Meshes and sharding rules."""
 
+import types
+
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from bis_jax import backbones
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from bis_jax.sharding import P, batch_shards, first_match, make_mesh, parameter_shardings
+from bis_jax.sharding import (
+  MeshError,
+  P,
+  batch_shards,
+  batch_share,
+  first_match,
+  make_mesh,
+  parameter_shardings,
+)
 from bis_jax.state import merge, split
 
 
@@ -50,3 +61,31 @@ def test_splitting_and_merging_a_model_is_the_identity():
   again = split(merge(graph, params))[1]
   assert set(again) == set(params)
   assert all((again[path] == params[path]).all() for path in params)
+
+
+def _mesh_of(shape, process_of_device):
+  """A mesh of devices that know nothing but their process."""
+  devices = [types.SimpleNamespace(process_index=p) for p in process_of_device]
+  sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+  return types.SimpleNamespace(devices=np.array(devices).reshape(shape), shape=sizes)
+
+
+@pytest.mark.parametrize(
+  "shape, process_of_device, parts",
+  [
+    ((1, 8, 1), [0, 0, 0, 0, 1, 1, 1, 1], [0, 1]),
+    ((2, 2, 2), [0, 0, 0, 0, 1, 1, 1, 1], [0, 1]),
+    ((1, 1, 8), [0, 0, 0, 0, 1, 1, 1, 1], [0, 0]),  # one row, split over both processes
+    ((1, 2, 4), [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1]),
+    ((4, 1, 2), [0, 0, 1, 1, 0, 0, 1, 1], [0, 1]),  # as a TPU's wiring may order them
+  ],
+)
+def test_processes_read_the_rows_that_their_devices_hold(shape, process_of_device, parts):
+  mesh = _mesh_of(shape, process_of_device)
+  count = len(set(parts))
+  assert [batch_share(mesh, p) for p in range(len(parts))] == [(part, count) for part in parts]
+
+
+def test_processes_that_share_some_of_their_rows_are_refused():
+  with pytest.raises(MeshError, match="config.mesh.tensor"):
+    batch_share(_mesh_of((1, 2, 3), [0, 0, 1, 1, 2, 2]), 0)

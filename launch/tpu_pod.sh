@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# One run on a Cloud TPU slice, from nothing to nothing: request it, wait, install, run on every
+# host, delete it.
+#
+#   launch/tpu_pod.sh NAME ZONE ACCELERATOR [--spot] [--keep] [--dry-run] [--before=COMMAND] -- \
+#       --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 [--config.KEY=VALUE ...]
+#
+# ACCELERATOR is a type like v5p-32, v5litepod-64 or v6e-16. Project: that of `gcloud config`.
+#   --before=COMMAND  first on every host, e.g. to mount storage. Data, weights and corpus.cache must
+#                     be in folders that all hosts share; the workdir may be gs://.
+#   --spot            cheaper; may be taken away: give the same command again and the run goes on
+#   --keep            do not delete the slice afterwards; used again under the same NAME
+#   --dry-run         print the commands instead
+set -euo pipefail
+
+usage() {
+  sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0" >&2
+  exit 2
+}
+[[ $# -ge 3 && $1 != -* && $2 != -* && $3 != -* ]] || usage
+name=$1 zone=$2 accelerator=$3
+shift 3
+spot=() keep= dry= before=true
+while [[ $# -gt 0 && $1 != -- ]]; do
+  case $1 in
+    --spot) spot=(--spot) ;;
+    --keep) keep=1 ;;
+    --dry-run) dry=1 ;;
+    --before=*) before=${1#*=} ;;
+    *) echo "$0: what is $1?" >&2 && usage ;;
+  esac
+  shift
+done
+[[ $# -gt 1 ]] || usage # the -- and at least one flag of the run
+shift
+
+case $accelerator in # the images that Google names for each generation
+  v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+  v5p-*) image=v2-alpha-tpuv5 ;;
+  v6e-*) image=v2-alpha-tpuv6e ;;
+  *) image=tpu-ubuntu2204-base ;;
+esac
+
+call() {
+  if [[ $dry ]]; then
+    echo "${*@Q}"
+  else
+    "$@"
+  fi
+}
+queue() { call gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
+everywhere() { call gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+state() {
+  if [[ $dry ]]; then
+    echo "$1"
+  else
+    queue describe --format='value(state.state)' 2>/dev/null || echo NONE
+  fi
+}
+delete() { [[ $keep ]] || queue delete --force --quiet; }
+
+case $(state NONE) in
+  SUSPENDED | FAILED) queue delete --force --quiet ;& # taken away or refused: ask again
+  NONE)
+    queue create --node-id="$name" --accelerator-type="$accelerator" --runtime-version="$image" \
+      ${spot[@]+"${spot[@]}"}
+    ;;
+esac
+trap delete EXIT
+until [[ $(state ACTIVE) == ACTIVE ]]; do
+  case $(state ACTIVE) in
+    FAILED | SUSPENDED | SUSPENDING) echo "$0: the request for $accelerator was refused" >&2 && exit 1 ;;
+  esac
+  sleep 30
+done
+
+cd "$(dirname "$0")/.."
+source=${TMPDIR:-/tmp}/$name.tar.gz # of what is committed
+call git archive --format=tar.gz --output="$source" HEAD
+call gcloud compute tpus tpu-vm scp "$source" "$name:bis_jax.tar.gz" --zone="$zone" --worker=all
+# The images come with an older Python; uv brings one of its own.
+everywhere "set -e; mkdir -p bis_jax; tar -xzf bis_jax.tar.gz -C bis_jax; cd bis_jax
+pip install --quiet --user uv
+python3 -m uv venv --quiet --allow-existing --python=3.11 .venv
+python3 -m uv pip install --quiet --python=.venv/bin/python -e '.[tpu]'
+$before"
+everywhere "cd bis_jax && exec .venv/bin/python -m bis_jax.main ${*@Q}"
