@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
-from bis_jax.sharding import P
+from bis_jax.sharding import P, parameter_shardings
+from bis_jax.state import split
 
 # size -> model config, given the number of token ids in use
 SIZES: dict[str, Callable[[int], Qwen2_5_VLConfig]] = {
@@ -55,3 +58,15 @@ def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
 def build(config: Qwen2_5_VLConfig, seed: int) -> nnx.Module:
   """Returns the model with random weights."""
   return Qwen2_5_VL(config, rngs=nnx.Rngs(seed))
+
+
+def structure(
+  config: Qwen2_5_VLConfig, mesh: Mesh
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+  """Returns the model's structure and what every parameter is and where it lives; makes no array."""
+  graph, shapes = split(nnx.eval_shape(lambda: build(config, 0)))
+  shardings = parameter_shardings(mesh, SHARDING, shapes)
+  return graph, {
+    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
+    for path, shape in shapes.items()
+  }

@@ -38,7 +38,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "corpus.toy.rollouts": _at_least(1000),
   "corpus.toy.images": _at_least(300),
   "corpus.toy.seed": _at_least(0),
-  "corpus.toy.benchmark_items": _at_least(5),
+  "corpus.toy.benchmark_items": _at_least(18),
   "selection.strategy": _one_of(*STRATEGIES),
   "selection.fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
   "selection.alpha": _at_least(0),
@@ -59,6 +59,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "model.size": _one_of("tiny", "toy", "3b", "7b"),
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.remat": _one_of("none", "dots", "full"),
+  "pretrain.steps": _at_least(0),
+  "pretrain.rows": _at_least(1),
+  "pretrain.row_tokens": _at_least(16),
+  "pretrain.learning_rate": _POSITIVE,
   "loss.normalise": _one_of("global", "micro"),
   "optim.learning_rate": _POSITIVE,
   "optim.warmup": _SHARE,
@@ -116,6 +120,11 @@ def check(config: ConfigDict) -> None:
     faults.append(
       f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {4 * image_tokens} "
       f"patches, more than config.inputs.row_patches ({c.inputs.row_patches}) holds"
+    )
+  if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
+    faults.append(
+      f"config.pretrain.steps is {c.pretrain.steps}, but only the embedded corpus has captions, for "
+      'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""'
     )
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     faults.append("at most one of config.mesh.data, .fsdp and .tensor may be -1")

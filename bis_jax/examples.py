@@ -5,6 +5,8 @@ paths and arrays only, so worker processes get it cheaply.
 """
 
 import io
+import json
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,6 +58,38 @@ class RolloutExamples:
     """Returns (height, width) in pixels of every image of example i."""
     image_ids = self._corpus.image_ids(int(self._indices[i]))
     return [tuple(map(int, self._corpus.image_sizes[image])) for image in image_ids]
+
+
+class CaptionExamples:
+  """Captions of images in the form of solutions, a sentence a step, without labels."""
+
+  def __init__(self, captions: pathlib.Path, images: pathlib.Path):
+    """Reads JSON lines {"image": [path in `images`, ...], "question": ..., "sentences": [...]}."""
+    self._captions = [json.loads(line) for line in captions.read_text().splitlines()]
+    self._images = images
+
+  def __len__(self) -> int:
+    return len(self._captions)
+
+  def __getitem__(self, i: int) -> Example:
+    caption = self._captions[i]
+    zeros = np.zeros(len(caption["sentences"]), np.float32)
+    return Example(
+      id=f"caption {i}",
+      question=caption["question"],
+      steps=tuple(caption["sentences"]),
+      images=tuple((self._images / path).read_bytes() for path in caption["image"]),
+      targets=zeros,
+      weights=zeros,
+    )
+
+  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
+    """Returns (question, sentences) of caption i."""
+    return self._captions[i]["question"], tuple(self._captions[i]["sentences"])
+
+  def image_sizes(self, i: int) -> list[tuple[int, int]]:
+    """Returns (height, width) in pixels of every image of caption i."""
+    return [Image.open(self._images / path).size[::-1] for path in self._captions[i]["image"]]
 
 
 class BenchmarkExamples:

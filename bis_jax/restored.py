@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from bis_jax import backbones, checkpoint, locations, optim
 from bis_jax.inputs.prompt import load_tokenizer
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from bis_jax.sharding import make_mesh, parameter_shardings
-from bis_jax.state import Params, split
+from bis_jax.sharding import make_mesh
+from bis_jax.state import Params
 from bis_jax.workdir import WorkdirError
 
 
@@ -61,12 +60,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   tokenizer = _load_tokenizer(locations.locate(config).tokenizer)
   mesh = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(tokenizer))
-  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, config.seed)))
-  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
-  like = {
-    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
-    for path, shape in shapes.items()
-  }
+  graph, like = backbones.structure(model, mesh)
   factors = optim.factors(config.model.learning_rates, list(like))
   restored = checkpoint.restore_params(
     place,

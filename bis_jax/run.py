@@ -5,6 +5,7 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html
 """
 
 import dataclasses
+import pathlib
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import backbones, locations, scoring, train, workdir
+from bis_jax import backbones, locations, pretrain, scoring, train, workdir
 from bis_jax.config import ConfigError, check
 from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
@@ -90,8 +91,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   model_config = backbones.model_config(config.model, len(tokenizer))
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   iterator = training_batches(config, examples, reader, mesh)
-  special = reader.prompt.special
-  trained = train.train(config, place, mesh, model_config, special, examples, iterator)
+  base, special = base_checkpoint(config, where), reader.prompt.special
+  trained = train.train(config, place, mesh, model_config, base, special, examples, iterator)
   if where.benchmark is None:
     return {}
   return evaluate(config, where, place, trained, reader, corpus, manifest)
@@ -118,6 +119,23 @@ def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("corpus")
   return Corpus.open(where.prepared)
+
+
+def base_checkpoint(config: ConfigDict, where: locations.Locations) -> pathlib.Path | None:
+  """Returns the folder of the weights that training starts from; None: random ones.
+
+  Where the config asks for pre-training, the first process does it while the others wait.
+  """
+  if where.checkpoint:
+    return weights.find_checkpoint(where.checkpoint)
+  if not config.pretrain.steps:
+    return None
+  folder = pretrain.folder(config, where.toy)
+  if _is_first():
+    pretrain.pretrain(config, where.toy, folder)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("pretrain")
+  return folder
 
 
 def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Manifest:
@@ -164,7 +182,7 @@ def training_batches(
     epochs=config.train.epochs,
     lookahead=inputs.lookahead,
   )
-  rows = train.rows_per_step(plan, config.train, inputs.row_multiple)
+  rows = train.rows_per_step(len(plan.examples) / len(plan), config.train, inputs.row_multiple)
   train.check_rows(rows, config.train.accumulate, mesh)
   logging.info(
     "%d rollouts, %d epochs: %d rows of %d tokens and %d patches, %.1f %% and %.1f %% of them "

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import sys
 from typing import Any
 
@@ -17,12 +18,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bis_jax import backbones, checkpoint, optim
-from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.metrics import MetricWriter, Rates, batch_counts
 from bis_jax.models import weights
-from bis_jax.sharding import MeshError, batch_sharding, batch_shards, parameter_shardings
+from bis_jax.sharding import MeshError, batch_sharding, batch_shards
 from bis_jax.state import Params, TrainState, merge, split
 from bis_jax.train_step import HOST_KEYS, make_train_step
 
@@ -45,12 +45,11 @@ class Trained:
     return merge(self.graph, self.params)
 
 
-def rows_per_step(plan: Plan, train: ConfigDict, multiple: int) -> int:
+def rows_per_step(rollouts_a_row: float, train: ConfigDict, multiple: int) -> int:
   """Returns how many packed rows make a step of about `global_batch` rollouts.
 
   A number of the config and the data alone, never of the devices, so a run is the same on any.
   """
-  rollouts_a_row = len(plan.examples) / len(plan)
   return max(1, round(train.global_batch / rollouts_a_row / multiple)) * multiple
 
 
@@ -77,49 +76,70 @@ def to_device(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> d
   }
 
 
-def initialise(
-  model_config: Any, mesh: Mesh, model: ConfigDict, special: SpecialTokens, seed: int
-) -> tuple[nnx.GraphDef, Params]:
-  """Returns the model's structure and its first parameters, made or read where they live.
+def first_params(
+  model_config: Any,
+  shapes: dict[str, jax.ShapeDtypeStruct],
+  checkpoint: pathlib.Path | None,
+  special: SpecialTokens,
+  seed: int,
+) -> Params:
+  """Returns the parameters before the first step, made or read where they live.
 
   Args:
     model_config: the backbone's config.
-    mesh: where the parameters live.
-    model: `config.model`; without a checkpoint the parameters are random.
+    shapes: from `backbones.structure`.
+    checkpoint: safetensors folder; None: the parameters are random.
     special: ids of the words whose LM head rows start the reward head, and of the step marker.
     seed: of random parameters.
   """
-  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model_config, seed)))
-  shardings = parameter_shardings(mesh, backbones.SHARDING, shapes)
-  if not model.checkpoint:
+  if checkpoint is None:
+    shardings = {path: shape.sharding for path, shape in shapes.items()}
     make = jax.jit(lambda: split(backbones.build(model_config, seed))[1], out_shardings=shardings)
-    return graph, make()
-  params = weights.load(
-    weights.find_checkpoint(model.checkpoint),
+    return make()
+  return weights.load(
+    checkpoint,
     model_config,
-    {
-      path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
-      for path, shape in shapes.items()
-    },
+    shapes,
     yes_token=special.yes,
     no_token=special.no,
     marker_token=special.prm,
   )
-  return graph, params
+
+
+def abstract_state(
+  optimizer: optax.GradientTransformation, shapes: dict[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> TrainState:
+  """Returns what a training state is and where it lives; moments live where their parameters do.
+
+  Args:
+    optimizer: of the trainable parameters.
+    shapes: of the trainable parameters, with shardings.
+    mesh: where everything else is, whole on every device.
+  """
+  everywhere = NamedSharding(mesh, PartitionSpec())
+
+  def place(struct: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=sharding)
+
+  opt_state = optax.tree.map_params(
+    optimizer,
+    lambda struct, shape: place(struct, shape.sharding),
+    jax.eval_shape(optimizer.init, shapes),
+    shapes,
+    transform_non_params=lambda struct: place(struct, everywhere),
+  )
+  return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), shapes, opt_state)
 
 
 def first_state(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
-  """Returns the state before the first step; moments live where their parameters do."""
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  shardings = optax.tree.map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    jax.eval_shape(optimizer.init, params),
-    {path: array.sharding for path, array in params.items()},
-    transform_non_params=lambda _: everywhere,
-  )
-  opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-  return TrainState(jax.device_put(jnp.int32(0), everywhere), params, opt_state)
+  """Returns the state before the first step."""
+  shapes = {
+    path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    for path, array in params.items()
+  }
+  places = jax.tree.map(lambda s: s.sharding, abstract_state(optimizer, shapes, mesh))
+  opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(params)
+  return TrainState(jax.device_put(jnp.int32(0), places.step), params, opt_state)
 
 
 def _stop_on_bad_loss(
@@ -140,11 +160,20 @@ def _stop_on_bad_loss(
   )
 
 
+def _partition(tree: dict[str, Any], chosen: dict[str, bool]) -> tuple[dict, dict]:
+  """Returns the entries that are chosen, and the others."""
+  parts: tuple[dict, dict] = ({}, {})
+  for path, value in tree.items():
+    parts[not chosen[path]][path] = value
+  return parts
+
+
 def train(
   config: ConfigDict,
   workdir: epath.Path,
   mesh: Mesh,
   model_config: Any,
+  base: pathlib.Path | None,
   special: SpecialTokens,
   examples: Examples,
   iterator: BatchIterator,
@@ -156,7 +185,9 @@ def train(
     workdir: where metrics and checkpoints go.
     mesh: the devices.
     model_config: the backbone's config.
-    special: ids that the first parameters need; see `initialise`.
+    base: safetensors folder of the first parameters; None: random ones. Read only where the run
+      starts, not where it goes on.
+    special: ids that the first parameters need; see `first_params`.
     examples: what the batches are made of, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
 
@@ -166,12 +197,10 @@ def train(
   accumulate = config.train.accumulate
   steps = min(len(iterator), config.train.steps or len(iterator))
 
-  graph, params = initialise(model_config, mesh, config.model, special, config.seed)
-  factor = optim.factors(config.model.learning_rates, list(params))
-  frozen = {path: array for path, array in params.items() if factor[path] == 0}
-  trained = {path: array for path, array in params.items() if factor[path] > 0}
+  graph, shapes = backbones.structure(model_config, mesh)
+  factor = optim.factors(config.model.learning_rates, list(shapes))
+  is_trained = {path: factor[path] > 0 for path in shapes}
   optimizer = optim.optimizer(config.optim, steps, factor)
-  state = first_state(optimizer, trained, mesh)
 
   with contextlib.ExitStack() as at_the_end:
     checkpoints = at_the_end.enter_context(
@@ -180,12 +209,17 @@ def train(
       )
     )
     at_the_end.callback(iterator.close)
-    if restored := checkpoint.restore(checkpoints, state):
+    trained_shapes, frozen_shapes = _partition(shapes, is_trained)
+    like = abstract_state(optimizer, trained_shapes, mesh)
+    if restored := checkpoint.restore(checkpoints, like):
       state, position = restored
-      frozen = checkpoint.restore_frozen(workdir, frozen)
+      frozen = checkpoint.restore_frozen(workdir, frozen_shapes)
       iterator.set_state(position)
       logging.info("going on from step %d of %d", int(state.step), steps)
     else:
+      params = first_params(model_config, shapes, base, special, config.seed)
+      params, frozen = _partition(params, is_trained)
+      state = first_state(optimizer, params, mesh)
       checkpoint.save_frozen(workdir, frozen)
     start = int(state.step)
 

@@ -35,8 +35,9 @@ def small_config(tmp_path_factory):
 
   c = qwen_bis10.get_config("toy")
   c.corpus.cache = str(tmp_path_factory.mktemp("cache"))
-  c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 20
+  c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
   c.model.size = "tiny"
+  c.pretrain.steps = 2
   c.train.global_batch, c.train.epochs, c.train.steps = 8, 2, 6
   c.train.log_every, c.train.checkpoint_every = 1, 2
   c.evaluation.blank_images = False

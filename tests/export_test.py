@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from bis_jax import (
   backbones,
   checkpoint,
+  hub_folder,
   locations,
   scoring,
   sharding,
@@ -27,7 +28,8 @@ from bis_jax import (
 )
 from bis_jax.corpus import toy
 from bis_jax.evaluation import visual_process_bench
-from bis_jax.export import export, export_run, hugging_face_config
+from bis_jax.export import export_run
+from bis_jax.hub_folder import hugging_face_config
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
 from bis_jax.model_card import EXAMPLE, model_card
@@ -89,7 +91,9 @@ def _load(folder, config, tokenizer):
 @pytest.fixture(scope="module")
 def folder(config, model, tokenizer, images, tmp_path_factory):
   out = tmp_path_factory.mktemp("exported") / "folder"
-  export(out, model[1], config, tokenizer, images, base=None, dtype="float32", card="A card.")
+  hub_folder.write(
+    out, model[1], config, tokenizer, images, base=None, dtype="float32", card="A card."
+  )
   return out
 
 
@@ -181,7 +185,7 @@ def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, tokenizer, image
   Qwen2_5_VLForConditionalGeneration(torch_config).to(torch.bfloat16).save_pretrained(base)
   out = tmp_path / "out"
   params = _load(base, config, tokenizer)
-  export(out, params, config, tokenizer, images, base=base, dtype="bfloat16", card="")
+  hub_folder.write(out, params, config, tokenizer, images, base=base, dtype="bfloat16", card="")
   before = load_file(base / "model.safetensors")
   after = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
   head = after["lm_head.weight"] if not tied else after.pop("lm_head.weight")
@@ -211,8 +215,7 @@ def test_sharded_parameters_and_small_files_give_the_same_tensors(
     tmp_path,
     params,
     config,
-    yes_token=special.yes,
-    no_token=special.no,
+    reward_rows=(special.yes, special.no),
     base=None,
     dtype="float32",
     max_file_bytes=50_000,
@@ -230,7 +233,9 @@ def test_sharded_parameters_and_small_files_give_the_same_tensors(
 
 def test_nothing_is_written_over(config, model, tokenizer, images, folder):
   with pytest.raises(FileExistsError, match="name a new or an empty folder"):
-    export(folder, model[1], config, tokenizer, images, base=None, dtype="float32", card="")
+    hub_folder.write(
+      folder, model[1], config, tokenizer, images, base=None, dtype="float32", card=""
+    )
 
 
 def test_a_damaged_base_is_named(config, model, tokenizer, images, tmp_path):
@@ -238,7 +243,7 @@ def test_a_damaged_base_is_named(config, model, tokenizer, images, tmp_path):
   base.mkdir()
   save_file({"lm_head.weight": torch.zeros(4, 4)}, base / "model.safetensors")
   with pytest.raises(weights.WeightsError, match=r"lm_head.weight of .* is \(4, 4\)"):
-    export(
+    hub_folder.write(
       tmp_path / "out", model[1], config, tokenizer, images, base=base, dtype="float32", card=""
     )
 

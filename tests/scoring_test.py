@@ -46,7 +46,8 @@ def place(small_config, tmp_path_factory):
   mesh = sharding.make_mesh(**config.mesh)
   tokenizer = load_tokenizer(where.tokenizer)
   model = backbones.model_config(config.model, len(tokenizer))
-  _, params = train.initialise(model, mesh, config.model, special_tokens(tokenizer), config.seed)
+  _, shapes = backbones.structure(model, mesh)
+  params = train.first_params(model, shapes, None, special_tokens(tokenizer), config.seed)
   # A head that tells steps apart, so that equal scores mean something.
   head = params["reward_head.kernel"]
   drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])

@@ -1,11 +1,11 @@
 """The embedded corpus: drawn, not stored, in the layouts of the released data.
 
-    out/annotations/card_sum.jsonl ...   VisualPRM400K-v1.1-Raw, a file a source
-    out/images/card_sum/000000.png ...   112 x 112 px
+    out/annotations/rows_sum.jsonl ...   VisualPRM400K-v1.1-Raw, a file a source
+    out/images/rows_sum/000000a.png ...  112 x 112 px
     out/benchmark/test.jsonl, images/    VisualProcessBench
     out/tokenizer/                       for transformers.AutoTokenizer
     out/truth.jsonl                      {"file", "line", "truth": [1 | 0, ...]}, a line a rollout
-    out/captions.jsonl                   {"image", "text"}: all that is to be seen, a line an image
+    out/captions.jsonl                   {"image": [...], "question", "sentences"}, a line a scene
     out/digest.json                      what it was drawn from
 
 A rollout's steps look at one thing of the picture after another, note its value and keep a total.
@@ -47,7 +47,7 @@ class Knobs:
   rollouts: count over all sources, >= 60.
   images: count at most, >= 20; with fewer than question groups, some groups share images.
   seed: an integer >= 0.
-  benchmark_items: count, >= 15 (one a source and policy).
+  benchmark_items: count, >= 18 (one a source and policy).
   n_mc: continuations a step.
   slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
     and of continuations whose answer is lost.
@@ -104,7 +104,7 @@ def draw(
 
 
 def _check(knobs: Knobs) -> None:
-  for name, least in (("rollouts", 60), ("images", 20), ("benchmark_items", 15), ("n_mc", 1)):
+  for name, least in (("rollouts", 60), ("images", 20), ("benchmark_items", 18), ("n_mc", 1)):
     if getattr(knobs, name) < least:
       raise ValueError(f"{name} is {getattr(knobs, name)}: give at least {least}")
   for name in ("seed", "slip", "recovery", "lapse"):
@@ -191,7 +191,7 @@ def _benchmark_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       rollouts_a_group=1,
       scenes=items,
       root=part / "benchmark" / "images",
-      folder=about.benchmark,
+      folder=f"{about.benchmark}/{about.name}",
       prefix="images/",
       seed=f"benchmark {knobs.seed}",
     )

@@ -26,8 +26,8 @@ NOTHING, PREFACE, LOOK, AGAIN, FINAL = 0, 1, 2, 3, 4
 class Habits:
   """How a policy works; every number is a probability.
 
-  slip: a look notes a wrong value.
-  mix_up: a slip takes the value of another card of the picture, not any wrong value.
+  slip: a look notes a wrong value, one that nothing in the picture has.
+  mix_up: a slip takes the value of a thing that was not looked at yet instead, if there is one.
   again: after a look, one of the things noted so far is looked at again.
   lapse: a continuation's answer is lost (it does not end, or in a form that no one can read).
   preface: the solution starts by saying what it will do.
@@ -47,15 +47,14 @@ class Problems:
   truth: int[N, K], the value (0 .. V-1) of each thing, 0 beyond `things`.
   things: int[N], how many things are looked at.
   start, worth: int[N], int[N, V]: the answer is start + the sum of worth[truth].
-  others: int[N, C], values that are to be seen in the picture; `n_others` int[N] of them count.
+  absent: bool[N, V], values that nothing has; at least one a problem.
   """
 
   truth: np.ndarray
   things: np.ndarray
   start: np.ndarray
   worth: np.ndarray
-  others: np.ndarray
-  n_others: np.ndarray
+  absent: np.ndarray
 
   def rows(self, index: np.ndarray) -> "Problems":
     """Returns the problems at `index`."""
@@ -162,12 +161,13 @@ def _look(
   truth = problems.truth[row, thing]
   noted = truth.copy()
   slips = np.flatnonzero(rng.random(truth.shape) < habits.slip)
-  row, truth = row[slips], truth[slips]
-  n_values = problems.worth.shape[1]
-  wrong = (truth + rng.integers(1, n_values, slips.shape)) % n_values
-  other = problems.others[row, rng.integers(0, problems.n_others[row])]
-  mixed_up = (rng.random(slips.shape) < habits.mix_up) & (other != truth)
-  noted[slips] = np.where(mixed_up, other, wrong)
+  row, first_other = row[slips], thing[slips] + 1
+  lots = rng.random((slips.size, problems.absent.shape[1]))
+  wrong = np.where(problems.absent[row], lots, -1.0).argmax(1)  # uniform over the absent values
+  n_others = problems.things[row] - first_other
+  other = first_other + (rng.random(slips.size) * n_others).astype(int)
+  mixed_up = (rng.random(slips.size) < habits.mix_up) & (n_others > 0)
+  noted[slips] = np.where(mixed_up, problems.truth[row, np.where(mixed_up, other, 0)], wrong)
   return noted
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from bis_jax.corpus import toy_policy
 from bis_jax.corpus.toy_pictures import draw_picture
 from bis_jax.corpus.toy_policy import Problems, Solutions
-from bis_jax.corpus.toy_questions import SOURCES, Question, Scene, Source, ask
+from bis_jax.corpus.toy_questions import SCORES, SOURCES, Question, Source, ask, fact
 
 # Slip rates of the policies that write the benchmark's solutions.
 BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
 
 _TEXT_RECORDS = 400  # of each call: enough for every word
+_CAPTION_QUESTION = "What is to be seen?"
 _INSTRUCTION = (
   "Your task is to answer the question below. Give step by step reasoning before you answer, and "
   'when you\'re ready to answer, please use the format "Final answer: .."\n\nQuestion:\n\n'
@@ -61,10 +62,8 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-  scene: Scene
   question: Question
   images: list[str]
-  answer: str
 
 
 def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse: float) -> Drawn:
@@ -97,7 +96,7 @@ def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse
         "id": line,  # two rollouts may read alike; a line stands once
         "image": about.images if len(about.images) > 1 else about.images[0],
         "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
-        "answer": about.answer,
+        "answer": str(about.question.answer),
         "response": "\n\n".join(steps),
         "num_mc_sequences": n_mc,
         "steps_with_score": [
@@ -110,7 +109,8 @@ def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse
     truth = solutions.right[row, slots].astype(int).tolist()
     truths.append({"file": f"{source.name}.jsonl", "line": line, "truth": truth})
   some = records[:_TEXT_RECORDS]
-  texts = [text for record in some for text in (record["question_orig"], record["response"])]
+  texts = [_CAPTION_QUESTION]
+  texts += [text for record in some for text in (record["question_orig"], record["response"])]
   return Drawn(_json_lines(records), _json_lines(truths), _json_lines(captions), texts)
 
 
@@ -131,7 +131,7 @@ def draw_benchmark(groups: Groups) -> bytes:
       items[i] = {
         "image": asked[i].images,
         "question": asked[i].question.text,
-        "answer": asked[i].answer,
+        "answer": str(asked[i].question.answer),
         "response": {
           "steps": _steps(source, asked[i], solutions, row, slots),
           "process_correctness": labels.tolist(),
@@ -154,54 +154,39 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
   for group in range(groups.first, groups.first + n_groups):
     index = group % groups.scenes
     rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
-    scene = source.scene(rng, rng.randint(*source.cards))
-    names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene.pictures))]
+    scene = source.scene(rng)
+    names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
     if group < groups.scenes:
-      paper = rng.randint(236, 255)
-      for name, cards in zip(names, scene.pictures, strict=True):
+      facts = [f"{fact(panel, panel.stripes)}." for panels in scene for panel in panels]
+      captions.append({"image": names, "question": _CAPTION_QUESTION, "sentences": facts})
+      for name, panels in zip(names, scene, strict=True):
         path = groups.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(draw_picture(cards, paper))
-      captions += _captions(source, scene, names)
+        path.write_bytes(draw_picture(panels))
     rng = random.Random(f"{groups.seed}/{source.name}/question/{group}")
     question = ask(rng, source, scene)
-    answer = question.start + sum(question.worth[scene.values[i]] for i in question.things)
-    asked.append(_Asked(scene, question, [groups.prefix + name for name in names], str(answer)))
+    asked.append(_Asked(question, [groups.prefix + name for name in names]))
   return asked, captions
 
 
-def _captions(source: Source, scene: Scene, names: list[str]) -> list[dict]:
-  captions = []
-  for name, cards in zip(names, scene.pictures, strict=True):
-    seen = {word for card in cards for word in (card.colour, card.glyph)}
-    facts = [
-      _fact(source, scene, i, scene.values[i])
-      for i, thing in enumerate(scene.names)
-      if thing in seen
-    ]
-    captions.append({"image": name, "text": " ".join(f"{fact}." for fact in facts)})
-  return captions
-
-
-def _fact(source: Source, scene: Scene, thing: int, value: int) -> str:
-  return source.fact.format(
-    name=scene.names[thing], value=source.values[value], target=scene.target
-  )
-
-
 def _problems(asked: list[_Asked]) -> Problems:
-  """Returns what the policy has to know, padded to the most things of any question."""
-  n = len(asked)
-  things = np.array([len(a.question.things) for a in asked])
-  n_others = np.array([len(a.scene.values) for a in asked])
-  truth = np.zeros((n, things.max()), np.int8)
-  others = np.zeros((n, n_others.max()), np.int8)
-  for row, a in enumerate(asked):
-    truth[row, : things[row]] = [a.scene.values[i] for i in a.question.things]
-    others[row, : n_others[row]] = a.scene.values
-  start = np.array([a.question.start for a in asked])
-  worth = np.array([a.question.worth for a in asked])
-  return Problems(truth, things, start, worth, others, n_others)
+  """Returns what the policy has to know, padded to the most panels of any question."""
+  questions = [a.question for a in asked]
+  things = np.array([len(question.panels) for question in questions])
+  truth = np.zeros((len(asked), things.max()), np.int8)
+  absent = np.ones((len(asked), len(SCORES)), bool)
+  for row, question in enumerate(questions):
+    values = [panel.stripes - 1 for panel in question.panels]
+    truth[row, : len(values)] = values
+    absent[row, values] = False
+  sign = np.array([question.sign for question in questions])
+  return Problems(
+    truth=truth,
+    things=things,
+    start=np.array([question.start for question in questions]),
+    worth=sign[:, None] * np.arange(1, len(SCORES) + 1),
+    absent=absent,
+  )
 
 
 def _steps(
@@ -212,13 +197,13 @@ def _steps(
   for slot in slots:
     event, total = solutions.event[row, slot], solutions.total[row, slot]
     if event == toy_policy.PREFACE:
-      steps.append(f"Take the {about.question.names} in turn.")
+      steps.append(f"Take the {', '.join(panel.name for panel in about.question.panels)} in turn.")
     elif event == toy_policy.FINAL:
       steps.append(f"Final answer: {total}")
     else:
-      thing = about.question.things[solutions.thing[row, slot]]
-      fact = _fact(source, about.scene, thing, solutions.value[row, slot])
+      panel = about.question.panels[solutions.thing[row, slot]]
+      note = fact(panel, solutions.value[row, slot] + 1)
       if event == toy_policy.AGAIN:
-        fact = f"Look again: {fact[0].lower()}{fact[1:]}"
-      steps.append(f"{fact}, {source.result.format(total=total)}.")
+        note = f"Look again: {note[0].lower()}{note[1:]}"
+      steps.append(f"{note}, {source.result.format(total=total)}.")
   return steps

@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from bis_jax.corpus import toy, toy_policy, toy_questions
-from bis_jax.corpus.toy_pictures import CELL, COLOURS, SHAPES, SIDE, Card, draw_picture
+from bis_jax.corpus.toy_pictures import INKS, MOST_STRIPES, SIDE, TILE, Panel, draw_picture
+from bis_jax.corpus.toy_questions import SCORES
 
 SMALL = dict(rollouts=900, images=280, benchmark_items=50, workers=2)
 
@@ -50,15 +51,15 @@ def test_records_have_the_layout_of_the_release(corpus, records):
 
 
 def test_a_group_is_three_rollouts_of_one_picture_and_question(records):
-  lines = records["card_sum.jsonl"]
+  lines = records["bars_sum.jsonl"]
   asked = [(str(r["image"]), r["question_orig"]) for r in lines]
   assert asked[0::3] == asked[1::3] == asked[2::3]
   assert len(set(asked)) > 0.9 * len(asked) / 3
 
 
 def test_images_are_as_many_as_asked_for(tmp_path):
-  many = toy.draw(tmp_path / "many", rollouts=900, images=300, benchmark_items=15)
-  few = toy.draw(tmp_path / "few", rollouts=900, images=100, benchmark_items=15)
+  many = toy.draw(tmp_path / "many", rollouts=900, images=300, benchmark_items=18)
+  few = toy.draw(tmp_path / "few", rollouts=900, images=100, benchmark_items=18)
   assert 295 <= len(list((many / "images").rglob("*.png"))) <= 300
   assert 90 <= len(list((few / "images").rglob("*.png"))) <= 100
 
@@ -78,37 +79,41 @@ def test_benchmark_has_the_layout_of_visual_process_bench(corpus):
       assert (corpus / "benchmark" / image).is_file()
 
 
-def read_card(picture: np.ndarray, row: int, column: int) -> tuple[str, bytes] | None:
-  """Returns the frame's colour and the pixels of the glyph, or None for an empty cell."""
-  cell = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-  colours = [name for name, rgb in COLOURS.items() if tuple(cell[3, 3]) == rgb]
-  return (colours[0], cell[7:21, 7:21].tobytes()) if colours else None
+STEP = re.compile(r"he (\w+) bar scores (\w+), total (\d+)\.")
 
 
-def glyph_pixels(glyph: str) -> bytes:
-  data = draw_picture([Card(0, 0, "red", glyph)], 255)
-  return read_card(np.array(Image.open(io.BytesIO(data))), 0, 0)[1]
+def read_tile(picture: np.ndarray, row: int, column: int) -> tuple[str, int] | None:
+  """Returns a tile's ink and how many stripes it has, or None for bare paper."""
+  tile = picture[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+  assert (tile == tile[:1]).all()
+  inked = tile[0].any(axis=1)
+  if inked.all():
+    return None
+  [ink] = [name for name, rgb in INKS.items() if (tile[0][inked] == rgb).all()]
+  return ink, int(np.count_nonzero(np.diff(np.r_[0, inked]) == 1))
+
+
+def read_bars(path: pathlib.Path) -> dict[str, int]:
+  """Returns {ink: stripes} of a picture."""
+  picture = np.array(Image.open(path))
+  tiles = [read_tile(picture, row, column) for row in range(SIDE) for column in range(SIDE)]
+  return dict(filter(None, tiles))
 
 
 def test_truth_is_what_the_picture_shows(corpus, records):
-  digits = {glyph_pixels(str(d)): d for d in range(1, 10)}
-  assert len(digits) == 9
   truths = {}
   for line in read_lines(corpus / "truth.jsonl"):
     truths[line["file"], line["line"]] = line["truth"]
   checked = {0: 0, 1: 0}
-  for number, record in enumerate(records["card_sum.jsonl"]):
-    path = corpus / "images" / record["image"].partition("/")[2]
-    picture = np.array(Image.open(path))
-    cards = [read_card(picture, r, c) for r in range(SIDE) for c in range(SIDE)]
-    shown = {colour: digits[glyph] for colour, glyph in filter(None, cards)}
+  for number, record in enumerate(records["bars_sum.jsonl"]):
+    shown = read_bars(corpus / "images" / record["image"].partition("/")[2])
     seen: dict[str, int] = {}
     steps = [s["step"] for s in record["steps_with_score"]]
-    for step, truth in zip(steps, truths["card_sum.jsonl", number], strict=True):
-      if found := re.search(r"he (\w+) card shows (\d), total (\d+)\.", step):
-        colour, value, total = found[1], int(found[2]), int(found[3])
-        seen[colour] = shown[colour]
-        assert truth == (value == shown[colour] and total == sum(seen.values()))
+    for step, truth in zip(steps, truths["bars_sum.jsonl", number], strict=True):
+      if found := STEP.search(step):
+        ink, score, total = found[1], SCORES.index(found[2]) + 1, int(found[3])
+        seen[ink] = shown[ink]
+        assert truth == (score == shown[ink] and total == sum(seen.values()))
         checked[truth] += 1
       elif step.startswith("Final"):
         assert truth == (step == f"Final answer: {sum(seen.values())}")
@@ -118,13 +123,47 @@ def test_truth_is_what_the_picture_shows(corpus, records):
 
 def test_totals_never_contradict_the_notes(records):
   """Text alone must not tell a wrong step: what is written adds up, right or wrong."""
-  for record in records["card_sum.jsonl"]:
+  for record in records["bars_sum.jsonl"]:
     notes = {}
     for step in record["steps_with_score"][:-1]:
-      if found := re.search(r"he (\w+) card shows (\d), total (\d+)\.", step["step"]):
-        notes[found[1]] = int(found[2])
+      if found := STEP.search(step["step"]):
+        notes[found[1]] = SCORES.index(found[2]) + 1
         assert int(found[3]) == sum(notes.values())
     assert record["steps_with_score"][-1]["step"] == f"Final answer: {sum(notes.values())}"
+
+
+def test_wrong_notes_are_as_varied_as_right_ones(tmp_path):
+  """No score goes with wrong steps: a table of them knows nothing."""
+  corpus = toy.draw(tmp_path / "slips", **SMALL, slip=6.0)
+  records = {p.name: read_lines(p) for p in (corpus / "annotations").glob("*.jsonl")}
+  truths = {(t["file"], t["line"]): t["truth"] for t in read_lines(corpus / "truth.jsonl")}
+  wrong, right = np.zeros(MOST_STRIPES), np.zeros(MOST_STRIPES)
+  for source in toy_questions.SOURCES:
+    for number, record in enumerate(records[f"{source.name}.jsonl"]):
+      steps = [s["step"] for s in record["steps_with_score"]]
+      truth = truths[f"{source.name}.jsonl", number]
+      first_wrong = truth.index(0) if 0 in truth else len(truth)
+      for i, step in enumerate(steps[: first_wrong + 1]):
+        if found := re.search(r" scores (\w+),", step):
+          (right if truth[i] else wrong)[SCORES.index(found[1])] += 1
+  assert wrong.sum() > 300
+  expected = right / right.sum() * wrong.sum()
+  assert ((wrong - expected) ** 2 / expected).sum() < 20.5  # chi-square, 5 degrees, p = 0.001
+
+
+def test_captions_say_what_the_pictures_show(corpus):
+  captions = read_lines(corpus / "captions.jsonl")
+  paths = [path for caption in captions for path in caption["image"]]
+  on_disk = {str(p.relative_to(corpus / "images")) for p in (corpus / "images").rglob("*.png")}
+  assert sorted(paths) == sorted(on_disk)  # each once, and none of the benchmark's
+  bars = [caption for caption in captions if caption["image"][0].startswith("bars_sum/")]
+  assert bars
+  for caption in bars:
+    shown = read_bars(corpus / "images" / caption["image"][0])
+    said = dict(
+      re.fullmatch(r"The (\w+) bar scores (\w+)\.", s).groups() for s in caption["sentences"]
+    )
+    assert {ink: SCORES.index(score) + 1 for ink, score in said.items()} == shown
 
 
 def test_same_settings_draw_the_same_bytes_whatever_the_workers(corpus, tmp_path):
@@ -136,7 +175,7 @@ def test_same_settings_draw_the_same_bytes_whatever_the_workers(corpus, tmp_path
 
 def test_another_seed_draws_another_corpus(corpus, tmp_path):
   other = toy.draw(tmp_path / "other", **{**SMALL, "seed": 1})
-  file = "annotations/card_sum.jsonl"
+  file = "annotations/bars_sum.jsonl"
   assert (other / file).read_bytes() != (corpus / file).read_bytes()
 
 
@@ -174,9 +213,9 @@ def problems(n: int, things: int = 4) -> toy_policy.Problems:
   rng = np.random.default_rng(0)
   truth = rng.integers(0, 9, (n, things)).astype(np.int8)
   worth = np.tile(np.arange(1, 10), (n, 1))
-  return toy_policy.Problems(
-    truth, np.full(n, things), np.zeros(n, int), worth, truth, np.full(n, things)
-  )
+  absent = np.ones((n, 9), bool)
+  np.put_along_axis(absent, truth.astype(int), False, axis=1)
+  return toy_policy.Problems(truth, np.full(n, things), np.zeros(n, int), worth, absent)
 
 
 def test_mc_scores_of_right_states_follow_the_slips_that_are_left():
@@ -205,8 +244,13 @@ def test_without_a_second_look_wrong_states_seldom_succeed_and_with_it_more():
   assert rates[0] < 0.25 < 0.7 < rates[1]
 
 
-def test_shapes_and_digits_all_look_different():
-  glyphs = [*SHAPES, *map(str, range(1, 10)), ""]
-  assert len({glyph_pixels(glyph) for glyph in glyphs}) == len(glyphs)
-  with pytest.raises(ValueError, match="star"):
-    glyph_pixels("heart")
+def test_panels_are_drawn_where_and_as_they_say():
+  panel = Panel("a bar", 3, "red", row=1, column=2, rows=2, columns=1)
+  picture = np.array(Image.open(io.BytesIO(draw_picture((panel,)))))
+  drawn = {
+    (row, column): read_tile(picture, row, column) for row in range(4) for column in range(4)
+  }
+  assert drawn == dict.fromkeys(drawn) | {(1, 2): ("red", 3), (2, 2): ("red", 3)}
+  for stripes in range(1, MOST_STRIPES + 1):
+    picture = np.array(Image.open(io.BytesIO(draw_picture((panel._replace(stripes=stripes),)))))
+    assert read_tile(picture, 1, 2) == ("red", stripes)

@@ -137,7 +137,7 @@ class Qwen2_5_VLConfig:
 
   @classmethod
   def toy(cls, vocab_size: int) -> "Qwen2_5_VLConfig":
-    """A model for the embedded corpus, trained from nothing in minutes on two CPU cores."""
+    """A model for the embedded corpus, pre-trained and trained in minutes on two CPU cores."""
     return cls(
       text=TextConfig(
         vocab_size=vocab_size,
@@ -151,6 +151,7 @@ class Qwen2_5_VLConfig:
       vision=VisionConfig(
         depth=1, hidden_size=48, intermediate_size=96, num_heads=4, full_attention_period=1
       ),
+      tie_word_embeddings=True,
     )
 
   @classmethod

@@ -45,14 +45,26 @@ class Qwen2_5_VL(nnx.Module):
         merged feature that stands in for token t, or -1; `marker_index` int32[B, R]. Further keys
         are not read.
     """
+    x_BRD = at_markers(self.states(batch), batch["marker_index"])
+    return self.reward_head(self.language_model.norm(x_BRD))
+
+  def states(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the states [B, T, D] after the last layer, before the last norm."""
     features_BMD = self.visual(
       batch["patches"], batch["patch_position"], batch["patch_window"], batch["patch_segment"]
     )
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
     x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
-    x_BTD = self.language_model(x_BTD, batch["positions"], batch["segment_ids"])
-    x_BRD = at_markers(x_BTD, batch["marker_index"])
-    return self.reward_head(self.language_model.norm(x_BRD))
+    return self.language_model(x_BTD, batch["positions"], batch["segment_ids"])
+
+  def next_token_logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns float32 logits [B, T, V] of the token behind every token, from the tied embedding.
+
+    For the pre-training of small models: with a published vocabulary they would fill the memory.
+    """
+    x_BTD = self.language_model.norm(self.states(batch)).astype(jnp.float32)
+    table_VD = self.language_model.embed_tokens.embedding[...].astype(jnp.float32)
+    return x_BTD @ table_VD.T
 
 
 def place_features(

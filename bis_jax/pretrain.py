@@ -1,0 +1,152 @@
+"""Caption pre-training: the backbone of the embedded corpus learns to see before it meets a label.
+
+A published backbone can see and read; one with random weights finds out how often steps are right,
+and stays there: in the time of a run no label teaches it to look. So it first predicts, token by
+token, captions of the corpus's own pictures: no step, no label, none of the benchmark's pictures.
+What comes out is a Hugging Face folder beside the corpus, and training starts from it by the same
+path as from a published checkpoint. All runs on a corpus share it.
+"""
+
+import hashlib
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import optax
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bis_jax import backbones, hub_folder, optim
+from bis_jax.examples import CaptionExamples
+from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.images import QwenImages
+from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
+from bis_jax.loss import next_token_loss
+from bis_jax.sharding import make_mesh
+from bis_jax.state import Params, TrainState, merge
+from bis_jax.train import first_params, first_state, to_device
+
+# Not the run's: every run on a corpus starts from the same backbone.
+_OPTIM = dict(
+  warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
+)
+_CARD = """# A small Qwen2.5-VL for the embedded corpus of bis_jax
+
+Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
+{loss:.3f}, {seconds:.0f} s. It is a place to start from and has seen no step label.
+"""
+
+
+def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
+  """Returns where the pre-trained backbone of a config lies, beside its drawn corpus."""
+  made_of = (
+    *(sorted(part.items()) for part in (config.pretrain, config.model)),
+    config.inputs.separator,
+    _OPTIM,
+    pathlib.Path(__file__).read_text(),
+  )
+  key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
+  return drawn.with_name(f"{drawn.name}-backbone-{key}")
+
+
+def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the pre-trained backbone as a Hugging Face folder, whole or not at all.
+
+  Uses one device of this process, so its result depends neither on the mesh nor on the processes.
+
+  Args:
+    config: the run's; what matters of it is in `folder`.
+    drawn: folder of the embedded corpus.
+    out: folder to write; one that is there is kept as it is.
+  """
+  if out.exists():
+    logging.info("reusing the pre-trained backbone in %s", out)
+    return
+  started = time.monotonic()
+  tokenizer = load_tokenizer(str(drawn / "tokenizer"))
+  prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
+  images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
+  captions = CaptionExamples(drawn / "captions.jsonl", drawn / "images")
+  mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
+  model = backbones.model_config(config.model, len(tokenizer))
+
+  graph, shapes = backbones.structure(model, mesh)
+  params = first_params(model, shapes, None, prompt.special, config.corpus.toy.seed)
+  settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
+  optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
+  state = first_state(optimizer, params, mesh)
+  step = _make_step(graph, optimizer)
+  batches = _batches(config, captions, prompt, images)
+  loss = None
+  try:
+    bar = tqdm(range(config.pretrain.steps), "pretrain", disable=not sys.stderr.isatty())
+    for done in bar:
+      if done and done % 100 == 0:
+        bar.set_postfix(loss=f"{float(loss):.3f}")
+      state, loss = step(state, to_device(next(batches), mesh, 1))
+  finally:
+    batches.close()
+  seconds = time.monotonic() - started
+  card = _CARD.format(
+    captions=len(captions), steps=config.pretrain.steps, loss=float(loss), seconds=seconds
+  )
+  part = out.with_name(out.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
+  hub_folder.write(
+    part,
+    state.params,
+    model,
+    tokenizer,
+    images,
+    base=None,
+    dtype="float32",
+    card=card,
+    tied=model.tie_word_embeddings,
+  )
+  part.rename(out)
+  logging.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
+
+
+def _batches(
+  config: ConfigDict, captions: CaptionExamples, prompt: QwenPrompt, images: QwenImages
+) -> pipeline.BatchIterator:
+  """Returns batches of packed captions, in passes that each have an order of their own."""
+  inputs, own = config.inputs, config.pretrain
+  measured = pipeline.measure(captions, prompt, images, max_length=own.row_tokens)
+  passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
+  plan = pack.plan(
+    *measured.costs,
+    row_tokens=own.row_tokens,
+    row_patches=inputs.row_patches,
+    row_markers=inputs.row_markers,
+    seed=config.corpus.toy.seed,
+    epochs=passes,
+    lookahead=inputs.lookahead,
+  )
+  return pipeline.batches(
+    captions, measured, plan, images, rows_per_batch=own.rows, prefetch=inputs.prefetch
+  )
+
+
+def _make_step(
+  graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, jax.Array]]:
+  """Returns the jitted step (state, batch) -> (state, loss); `state` is donated."""
+
+  def loss_of(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+    rows = {key: array[0] for key, array in batch.items()}
+    logits_BTV = merge(graph, params).next_token_logits(rows)
+    is_image_BT = rows["image_index"] >= 0
+    return next_token_loss(logits_BTV, rows["tokens"], rows["segment_ids"], is_image_BT)
+
+  def step(state, batch):
+    loss, grads = jax.value_and_grad(loss_of)(state.params, batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), loss
+
+  return jax.jit(step, donate_argnums=0)
