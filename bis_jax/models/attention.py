@@ -8,10 +8,13 @@ Array names end in their dims: B rows, T queries, S keys, N query heads, K key a
 G query heads a key head (N = K * G), H head dim, P patches, W windows, c query chunks.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from bis_jax.models.splash import splash_attention
+from bis_jax.models.triton import triton_attention
 
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
@@ -37,18 +40,17 @@ def attention(
     v_BTKH: values.
     segment_BT: int32, the segment of each token; 0 is padding.
     causal: tokens see only themselves and what stands before them in the row.
-    backend: "xla"; "splash", the TPU kernel; or "auto", by the platform of this process.
+    backend: a name of BACKENDS, or "auto", by the platform of this process. Kernels can be
+      compiled on a machine without their platform, but run on it alone.
 
   Raises:
     ValueError: there is no such backend.
   """
   if backend == "auto":
-    backend = "splash" if jax.default_backend() == "tpu" else "xla"
-  if backend == "splash":
-    return splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
-  if backend == "xla":
-    return _xla(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal)
-  raise ValueError(f"attention has no backend {backend!r}: use 'auto', 'xla' or 'splash'")
+    backend = {"tpu": "splash", "gpu": "triton"}.get(jax.default_backend(), "xla")
+  if backend not in BACKENDS:
+    raise ValueError(f"attention has no backend {backend!r}: use 'auto' or one of {[*BACKENDS]}")
+  return BACKENDS[backend](q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
 
 
 def window_attention(
@@ -88,7 +90,7 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
 
 
 def _xla(
-  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, causal: bool
+  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
   """Plain XLA: at once for short rows, a scan over chunks of queries for long ones."""
   b, t, n, h = q_BTNH.shape
@@ -117,3 +119,10 @@ def _xla(
     ),
   )
   return jnp.moveaxis(out_cBTNH, 0, 1).reshape(b, t + pad, n, h)[:, :t]
+
+
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
+  "xla": _xla,
+  "splash": splash_attention,  # TPU
+  "triton": triton_attention,  # GPU
+}

@@ -1,7 +1,6 @@
 """Attention on TPU: the splash kernel of JAX (Pallas), which skips the blocks that a mask empties.
 
-Kernels are not partitioned by the compiler, so over several devices this needs the mesh of the
-computation in context (`jax.set_mesh`): rows are split over its batch axes and heads over "tensor".
+Over several devices it needs the mesh of the computation in context; see `sharding.split_attention`.
 """
 
 import functools
@@ -10,9 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
-from jax.sharding import PartitionSpec
 
-from bis_jax.sharding import BATCH_AXES
+from bis_jax.sharding import split_attention
 
 # Its output and row sums, kept by `layers.rematerialised` where products are kept.
 CHECKPOINT_NAME = "splash_attention"
@@ -39,22 +37,8 @@ def splash_attention(
     causal: tokens see only themselves and what stands before them in the row.
     interpret: run the kernel step by step on any platform, to test it.
   """
-  mesh = jax.sharding.get_abstract_mesh()
   local = functools.partial(_local, causal=causal, interpret=interpret)
-  if mesh.empty or mesh.size == 1:
-    return local(q_BTNH, k_BTKH, v_BTKH, segment_BT)
-  rows = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-  tensor = mesh.shape.get("tensor", 1)
-  heads = "tensor" if tensor > 1 and k_BTKH.shape[2] % tensor == 0 else None
-  spec = PartitionSpec(rows, None, heads)
-  split = jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(spec, spec, spec, PartitionSpec(rows)),
-    out_specs=spec,
-    check_vma=False,
-  )
-  return split(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  return split_attention(local, q_BTNH, k_BTKH, v_BTKH, segment_BT)
 
 
 def _local(

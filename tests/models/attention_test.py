@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from bis_jax.models import attention as attention_module
 from bis_jax.models.attention import attention, window_attention
 from bis_jax.models.splash import splash_attention
+from bis_jax.models.triton import triton_attention
 
 B, T, N, K, H = 2, 200, 4, 2, 16
 
@@ -65,20 +66,22 @@ def test_chunks_of_queries_change_nothing(case, causal, monkeypatch):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_tpu_kernel_equals_xla(case, causal):
-  """Splash attention, interpreted: values and gradients; T is no multiple of its block."""
+@pytest.mark.parametrize("kernel", [splash_attention, triton_attention])
+def test_the_kernels_equal_xla(case, causal, kernel):
+  """TPU's and GPU's, interpreted: values and gradients; T is no multiple of their blocks."""
   q, k, v, segments = case
-  ours = functools.partial(splash_attention, segment_BT=segments, causal=causal, interpret=True)
+  ours = functools.partial(kernel, segment_BT=segments, causal=causal, interpret=True)
   xla = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")
   np.testing.assert_allclose(jax.jit(ours)(q, k, v), xla(q, k, v), atol=1e-5)
   for a, b in zip(_gradients(ours, q, k, v), _gradients(xla, q, k, v), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_the_tpu_kernel_runs_split_over_a_mesh(case):
+@pytest.mark.parametrize("kernel", [splash_attention, triton_attention])
+def test_the_kernels_run_split_over_a_mesh(case, kernel):
   """Rows over the batch axes, heads over "tensor"."""
   mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-  ours = jax.jit(functools.partial(splash_attention, causal=True, interpret=True))
+  ours = jax.jit(functools.partial(kernel, causal=True, interpret=True))
   with jax.set_mesh(mesh):
     split = ours(*case)
   assert split.sharding.shard_shape(split.shape) == (B // 2, T, N // 2, H)
