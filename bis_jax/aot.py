@@ -13,8 +13,9 @@ import os
 # Before jax starts: the compiler is wanted, and no hardware is looked for.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+os.environ["TPU_ACCELERATOR_TYPE"] = "v5p-8"  # of the host; any will do, without one it complains
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
 import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402

@@ -52,7 +52,9 @@ def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
       f"the tokenizer has {vocab_size} tokens, size {model.size!r} of {model.backbone} only "
       f"{config.text.vocab_size} rows: set config.inputs.tokenizer to the tokenizer of the weights"
     )
-  return dataclasses.replace(config, dtype=model.dtype, remat=model.remat)
+  return dataclasses.replace(
+    config, dtype=model.dtype, remat=model.remat, attention=model.attention
+  )
 
 
 def build(config: Qwen2_5_VLConfig, seed: int) -> nnx.Module:

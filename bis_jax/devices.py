@@ -23,6 +23,7 @@ class Chip:
 
   Attributes:
     device_kind: how JAX names the device of one chip.
+    cores: TensorCores; two work as one device.
     hbm_bytes: bytes of memory, counted low where the source says GB.
     flops: bfloat16 operations a second.
     hbm_bandwidth: bytes a second.
@@ -30,6 +31,7 @@ class Chip:
   """
 
   device_kind: str
+  cores: int
   hbm_bytes: float
   flops: float
   hbm_bandwidth: float
@@ -39,10 +41,10 @@ class Chip:
 # Source: Google Cloud TPU documentation, "System architecture" of TPU v4, v5e, v5p and v6e
 # (cloud.google.com/tpu/docs/v4 and so on). Link bandwidth is half of the bidirectional figure.
 CHIPS: dict[str, Chip] = {
-  "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1200e9, 300e9),
-  "v5e": Chip("TPU v5 lite", 16e9, 197e12, 819e9, 200e9),
-  "v5p": Chip("TPU v5", 95e9, 459e12, 2765e9, 600e9),
-  "v6e": Chip("TPU v6 lite", 32e9, 918e12, 1638e9, 400e9),
+  "v4": Chip("TPU v4", 2, 32 * 2**30, 275e12, 1200e9, 300e9),
+  "v5e": Chip("TPU v5 lite", 1, 16e9, 197e12, 819e9, 200e9),
+  "v5p": Chip("TPU v5", 2, 95e9, 459e12, 2765e9, 600e9),
+  "v6e": Chip("TPU v6 lite", 1, 32e9, 918e12, 1638e9, 400e9),
 }
 
 
@@ -67,13 +69,15 @@ def slice_devices(topology: str) -> list[Any]:
   Raises:
     TopologyError: there is no such slice, or libtpu is not installed.
   """
-  chip_of(topology)
+  chip = chip_of(topology)
   if importlib.util.find_spec("libtpu") is None:
     raise TopologyError(
       "compiling for TPUs needs libtpu, which is not installed: pip install -e '.[tpu]'"
     )
   try:
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    devices = topologies.get_topology_desc(
+      topology, platform="tpu", chip_config_name="megacore" if chip.cores == 2 else "default"
+    ).devices
   except Exception as error:  # whatever libtpu says of a shape
     raise TopologyError(
       f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}"

@@ -57,6 +57,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   if not (place / "config.json").exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
+  config.model.attention = "auto"  # the run's was for the machine that it ran on
   tokenizer = _load_tokenizer(locations.locate(config).tokenizer)
   mesh = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(tokenizer))

@@ -36,6 +36,7 @@ from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
 from bis_jax.models import weights
+from bis_jax.models.attention import BackendError, check_backend
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
@@ -54,6 +55,7 @@ EXPECTED_ERRORS = (
   train.NonFiniteLossError,
   weights.WeightsError,
   workdir.WorkdirError,
+  BackendError,
 )
 
 
@@ -72,6 +74,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
     one of EXPECTED_ERRORS where the config, the workdir or the data cannot be used.
   """
   check(config)
+  check_backend(config.model.attention, jax.default_backend())
   where = locations.locate(config)
   locations.require(config, where)
   place = epath.Path(folder)

@@ -168,7 +168,8 @@ class Scorer:
   def _scores_of(self, batch: Batch) -> jax.Array:
     """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
     arrays = {k: self._on_devices(array) for k, array in batch.items() if k not in HOST_KEYS}
-    return self._step(self._params, arrays)
+    with jax.set_mesh(self._sharding.mesh):  # which attention kernels read
+      return self._step(self._params, arrays)
 
   def _on_devices(self, rows: np.ndarray) -> jax.Array:
     """Returns [1, B, ...] of all processes from this one's rows."""

@@ -249,7 +249,8 @@ def train(
     for step in range(start + 1, steps + 1):
       with rates.waiting():
         batch = next(iterator)
-      state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
+      with jax.set_mesh(mesh):  # which attention kernels and `split_rows` read
+        state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
       if pending:
         read(pending)
       pending = (step, metrics, batch)

@@ -59,7 +59,10 @@ def get_config() -> ConfigDict:
   c.model.size = "7b"  # "tiny", "toy", "3b", "7b"
   c.model.checkpoint = "data/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
   c.model.dtype = "bfloat16"  # of activations; parameters are float32
-  c.model.remat = "full"  # what the backward pass recomputes: "none", "dots", "full"
+  # What the backward pass recomputes: "none"; "dots", all but products and attention; "offload", as
+  # dots, with the products kept in the host's memory (TPU); "full", all but the inputs of layers.
+  c.model.remat = "full"
+  c.model.attention = "auto"  # by platform; or "splash" (TPU), "triton" (GPU), "xla" (any)
   # Learning-rate factor of every parameter: first matching regex wins, 0 freezes.
   c.model.learning_rates = ((r"visual\.(?!merger)", 0.0), (r".*", 1.0))
 

@@ -23,6 +23,10 @@ _DIRECT_LENGTH = 1024  # up to here all T x S scores of a row are held at once
 _CHUNK = 512  # queries whose scores are held at once beyond that
 
 
+class BackendError(ValueError):
+  """A kernel that this platform does not run."""
+
+
 def attention(
   q_BTNH: jax.Array,
   k_BTKH: jax.Array,
@@ -51,6 +55,16 @@ def attention(
   if backend not in BACKENDS:
     raise ValueError(f"attention has no backend {backend!r}: use 'auto' or one of {[*BACKENDS]}")
   return BACKENDS[backend](q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
+
+
+def check_backend(backend: str, platform: str) -> None:
+  """Raises BackendError where a platform ("cpu", "gpu", "tpu") does not run a backend."""
+  wanted = _PLATFORMS.get(backend, platform)
+  if wanted != platform:
+    raise BackendError(
+      f"config.model.attention is {backend!r}, a kernel for {wanted}, but this is {platform}: set it "
+      "to 'auto'"
+    )
 
 
 def window_attention(
@@ -123,6 +137,7 @@ def _xla(
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
   "xla": _xla,
-  "splash": splash_attention,  # TPU
-  "triton": triton_attention,  # GPU
+  "splash": splash_attention,
+  "triton": triton_attention,
 }
+_PLATFORMS = {"splash": "tpu", "triton": "gpu"}  # of kernels; "xla" runs on any

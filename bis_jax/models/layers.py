@@ -20,11 +20,22 @@ from bis_jax.sharding import split_rows
 _kernel_init = nnx.initializers.lecun_normal()
 _embedding_init = nnx.initializers.normal(0.02)
 
+_offload_dots = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+_keep_attention = jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME)
+
+
+def _offload(primitive: Any, *avals: Any, **params: Any) -> Any:
+  """The policy that keeps attention on the device and products with kernels on the host."""
+  kept = _keep_attention(primitive, *avals, **params)
+  return kept or _offload_dots(primitive, *avals, **params)
+
+
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME),
+    _keep_attention,
   ),
+  "offload": _offload,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -129,7 +140,8 @@ def rematerialised(apply: Callable[..., jax.Array], remat: str) -> Callable[...,
 
   Args:
     apply: one layer's computation, inside a `scan`.
-    remat: "none", "dots" (all but products with kernels and, on TPU, attention) or "full" (everything but the layer's input).
+    remat: "none"; "dots", all but products with kernels and, on TPU, attention; "offload", the same,
+      with those products kept in the host's memory, on TPU; "full", all but the layer's input.
   """
   if remat == "none":
     return apply

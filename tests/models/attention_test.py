@@ -10,7 +10,12 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType
 
 from bis_jax.models import attention as attention_module
-from bis_jax.models.attention import attention, window_attention
+from bis_jax.models.attention import (
+  BackendError,
+  attention,
+  check_backend,
+  window_attention,
+)
 from bis_jax.models.splash import splash_attention
 from bis_jax.models.triton import triton_attention
 
@@ -118,6 +123,28 @@ def test_windows_are_attention_within_their_block(case):
   expected = _reference(q, k, v, windows, causal=False)
   np.testing.assert_allclose(ours[:, used], expected[:, used], atol=1e-5)
   assert np.isfinite(ours).all()
+
+
+@pytest.mark.parametrize("heads, head_dim, causal", [((28, 4), 128, True), ((16, 16), 80, False)])
+def test_the_gpu_kernel_lowers_for_cuda(heads, head_dim, causal):
+  """Forward and backward at the widths of the text and of the vision tower; compiled nowhere."""
+  q, k = (jax.ShapeDtypeStruct((1, 2048, n, head_dim), jnp.bfloat16) for n in heads)
+  segments = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+
+  def grads(q, k, v, segments):
+    f = functools.partial(attention, segment_BT=segments, causal=causal, backend="triton")
+    return jax.grad(lambda *qkv: f(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+  text = jax.jit(grads).trace(q, k, k, segments).lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("xla.gpu.triton") == 3
+  assert "2048x2048" not in text
+
+
+def test_a_kernel_of_another_platform_is_named():
+  check_backend("auto", "cpu")
+  check_backend("splash", "tpu")
+  with pytest.raises(BackendError, match="'triton', a kernel for gpu, but this is cpu"):
+    check_backend("triton", "cpu")
 
 
 def test_an_unknown_backend_is_named(case):

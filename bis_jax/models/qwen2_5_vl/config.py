@@ -105,7 +105,7 @@ class Qwen2_5_VLConfig:
     dtype: of activations and matrix products, "float32" or "bfloat16". Norm statistics, softmax,
       rotary embedding and the two logits are float32 in either.
     param_dtype: of the parameters.
-    remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
+    remat: what the backward pass recomputes; see `layers.rematerialised`.
     attention: backend of `attention.attention`.
   """
 
