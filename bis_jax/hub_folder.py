@@ -38,7 +38,7 @@ def write(
     base: checkpoint whose LM head has the rows other than `Yes` and `No`; None: they are zero.
     dtype: of the tensors, "float32", "bfloat16" or "float16".
     card: text of the model card.
-    tied: the LM head is the embedding table, and the reward head is not written.
+    tied: the rows other than `Yes` and `No` are those of the embedding table.
 
   Raises:
     FileExistsError: `out` holds files.
@@ -51,28 +51,30 @@ def write(
     out,
     params,
     config,
-    reward_rows=None if tied else (special.yes, special.no),
+    yes_token=special.yes,
+    no_token=special.no,
     base=base,
     dtype=dtype,
+    tied=tied,
   )
   tokenizer.save_pretrained(out)
   processor = Qwen2VLImageProcessorPil(min_pixels=images.min_pixels, max_pixels=images.max_pixels)
   processor_class = {"processor_class": "Qwen2_5_VLProcessor"}
   _write_json(out / "preprocessor_config.json", processor.to_dict() | processor_class)
-  _write_json(out / "config.json", hugging_face_config(config, tokenizer, dtype, tied=tied))
+  _write_json(out / "config.json", hugging_face_config(config, tokenizer, dtype))
   (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def hugging_face_config(
-  config: Qwen2_5_VLConfig, tokenizer: PreTrainedTokenizerBase, dtype: str, *, tied: bool = False
+  config: Qwen2_5_VLConfig, tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> dict[str, Any]:
   """Returns the content of config.json.
 
-  The LM head of a reward model is not tied: two of its rows are trained apart from the embedding.
+  The LM head is never tied, because its two reward rows are apart from the embedding.
   """
   special = special_tokens(tokenizer)
   content = config.to_hugging_face() | {
-    "tie_word_embeddings": tied,
+    "tie_word_embeddings": False,
     "dtype": dtype,
     "image_token_id": special.image_pad,
     "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),

@@ -5,6 +5,10 @@ and stays there: in the time of a run no label teaches it to look. So it first p
 token, captions of the corpus's own pictures: no step, no label, none of the benchmark's pictures.
 What comes out is a Hugging Face folder beside the corpus, and training starts from it by the same
 path as from a published checkpoint. All runs on a corpus share it.
+
+Its LM head is the embedding table, but for two rows: `Yes` and `No` are in no caption, so the loss
+has pushed their rows the same way, and a reward head that starts from equal rows hardly learns.
+They are the random reward head that the model was made with.
 """
 
 import hashlib
@@ -106,7 +110,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     base=None,
     dtype="float32",
     card=card,
-    tied=model.tie_word_embeddings,
+    tied=True,
   )
   part.rename(out)
   logging.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)

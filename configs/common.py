@@ -139,10 +139,10 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.model.remat = "none"
   c.model.learning_rates = ((r".*", 1.0),)
   c.pretrain.steps = 2000
-  c.optim.learning_rate = 7e-4
+  c.optim.learning_rate = 1e-3
   c.optim.b2 = 0.98
   c.train.global_batch = 16
-  c.train.epochs = 1
+  c.train.epochs = 3
   c.train.log_every = 10
   c.train.checkpoint_every = 200
   c.mesh.fsdp = 1

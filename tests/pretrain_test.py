@@ -55,7 +55,8 @@ def test_training_starts_from_the_pretrained_parameters(config, drawn, folder):
   random = train.first_params(model, shapes, None, special, config.corpus.toy.seed)
   table = np.asarray(params["language_model.embed_tokens.embedding"])
   head = np.asarray(params["reward_head.kernel"])
-  np.testing.assert_array_equal(head, table[[special.yes, special.no]].T)
+  np.testing.assert_allclose(head, random["reward_head.kernel"], rtol=0.02)  # but for its decay
+  assert np.linalg.norm(head[:, 0] - head[:, 1]) > 0.5 * np.linalg.norm(head)  # rows that differ
   marker = table[special.prm]
   assert not np.allclose(marker, table[: special.prm].mean(0))  # trained, not a mean of others
   kernel = "visual.patch_embed.proj.kernel"
@@ -66,7 +67,8 @@ def test_transformers_predicts_the_same_tokens(config, drawn, folder):
   tokenizer = load_tokenizer(str(drawn / "tokenizer"))
   model = backbones.model_config(config.model, len(tokenizer))
   graph, shapes = backbones.structure(model, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
-  params = train.first_params(model, shapes, folder, special_tokens(tokenizer), 0)
+  special = special_tokens(tokenizer)
+  params = train.first_params(model, shapes, folder, special, 0)
   tokens = np.array([tokenizer.encode("The left half scores four. The right half")], np.int32)
   length = tokens.shape[1]
   batch = {
@@ -83,7 +85,8 @@ def test_transformers_predicts_the_same_tokens(config, drawn, folder):
   theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
   with torch.no_grad():
     wanted = theirs(torch.from_numpy(tokens).long()).logits.numpy()
-  np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+  words = np.delete(np.arange(ours.shape[-1]), [special.yes, special.no])  # rows of their own
+  np.testing.assert_allclose(ours[..., words], wanted[..., words], rtol=1e-4, atol=1e-4)
 
 
 def test_a_backbone_that_is_there_is_kept(config, drawn, folder):

@@ -317,9 +317,11 @@ def save(
   params: Mapping[str, jax.Array],
   config: Qwen2_5_VLConfig,
   *,
-  reward_rows: tuple[int, int] | None,
+  yes_token: int,
+  no_token: int,
   base: pathlib.Path | None,
   dtype: str,
+  tied: bool = False,
   max_file_bytes: int = 4 * 10**9,
 ) -> None:
   """Writes the parameters as safetensors files with an index, in the hub's key layout.
@@ -331,10 +333,11 @@ def save(
     folder: exists; its files are written over.
     params: by path, all on devices of this process.
     config: the model's.
-    reward_rows: rows of the LM head for the columns of positive and of other steps; None: the LM
-      head is the embedding table, and the reward head is not written.
+    yes_token: row of the LM head for the column of positive steps.
+    no_token: row for the other column.
     base: checkpoint that the training started from; None leaves the other rows zero.
     dtype: of the tensors, "float32", "bfloat16" or "float16".
+    tied: the other rows are those of the embedding table, and `base` is not read.
     max_file_bytes: a file takes tensors up to this size, and at least one.
   """
   tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
@@ -342,10 +345,10 @@ def save(
     for layer, key in enumerate(tensor.keys):
       read = functools.partial(_for_hub, params[path], tensor, layer)
       tensors[hub_spelling(key)] = tensor.shape, read
-  if reward_rows:
-    shape = (config.text.vocab_size, config.text.hidden_size)
-    head = functools.partial(_lm_head, params[REWARD_HEAD_PATH], reward_rows, base, shape)
-    tensors[LM_HEAD] = shape, head
+  columns = params[REWARD_HEAD_PATH], (yes_token, no_token)
+  shape = (config.text.vocab_size, config.text.hidden_size)
+  other_rows = params[EMBEDDING_PATH] if tied else base
+  tensors[LM_HEAD] = shape, functools.partial(_lm_head, *columns, other_rows, shape)
 
   files: list[list[str]] = [[]]
   file_bytes = total = 0
@@ -373,11 +376,16 @@ def _for_hub(param: jax.Array, tensor: HubTensor, layer: int) -> np.ndarray:
 
 
 def _lm_head(
-  columns_D2: jax.Array, rows: tuple[int, int], base: pathlib.Path | None, shape: tuple[int, int]
+  columns_D2: jax.Array,
+  rows: tuple[int, int],
+  base: pathlib.Path | jax.Array | None,
+  shape: tuple[int, int],
 ) -> np.ndarray:
-  """Returns the LM head [V, D] of `base`, or zeros, with the two columns as rows."""
+  """Returns the LM head [V, D] of a checkpoint, an array, or zeros, with the columns as rows."""
   if base is None:
     head_VD = np.zeros(shape, np.float32)
+  elif isinstance(base, jax.Array):
+    head_VD = np.array(base, np.float32)
   else:
     stored, problems = read_headers(base)
     if problems:

@@ -151,7 +151,6 @@ class Qwen2_5_VLConfig:
       vision=VisionConfig(
         depth=1, hidden_size=48, intermediate_size=96, num_heads=4, full_attention_period=1
       ),
-      tie_word_embeddings=True,
     )
 
   @classmethod
