@@ -23,6 +23,8 @@ _LIMIT = re.compile(r"^\s+%\S+ = [su]32\[\]\S* constant\((\d+)\)")
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
 _FREE |= {"call", "copy-start", "collective-permute-start", "all-gather-start", "all-reduce-start"}
 
+_CALLERS = {"fusion", "call", "conditional", "async-start"}
+
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
   """Returns kind -> (count, bytes) of a run: what every device receives of results, or, of a
@@ -89,7 +91,7 @@ def _runs(
     yield times, shape, operation, rest, shapes
     if operation == "while" and (loop := _LOOP.search(rest)):
       yield from _runs(bodies, loop[2], times * _turns(bodies.get(loop[1], [])))
-    elif called := _CALLED.search(rest):
+    elif operation in _CALLERS and (called := _CALLED.search(rest)):
       for inner in re.findall(r"%([^,} ]+)", called[1]):
         for run in _runs(bodies, inner, times):
           if operation != "fusion" or run[2].removesuffix("-start") in COLLECTIVES:
