@@ -7,6 +7,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from bis_jax.corpus import toy
+from bis_jax.models import weights
 
 
 class MissingInputError(FileNotFoundError):
@@ -20,8 +21,8 @@ class Locations:
   annotations: pathlib.Path  # folder of *.jsonl, or a zip of it
   images: pathlib.Path  # folder, or a zip of it
   prepared: pathlib.Path  # the prepared corpus, written by the run
-  tokenizer: str  # folder
-  checkpoint: str  # safetensors folder; "": random weights
+  tokenizer: str  # folder or hub id
+  checkpoint: str  # safetensors folder or hub id; "": random weights, or pre-trained ones
   benchmark: pathlib.Path | None  # None: do not evaluate
   toy: pathlib.Path | None  # folder to draw the embedded corpus in; None: files on disk
 
@@ -55,6 +56,8 @@ def locate(config: ConfigDict) -> Locations:
   )
 
 
+# Keys that may be hub ids, and the field of `Locations` that each becomes.
+_HUB_FIELDS = {"model.checkpoint": "checkpoint", "inputs.tokenizer": "tokenizer"}
 _DOWNLOADS = {
   "corpus.annotations": "hf download OpenGVLab/VisualPRM400K-v1.1-Raw annotations.zip "
   "--repo-type dataset --local-dir {folder}",
@@ -68,22 +71,33 @@ _DOWNLOADS = {
 }
 
 
-def require(config: ConfigDict, where: Locations) -> None:
+def require(config: ConfigDict, where: Locations) -> Locations:
   """Checks that everything the run needs is there, before any work.
+
+  Returns:
+    `where`, with the folders of hub ids that were fetched, or had been before.
 
   Raises:
     MissingInputError: for each missing input, its key, where it was looked for and the command
       that gets it.
   """
-  needed = {"model.checkpoint": where.checkpoint, "inputs.tokenizer": where.tokenizer}
+  needed: dict[str, str | pathlib.Path | None] = {}
   if not where.toy:
     needed |= {"corpus.annotations": where.annotations, "corpus.images": where.images}
     needed |= {"evaluation.benchmark": where.benchmark}
-  elif not config.inputs.tokenizer:
-    del needed["inputs.tokenizer"]  # drawn with the corpus
-  lines = []
+  if not where.toy or config.inputs.tokenizer:  # else it is drawn with the corpus
+    needed |= {"inputs.tokenizer": where.tokenizer}
+  needed |= {"model.checkpoint": where.checkpoint}
+  lines, found = [], {}
   for key, path in needed.items():
-    if path is None or path == "" or pathlib.Path(path).expanduser().exists():
+    if not path or pathlib.Path(path).expanduser().exists():
+      continue
+    if key in _HUB_FIELDS and weights.is_hub_id(str(path)):
+      try:
+        alone = key == "inputs.tokenizer"
+        found[_HUB_FIELDS[key]] = str(weights.find_checkpoint(str(path), tokenizer_alone=alone))
+      except FileNotFoundError as error:
+        lines.append(f"config.{key}: {error}")
       continue
     absolute = pathlib.Path(path).absolute()
     command = _DOWNLOADS[key].format(path=path, folder=pathlib.Path(path).parent)
@@ -94,3 +108,4 @@ def require(config: ConfigDict, where: Locations) -> None:
       + "\n  ".join(dict.fromkeys(lines))
       + "\n  or name another place, e.g. --config.corpus.images=FOLDER_OR_ZIP"
     )
+  return dataclasses.replace(where, **found)

@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
   c.model = ConfigDict()
   c.model.backbone = "qwen2_5_vl"
   c.model.size = "7b"  # "tiny", "toy", "3b", "7b"
-  c.model.checkpoint = "data/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
+  c.model.checkpoint = "Qwen/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
   c.model.dtype = "bfloat16"  # of activations; parameters are float32
   # What the backward pass recomputes: "none"; "dots", all but products and attention; "offload", as
   # dots, with the products kept in the host's memory (TPU); "full", all but the inputs of layers.

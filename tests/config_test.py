@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from bis_jax import config, locations
+from bis_jax.models import weights
 from configs import common
 
 RECIPES = sorted(
@@ -78,3 +79,34 @@ def test_missing_inputs_are_all_named_with_the_command_that_gets_them(tmp_path):
 def test_the_toy_form_needs_nothing():
   c = common.in_form(common.get_config(), "toy")
   locations.require(c, locations.locate(c))
+
+
+def test_a_checkpoint_on_the_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  c = common.get_config()
+  for part, key in ((c.corpus, "annotations"), (c.corpus, "images"), (c.evaluation, "benchmark")):
+    part[key] = str(tmp_path)
+  assert weights.is_hub_id(c.model.checkpoint)
+  with pytest.raises(locations.MissingInputError) as error:
+    locations.require(c, locations.locate(c))
+  message = str(error.value)
+  assert "config.model.checkpoint: no folder Qwen/Qwen2.5-VL-7B-Instruct" in message
+  assert "hf download Qwen/Qwen2.5-VL-7B-Instruct" in message
+
+
+def test_a_checkpoint_on_the_hub_becomes_its_folder(tmp_path, monkeypatch):
+  fetched = []
+
+  def fetch(name, allow_patterns):
+    fetched.append((name, "*.safetensors" in allow_patterns))
+    return str(tmp_path / name)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+  c = common.get_config()
+  for part, key in ((c.corpus, "annotations"), (c.corpus, "images"), (c.evaluation, "benchmark")):
+    part[key] = str(tmp_path)
+  c.inputs.tokenizer = "some/tokenizer"
+  where = locations.require(c, locations.locate(c))
+  assert where.checkpoint == str(tmp_path / c.model.checkpoint)
+  assert where.tokenizer == str(tmp_path / "some/tokenizer")
+  assert sorted(fetched) == [("Qwen/Qwen2.5-VL-7B-Instruct", True), ("some/tokenizer", False)]

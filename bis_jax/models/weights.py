@@ -36,7 +36,8 @@ from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
 _TILE = 256
-_HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.jinja")
+_HUB_FILES = ("*.safetensors", *_TOKENIZER_FILES)
 
 
 class WeightsError(ValueError):
@@ -132,10 +133,19 @@ def _trained_marker(folder: pathlib.Path) -> int | None:
   return json.loads((folder / "config.json").read_text()).get("step_marker_token_id")
 
 
-def find_checkpoint(name: str) -> pathlib.Path:
+def is_hub_id(name: str) -> bool:
+  """Returns whether a name can be a hub id, like Qwen/Qwen2.5-VL-7B-Instruct."""
+  return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~"))
+
+
+def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path:
   """Returns the folder of a checkpoint given as a local folder or as a hub id ("Qwen/...").
 
   A hub id is taken from the local cache, or fetched when the network allows.
+
+  Args:
+    name: the folder or the hub id.
+    tokenizer_alone: do without the weights.
 
   Raises:
     FileNotFoundError: neither is here; the message has the command to run where there is a network.
@@ -143,18 +153,18 @@ def find_checkpoint(name: str) -> pathlib.Path:
   folder = pathlib.Path(name).expanduser()
   if folder.is_dir():
     return folder
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+  if not is_hub_id(name):
     raise FileNotFoundError(
       f"no folder {name}, and that is no hub id (like Qwen/Qwen2.5-VL-7B-Instruct)"
     )
+  files = _TOKENIZER_FILES if tokenizer_alone else _HUB_FILES
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
   except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-    include = " ".join(f"'{pattern}'" for pattern in _HUB_FILES)
+    include = " ".join(f"'{pattern}'" for pattern in files)
     raise FileNotFoundError(
       f"no folder {name}, and the hub could not be reached ({error}). Where there is a network, "
-      f"run `hf download {name} --include {include} --local-dir FOLDER` and set model.checkpoint "
-      "to that folder"
+      f"run `hf download {name} --include {include} --local-dir FOLDER` and name that folder"
     ) from error
 
 
