@@ -66,19 +66,12 @@ def _model():
   """Returns the 3B config in bfloat16 and the shapes of its parameters, split over all devices."""
   import dataclasses
 
-  import jax
-  from flax import nnx
-
-  from bis_jax import backbones, sharding, state
+  from bis_jax import backbones, sharding
   from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 
   config = dataclasses.replace(Qwen2_5_VLConfig.qwen_3b(), param_dtype="bfloat16")
-  _, shapes = state.split(nnx.eval_shape(lambda: backbones.build(config, 0)))
-  mesh = sharding.make_mesh(data=1, fsdp=-1, tensor=1)
-  where = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
-  return config, {
-    path: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where[path]) for path, s in shapes.items()
-  }
+  _, shapes = backbones.structure(config, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
+  return config, shapes
 
 
 def load_ours(folder: pathlib.Path) -> int:
