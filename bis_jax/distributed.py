@@ -21,10 +21,12 @@ own, stop as well.
 
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 HEARTBEAT_SECONDS = 60  # silence after which a process is taken for dead
 _SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
@@ -110,6 +112,22 @@ def wait_for_all(name: str) -> None:
   """
   everyone = set(range(jax.process_count()))
   ocp.multihost.sync_global_processes(name, timeout=_WAIT_SECONDS, processes=everyone)
+
+
+def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
+  """Lets process 0 make a file or folder while the others wait, then all go on.
+
+  Raises:
+    DistributedError: this process does not see it.
+  """
+  if is_first():
+    make()
+  wait_for_all(str(path))
+  if not epath.Path(path).exists():
+    raise DistributedError(
+      f"process 0 made {path}, but process {jax.process_index()} does not see it: put --workdir and "
+      "config.corpus.cache into folders that all hosts of the run share"
+    )
 
 
 def fail(message: str) -> NoReturn:

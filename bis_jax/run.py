@@ -13,11 +13,10 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import backbones, locations, pretrain, scoring, train, workdir
+from bis_jax import backbones, distributed, locations, pretrain, scoring, train, workdir
 from bis_jax.config import ConfigError, check
 from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
@@ -40,7 +39,7 @@ from bis_jax.models.attention import BackendError, check_backend
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
-from bis_jax.sharding import MeshError, make_mesh
+from bis_jax.sharding import MeshError, batch_share, make_mesh
 
 # Errors that are the input's and not the program's: shown as a message, without a traceback.
 EXPECTED_ERRORS = (
@@ -49,6 +48,7 @@ EXPECTED_ERRORS = (
   ManifestError,
   FileExistsError,
   MeshError,
+  distributed.DistributedError,
   locations.MissingInputError,
   pipeline.InputError,
   scoring.UnscoredStepError,
@@ -72,13 +72,15 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
 
   Raises:
     one of EXPECTED_ERRORS where the config, the workdir or the data cannot be used.
+    Preempted: it was told to stop while it trained, and saved everything.
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
   where = locations.locate(config)
   locations.require(config, where)
   place = epath.Path(folder)
-  workdir.claim(place, config, write=_is_first())
+  distributed.first_makes(place / "config.json", lambda: workdir.claim(place, config))
+  workdir.claim(place, config)
   logging.info(
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
   )
@@ -101,13 +103,10 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   return evaluate(config, where, place, trained, reader, corpus, manifest)
 
 
-def _is_first() -> bool:
-  return jax.process_index() == 0
-
-
 def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
   """Returns the prepared corpus, made by the first process while the others wait."""
-  if _is_first():
+
+  def make() -> None:
     if where.toy:
       toy.draw(where.toy, workers=config.corpus.workers, **config.corpus.toy)
     prepare(
@@ -119,8 +118,8 @@ def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
       max_rejected_fraction=config.corpus.max_rejected_fraction,
       workers=config.corpus.workers,
     )
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("corpus")
+
+  distributed.first_makes(where.prepared, make)
   return Corpus.open(where.prepared)
 
 
@@ -134,10 +133,7 @@ def base_checkpoint(config: ConfigDict, where: locations.Locations) -> pathlib.P
   if not config.pretrain.steps:
     return None
   folder = pretrain.folder(config, where.toy)
-  if _is_first():
-    pretrain.pretrain(config, where.toy, folder)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("pretrain")
+  distributed.first_makes(folder, lambda: pretrain.pretrain(config, where.toy, folder))
   return folder
 
 
@@ -151,14 +147,14 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
   part = (jax.process_index(), jax.process_count())
   mine = ScoreTable.load(corpus.path / "score_table.npz", part=part)
   manifest = select(mine, strategy=s.strategy, fraction=s.fraction, alpha=s.alpha, seed=config.seed)
-  if path.exists():
-    if Manifest.load(path).digest != manifest.digest:
+  if distributed.is_first():
+    if not path.exists():
+      manifest.save(path)
+    elif Manifest.load(path).digest != manifest.digest:
       raise ManifestError(
         f"{path} is of another selection than this config and corpus make: give this run a "
         "--workdir of its own"
       )
-  elif _is_first():
-    manifest.save(path)
   ranked = sum(source.scorable for source in manifest.sources)
   logging.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), ranked)
   return manifest
@@ -201,14 +197,15 @@ def training_batches(
     np.count_nonzero(measured.dropped_steps),
     len(plan.too_long),
   )
+  part, parts = batch_share(mesh)
   return pipeline.batches(
     examples,
     measured,
     plan,
     reader.images,
     rows_per_batch=rows,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
     workers=inputs.workers,
     prefetch=inputs.prefetch,
   )
@@ -238,7 +235,7 @@ def evaluate(
   if config.evaluation.blank_images:
     blanked = step_evaluation.evaluate(items, score(blank=True), bootstrap_draws=0)
     evaluation["blank_images"] = blanked["thresholds"]
-  if _is_first():
+  if distributed.is_first():
     score_files.write_scores(place / "scores.jsonl", scores)
     workdir.write_json(place / "evaluation.json", evaluation)
     write_page(config, place, items, scores, evaluation, trained.history, corpus, manifest)

@@ -22,6 +22,7 @@ from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.metrics import MetricWriter, Rates, batch_counts
 from bis_jax.models import weights
+from bis_jax.preemption import Preempted, StopRequest
 from bis_jax.sharding import MeshError, batch_sharding, batch_shards
 from bis_jax.state import Params, TrainState, merge, split
 from bis_jax.train_step import HOST_KEYS, make_train_step
@@ -148,9 +149,9 @@ def _stop_on_bad_loss(
   """Raises NonFiniteLossError, naming the records of the non-finite rows of this process."""
   if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
     return
-  rows = np.concatenate(
-    [np.asarray(shard.data) for shard in metrics["row_loss"].addressable_shards], axis=1
-  ).reshape(-1)
+  shards = {shard.index[1].start: shard for shard in metrics["row_loss"].addressable_shards}
+  parts = [np.asarray(shards[start].data) for start in sorted(shards, key=lambda start: start or 0)]
+  rows = np.concatenate(parts, axis=1).reshape(-1)
   bad_rows = ~np.isfinite(rows) if not np.isfinite(rows).all() else np.ones(len(rows), bool)
   index = batch["example_index"][bad_rows]
   ids = [examples[int(i)].id for i in np.unique(index[index >= 0])]
@@ -193,6 +194,7 @@ def train(
 
   Raises:
     NonFiniteLossError: the loss or the gradient norm is not finite.
+    Preempted: the run was told to stop; it is saved after the last step it did.
   """
   accumulate = config.train.accumulate
   steps = min(len(iterator), config.train.steps or len(iterator))
@@ -246,17 +248,23 @@ def train(
           logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
         writer.write(step, values)
 
+    stop = at_the_end.enter_context(StopRequest())
     for step in range(start + 1, steps + 1):
       with rates.waiting():
         batch = next(iterator)
+      stopping = stop.anywhere()
       with jax.set_mesh(mesh):  # which attention kernels and `split_rows` read
         state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
       if pending:
         read(pending)
       pending = (step, metrics, batch)
-      if step % config.train.checkpoint_every == 0 or step == steps:
+      if step % config.train.checkpoint_every == 0 or step == steps or stopping:
         read(pending)  # before saving: a state after a bad loss is never saved
         pending = None
         writer.flush()
         checkpoint.save(checkpoints, step, state)
+        if stopping and step < steps:
+          raise Preempted(
+            f"told to stop; step {step} of {steps} is saved: run the same command again"
+          )
   return Trained(mesh, graph, state.params | frozen, writer.history())

@@ -45,13 +45,12 @@ def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def claim(workdir: epath.Path, config: ConfigDict, *, write: bool = True) -> None:
+def claim(workdir: epath.Path, config: ConfigDict) -> None:
   """Makes the workdir this run's: writes config.json, or checks that the one there is the same.
 
   Args:
     workdir: the folder; made if absent.
     config: the run's config.
-    write: whether this process writes (process 0 of a run).
 
   Raises:
     WorkdirError: config.json is of another run, or the folder holds other things.
@@ -76,6 +75,6 @@ def claim(workdir: epath.Path, config: ConfigDict, *, write: bool = True) -> Non
       f"{workdir} holds files but no config.json, so it is no run's workdir: name an empty or new "
       "folder as --workdir"
     )
-  elif write:
+  else:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, ours)

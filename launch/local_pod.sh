@@ -40,9 +40,10 @@ while ((${#running[@]})); do
     status=0
     wait "${running[i]}" || status=$?
     unset "running[i]"
-    if ((status != 0 && code == 0)); then
+    ((status == 0)) && continue
+    echo "local_pod: process $i ended with $status" >&2
+    if ((code == 0)); then
       code=$status until=$((SECONDS + ${GRACE:-20}))
-      echo "local_pod: process $i ended with $status" >&2
     fi
   done
   if [[ -n $until && $SECONDS -ge $until ]]; then

@@ -79,9 +79,7 @@ source=${TMPDIR:-/tmp}/$name.tar.gz # of what is committed
 call git archive --format=tar.gz --output="$source" HEAD
 call gcloud compute tpus tpu-vm scp "$source" "$name:bis_jax.tar.gz" --zone="$zone" --worker=all
 # The images come with an older Python; uv brings one of its own.
-everywhere "set -e; mkdir -p bis_jax; tar -xzf bis_jax.tar.gz -C bis_jax; cd bis_jax
-pip install --quiet --user uv
-python3 -m uv venv --quiet --allow-existing --python=3.11 .venv
-python3 -m uv pip install --quiet --python=.venv/bin/python -e '.[tpu]'
-$before"
+everywhere "mkdir -p bis_jax && tar -xzf bis_jax.tar.gz -C bis_jax && cd bis_jax && \
+pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python=3.11 .venv && \
+python3 -m uv pip install --quiet --python=.venv/bin/python -e '.[tpu]' && $before"
 everywhere "cd bis_jax && exec .venv/bin/python -m bis_jax.main ${*@Q}"

@@ -15,6 +15,8 @@ import pytest
 from etils import epath
 
 from bis_jax import run, train, workdir
+from bis_jax.inputs import pipeline
+from bis_jax.preemption import Preempted
 from bis_jax.selection.manifest import Manifest, ManifestError
 from configs import qwen_bis10
 
@@ -101,6 +103,30 @@ def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_con
   _assert_bit_equal(folder, unbroken)
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
+  unbroken, small_config, tmp_path, monkeypatch, number
+):
+  """It comes as the batch of step 3 is asked for; checkpoints are due every 2 steps."""
+  folder = tmp_path / "run"
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with monkeypatch.context() as patch:
+    take = pipeline.BatchIterator.__next__
+
+    def hit(self):
+      if self.get_state()["next_batch"] == 2:
+        os.kill(os.getpid(), number)
+      return take(self)
+
+    patch.setattr(pipeline.BatchIterator, "__next__", hit)
+    with pytest.raises(Preempted, match="step 3 of 6 is saved: run the same command again"):
+      run.run(small_config, str(folder))
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+  assert (folder / "checkpoints" / "3" / "state" / "_METADATA").exists()
+  run.run(small_config, str(folder))
+  _assert_bit_equal(folder, unbroken)
 
 
 def test_another_config_is_refused_and_nothing_is_overwritten(unbroken, small_config):
