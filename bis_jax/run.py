@@ -76,8 +76,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
-  where = locations.locate(config)
-  locations.require(config, where)
+  where = locations.require(config, locations.locate(config))
   place = epath.Path(folder)
   distributed.first_makes(place / "config.json", lambda: workdir.claim(place, config))
   workdir.claim(place, config)
