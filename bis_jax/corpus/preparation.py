@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -68,7 +70,8 @@ def prepare(
       something else.
   """
   out = pathlib.Path(out)
-  scratch = out.with_name(f"{out.name}.beam-{os.getpid()}")
+  _clear_up(out)
+  scratch = _mine(out, "beam")
   with Workers(workers) if beam is None else BeamWorkers(beam, scratch) as pool:
     return _prepare(
       tuple(annotation_files(annotations)),
@@ -328,13 +331,13 @@ def _notes(shard: builders.RolloutShard) -> list[Rejected]:
 @contextlib.contextmanager
 def _published(out: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a folder to fill, which takes the place of `out` once it is complete."""
-  part = out.with_name(f"{out.name}.part-{os.getpid()}")
+  part = _mine(out, "part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
   try:
     yield part
     if out.exists():
-      old = out.with_name(f"{out.name}.old-{os.getpid()}")
+      old = _mine(out, "old")
       out.rename(old)
       part.rename(out)
       shutil.rmtree(old)
@@ -342,3 +345,27 @@ def _published(out: pathlib.Path) -> Iterator[pathlib.Path]:
       part.rename(out)
   finally:
     shutil.rmtree(part, ignore_errors=True)
+
+
+def _mine(out: pathlib.Path, kind: str) -> pathlib.Path:
+  """Returns a name beside `out` that is this process's: OUT.part-HOST-PID."""
+  return out.with_name(f"{out.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
+
+
+def _clear_up(out: pathlib.Path) -> None:
+  """Deletes what killed processes of this host left beside `out`; those of others may be alive."""
+  name = f"{re.escape(out.name)}\\.(?:part|old|beam)-{re.escape(socket.gethostname())}-([0-9]+)"
+  for path in out.parent.glob("*") if out.parent.is_dir() else ():
+    if (left := re.fullmatch(name, path.name)) and not _is_alive(int(left[1])):
+      print(f"deleting {path}, left by a run that was killed")
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except PermissionError:
+    pass  # somebody else's
+  return True

@@ -1,8 +1,12 @@
 """Raw annotations and images -> a corpus that gives back what went in, or nothing at all."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import zipfile
 
@@ -243,6 +247,38 @@ def test_a_run_that_fails_leaves_the_old_corpus(raw, tmp_path, monkeypatch):
     run(raw, tmp_path / "new")
   assert tree(tmp_path / "out") == before
   assert not [path.name for path in tmp_path.iterdir() if "part" in path.name or path.name == "new"]
+
+
+def test_what_killed_runs_left_is_deleted_and_what_living_ones_write_is_not(raw, tmp_path):
+  with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+    ended.wait()
+  host, ours = socket.gethostname(), os.getppid()
+  left = [f"out.{kind}-{host}-{ended.pid}" for kind in ("part", "old", "beam")]
+  kept = [
+    f"out.part-{host}-{ours}",
+    f"out.part-elsewhere-{ended.pid}",
+    f"other.part-{host}-{ended.pid}",
+    f"out.part-{host}-{ended.pid}.txt",
+  ]
+  for name in [*left, *kept]:
+    (tmp_path / name / "rollouts").mkdir(parents=True)
+  run(raw, tmp_path / "out")
+  assert {path.name for path in tmp_path.iterdir()} == {"raw", "out", *kept}
+
+
+def test_a_killed_preparation_leaves_nothing_once_it_is_run_again(raw, tmp_path):
+  code = """
+import os, signal, sys
+from bis_jax.corpus import builders, preparation
+builders.write = lambda builder: os.kill(os.getpid(), signal.SIGKILL)
+preparation.prepare(*sys.argv[1:], max_rejected_fraction=0.5, workers=1)
+"""
+  places = [str(raw / "annotations"), str(raw / "images"), str(tmp_path / "out")]
+  killed = subprocess.run([sys.executable, "-c", code, *places], capture_output=True)
+  assert killed.returncode == -signal.SIGKILL
+  assert len([path for path in tmp_path.iterdir() if ".part-" in path.name]) == 1
+  run(raw, tmp_path / "out")
+  assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
 
 
 def test_folders_that_are_no_corpus(raw, tmp_path):
