@@ -66,11 +66,14 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, jax.Array]:
-  """Returns this process's rows [B, ...] of a batch as global arrays [A, B / A, ...]."""
+  """Returns this process's rows [B, ...] of a batch as global arrays [A, B / A, ...].
+
+  Micro-batch a takes rows a, a + A, a + 2 A, ...: the same rows on any number of processes.
+  """
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(
-      sharding, array.reshape(micro_batches, -1, *array.shape[1:])
+      sharding, array.reshape(-1, micro_batches, *array.shape[1:]).swapaxes(0, 1)
     )
     for key, array in batch.items()
     if key not in HOST_KEYS
@@ -151,7 +154,7 @@ def _stop_on_bad_loss(
     return
   shards = {shard.index[1].start: shard for shard in metrics["row_loss"].addressable_shards}
   parts = [np.asarray(shards[start].data) for start in sorted(shards, key=lambda start: start or 0)]
-  rows = np.concatenate(parts, axis=1).reshape(-1)
+  rows = np.concatenate(parts, axis=1).T.reshape(-1)
   bad_rows = ~np.isfinite(rows) if not np.isfinite(rows).all() else np.ones(len(rows), bool)
   index = batch["example_index"][bad_rows]
   ids = [examples[int(i)].id for i in np.unique(index[index >= 0])]
