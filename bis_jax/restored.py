@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from bis_jax import backbones, checkpoint, locations, optim
+from bis_jax import backbones, checkpoint, kept_tokenizer, locations, optim
 from bis_jax.inputs.prompt import load_tokenizer
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.sharding import make_mesh
@@ -45,8 +45,8 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   """Returns the newest checkpoint of a run's workdir.
 
   Args:
-    workdir: of a run of `bis_jax.main`, local or gs://; its tokenizer must still be where the
-      run's config says.
+    workdir: of a run of `bis_jax.main`, local or gs://. Where it holds no tokenizer, the one that
+      the run's config names must still be there.
     mesh: sizes of the mesh axes, for another machine than the run's; None: those of its config.
 
   Raises:
@@ -58,7 +58,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
   config.model.attention = "auto"  # the run's was for the machine that it ran on
-  tokenizer = _load_tokenizer(locations.locate(config).tokenizer)
+  tokenizer = kept_tokenizer.kept(place) or _load_tokenizer(locations.locate(config).tokenizer)
   mesh = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(tokenizer))
   graph, like = backbones.structure(model, mesh)

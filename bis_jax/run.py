@@ -16,13 +16,22 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import backbones, distributed, locations, pretrain, scoring, train, workdir
+from bis_jax import (
+  backbones,
+  distributed,
+  kept_tokenizer,
+  locations,
+  pretrain,
+  scoring,
+  train,
+  workdir,
+)
 from bis_jax.config import ConfigError, check
 from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
-from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.corpus.score_table import ScoreTable, ScoreTableError
 from bis_jax.evaluation import (
   score_files,
   step_evaluation,
@@ -46,6 +55,7 @@ EXPECTED_ERRORS = (
   ConfigError,
   CorpusError,
   ManifestError,
+  ScoreTableError,
   FileExistsError,
   MeshError,
   distributed.DistributedError,
@@ -77,6 +87,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   check(config)
   check_backend(config.model.attention, jax.default_backend())
   where = locations.require(config, locations.locate(config))
+  if where.programs:  # programs that took a second to compile are read back the next time
+    jax.config.update("jax_compilation_cache_dir", str(where.programs))
   place = epath.Path(folder)
   distributed.first_makes(place / "config.json", lambda: workdir.claim(place, config))
   workdir.claim(place, config)
@@ -88,6 +100,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   corpus = prepare_corpus(config, where)
   manifest = select_rollouts(config, corpus, place / "manifest.json")
   tokenizer = load_tokenizer(where.tokenizer)
+  if distributed.is_first():
+    kept_tokenizer.keep(tokenizer, place)
   reader = Reader(
     QwenPrompt(tokenizer, separator=config.inputs.separator),
     QwenImages(config.inputs.min_pixels, config.inputs.max_pixels),
