@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # One run as a workload of a GKE cluster with TPUs, through xpk (pip install xpk).
 #
-#   launch/gke_xpk.sh NAME CLUSTER TPU_TYPE [--slices=N] [--restarts=N] [--image=IMAGE] [--dry-run] -- \
+#   launch/gke_xpk.sh NAME CLUSTER TPU_TYPE [--restarts=N] [--image=IMAGE] [--dry-run] -- \
 #       --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 [--config.KEY=VALUE ...]
 #
 # Project and zone: those of `gcloud config`. Data, weights and corpus.cache must be in folders that
 # all pods share: `xpk storage` attaches a bucket or Filestore to the cluster.
-#   --slices=1     joined over the data-centre network; config.mesh.data should be a multiple
 #   --restarts=10  a workload that fails or is taken away starts again and goes on this often
 #   --image=python:3.11-slim   what this checkout is put on top of
 #   --dry-run      print the command instead
@@ -19,10 +18,9 @@ usage() {
 [[ $# -ge 3 && $1 != -* && $2 != -* && $3 != -* ]] || usage
 name=$1 cluster=$2 type=$3
 shift 3
-slices=1 restarts=10 image=python:3.11-slim dry=
+restarts=10 image=python:3.11-slim dry=
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
-    --slices=*) slices=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
     --image=*) image=${1#*=} ;;
     --dry-run) dry=1 ;;
@@ -36,7 +34,7 @@ shift
 cd "$(dirname "$0")/.."
 command=(
   xpk workload create --workload="$name" --cluster="$cluster" --tpu-type="$type"
-  --num-slices="$slices" --max-restarts="$restarts" --base-docker-image="$image" --script-dir=.
+  --num-slices=1 --max-restarts="$restarts" --base-docker-image="$image" --script-dir=.
   --command="pip install --quiet -e '.[tpu]' && exec python -m bis_jax.main ${*@Q}"
 )
 if [[ $dry ]]; then

@@ -15,7 +15,6 @@ if [[ $# -lt 3 || ! $1 =~ ^[1-9][0-9]*$ || ! $2 =~ ^[1-9][0-9]*$ ]]; then
 fi
 processes=$1 devices=$2
 shift 2
-cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
