@@ -1,0 +1,113 @@
+"""InternVL's view of an image: tiles of 448 x 448 pixels, cut into patches for the vision tower.
+
+An image is resized to the grid of at most `max_tiles` tiles whose aspect ratio is closest to its
+own, and cut; where that gives more than one tile, the whole image as one more tile, the thumbnail,
+comes last:
+
+    800 x 500 pixels, aspect 1.6: 3 x 2 tiles (aspect 1.5)
+    tile 0  tile 1  tile 2
+    tile 3  tile 4  tile 5      and tile 6, the thumbnail: 7 tiles, 7 * 256 image tokens
+
+Source: `dynamic_preprocess` and `find_closest_aspect_ratio` of the InternVL release. The release
+also puts training images through JPEG once more, at random quality; here training and evaluation
+see the same pixels.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+TILE = 448  # pixels along a side
+PATCH = 14  # pixels along a side
+TILE_PATCHES = (TILE // PATCH) ** 2  # 1024
+TILE_TOKENS = TILE_PATCHES // 4  # 256: two by two patches become one image token
+PATCH_VALUES = 3 * PATCH * PATCH  # channels x pixels: 588
+
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, by channel
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Tiles:
+  """One image as the vision tower reads it: n tiles in reading order, the thumbnail last.
+
+  Attributes:
+    pixels: uint8[n, 1024, 3, 196], the patches of each tile in reading order.
+    grid: (rows, columns) of tiles, without the thumbnail.
+  """
+
+  pixels: np.ndarray
+  grid: tuple[int, int]
+
+  def write_values(self, out: np.ndarray) -> None:
+    """Writes normalised values into contiguous float32[n, 1024, 588]."""
+    values = out.reshape(self.pixels.shape)
+    for channel, table in enumerate(_value_tables()):
+      values[:, :, channel] = table.take(self.pixels[:, :, channel])
+
+
+@dataclass(frozen=True)
+class InternVLImages:
+  """InternVL's view of images, the same in training and evaluation.
+
+  Attributes:
+    max_tiles: of one image, the thumbnail not counted.
+  """
+
+  max_tiles: int = 6
+
+  def grid(self, height: int, width: int) -> tuple[int, int]:
+    """Returns (rows, columns) of tiles of a stored image of that size.
+
+    Of the grids with the closest aspect ratio (width / height, differences in float64) the first
+    by number of tiles; but each further one instead, if the image has more than half its pixels.
+    """
+    aspect, area = width / height, width * height
+    best, best_difference = (1, 1), float("inf")
+    for rows, columns in _grids(self.max_tiles):
+      difference = abs(aspect - columns / rows)
+      large = area > 0.5 * TILE * TILE * rows * columns
+      if difference < best_difference or (difference == best_difference and large):
+        best, best_difference = (rows, columns), difference
+    return best
+
+  def cost(self, height: int, width: int) -> tuple[int, int]:
+    """Returns (image tokens, tile slots) without decoding anything."""
+    rows, columns = self.grid(height, width)
+    tiles = rows * columns + (rows * columns > 1)
+    return tiles * TILE_TOKENS, tiles
+
+  def tiles(self, image: Image.Image) -> Tiles:
+    """Returns the tiles of an RGB image."""
+    rows, columns = self.grid(image.height, image.width)
+    parts = [_patches(image, rows, columns)]
+    if rows * columns > 1:
+      parts.append(_patches(image, 1, 1))
+    return Tiles(np.concatenate(parts), (rows, columns))
+
+
+def _patches(image: Image.Image, rows: int, columns: int) -> np.ndarray:
+  """Returns uint8[rows * columns, 1024, 3, 196] of an image resized to a grid of tiles."""
+  image = image.resize((columns * TILE, rows * TILE), Image.Resampling.BICUBIC)
+  side = TILE // PATCH
+  # [tile rows, patch rows, pixel rows, tile columns, patch columns, pixel columns, channel]
+  pixels = np.asarray(image).reshape(rows, side, PATCH, columns, side, PATCH, 3)
+  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, TILE_PATCHES, 3, -1)
+
+
+@functools.cache
+def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
+  """Returns every (rows, columns) of at most `max_tiles` tiles, fewer tiles first."""
+  sides = range(1, max_tiles + 1)
+  grids = [(r, c) for r in sides for c in sides if r * c <= max_tiles]
+  return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+@functools.cache
+def _value_tables() -> np.ndarray:
+  """Returns float32[3, 256]: the normalised value of every 8-bit value, a channel a row."""
+  levels = np.arange(256, dtype=np.float32) / np.float32(255)
+  mean, std = np.float32(_MEAN)[:, None], np.float32(_STD)[:, None]
+  return (levels[None] - mean) / std
