@@ -4,9 +4,9 @@
 #   launch/local_pod.sh PROCESSES DEVICES --config=configs/toy_bis10.py --workdir=runs/pod [...]
 #
 # All after the two numbers goes to `python -m bis_jax.main` ($PYTHON, if set). Every line of output
-# begins with the process it comes from. If a process fails, the others have GRACE seconds (20) to
-# end by themselves; the exit code is that of the first that failed. SIGTERM and Ctrl-C go on to all
-# processes, which save and exit with 75.
+# begins with the process it comes from. If a process fails, the others have GRACE seconds (90: more
+# than a heartbeat) to end by themselves; the exit code is that of the first that failed. SIGTERM and
+# Ctrl-C go on to all processes, which save and exit with 75.
 set -euo pipefail
 
 if [[ $# -lt 3 || ! $1 =~ ^[1-9][0-9]*$ || ! $2 =~ ^[1-9][0-9]*$ ]]; then
@@ -42,7 +42,7 @@ while ((${#running[@]})); do
     ((status == 0)) && continue
     echo "local_pod: process $i ended with $status" >&2
     if ((code == 0)); then
-      code=$status until=$((SECONDS + ${GRACE:-20}))
+      code=$status until=$((SECONDS + ${GRACE:-90}))
     fi
   done
   if [[ -n $until && $SECONDS -ge $until ]]; then
