@@ -30,7 +30,9 @@ setup(
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
     "pillow>=11.0",
+    "protobuf>=5.0",  # sentencepiece reads its models with it but does not declare it
     "safetensors>=0.6",
+    "sentencepiece>=0.2",  # InternLM2.5's tokenizer
     "tensorboardX>=2.6.4",  # event files without TensorFlow
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.22",

@@ -115,7 +115,7 @@ class QwenPrompt:
     self.special = special_tokens(tokenizer)
     self._tokenizer = tokenizer
     self._separator = separator
-    self._plain = _without_added_tokens(tokenizer)
+    self._plain = without_added_tokens(tokenizer)
     self._frames: dict[int, _Frame] = {}
 
   def encode(
@@ -257,7 +257,7 @@ def _cut_after_last(text: str, tokens: set[str]) -> tuple[str, str]:
   return text[:end], text[end:]
 
 
-def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+def without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
   """Returns the same byte-pair encoding with no added tokens, for text from outside.
 
   (`split_special_tokens=True` would still turn `<tool_call>` and other added tokens into one id.)

@@ -1,0 +1,221 @@
+"""The formatter of InternVL2.5 and InternVL3, with the released wrapping of a sample:
+
+    <s><|im_start|>system\\n{SYSTEM}<|im_end|>\\n
+    <|im_start|>user\\n<|im_end|>\\n
+    <|im_start|>assistant\\n<img>{image tokens}</img>\\nQuestion: {question}\\n
+    Process: {step 1}<prm>\\n\\n{step 2}<prm>\\n\\n...{step n}<prm>
+
+Line breaks are those written as \\n. The user turn is empty; `<s>` stands before InternLM2.5 only;
+several images follow one another, a line each. What the release writes after the last marker is
+left out: attention is causal and nothing after a marker can change its score. (This is the form the
+released models were trained with. The released evaluation forgot the `<|im_end|>\\n` of the empty
+turn; one formatter serves both here.)
+
+User text never becomes a special token: pieces between special tokens are encoded one by one, by an
+encoder that knows none.
+
+Sources: `preprocess_internvl2_5` in the InternVL release, with the turns as the published reward
+models build them; `conversation.py` there for the system prompt.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from transformers import AddedToken, AutoTokenizer
+
+from bis_jax.inputs.prompt import (
+  NEGATIVE,
+  POSITIVE,
+  STEP_MARKER,
+  Sample,
+  SpecialTokens,
+  expand,
+  without_added_tokens,
+)
+
+SYSTEM = (
+  "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位"
+  "联合开发的多模态大语言模型。"
+)
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+# Behind the text model's own tokens, in this order; the step marker is a new row after them.
+ADDED = (
+  IMAGE_START,
+  IMAGE_END,
+  IMAGE_CONTEXT,
+  "<quad>",
+  "</quad>",
+  "<ref>",
+  "</ref>",
+  "<box>",
+  "</box>",
+  STEP_MARKER,
+)
+_TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
+_RESERVED = "[UNUSED_TOKEN_"
+_INTERNLM_TURNS = {_TURN_END: "[UNUSED_TOKEN_145]", _TURN_START: "[UNUSED_TOKEN_146]"}
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+  """A text model's tokenizer, as far as the formatter needs it.
+
+  Attributes:
+    encode: token ids of each text; no text becomes a special token.
+    ids: of `ADDED`, of the turn tokens, and of the words Yes and No.
+    beginning: ids that every sample starts with.
+    size: number of token ids, the step marker's included.
+  """
+
+  encode: Callable[[Sequence[str]], list[list[int]]]
+  ids: Mapping[str, int]
+  beginning: tuple[int, ...]
+  size: int
+
+
+def load_tokenizer(folder: str) -> TextTokenizer:
+  """Returns the tokenizer of an InternVL checkpoint: InternLM2.5's if it has a `tokenizer.model`.
+
+  Nothing in the folder is run as code.
+
+  Raises:
+    ValueError: it is neither InternLM2.5's nor Qwen2.5's tokenizer.
+  """
+  model = pathlib.Path(folder).expanduser() / "tokenizer.model"
+  return _internlm(model) if model.exists() else _qwen(folder)
+
+
+def _internlm(file: pathlib.Path) -> TextTokenizer:
+  """Returns InternLM2.5's SentencePiece model; <prm> becomes 92553."""
+  proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+  for piece in proto.pieces:
+    # Reserved ids, six of which are in use, as <|im_start|> and the like: a user who wrote the
+    # placeholder would get the token. Control pieces are never found in text.
+    if piece.piece.startswith(_RESERVED):
+      piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+    if piece.piece == "\0":  # SentencePiece does the same, with a warning
+      piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+  processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+  size = processor.vocab_size()
+  pieces = {**_INTERNLM_TURNS, POSITIVE: POSITIVE, NEGATIVE: NEGATIVE}
+  ids = {name: processor.piece_to_id(piece) for name, piece in pieces.items()}
+  if processor.unk_id() in ids.values():
+    raise ValueError(f"{file} is not the tokenizer of InternLM2.5: it lacks {[*pieces.values()]}")
+  return TextTokenizer(
+    encode=lambda texts: processor.encode(list(texts)),
+    ids=ids | {token: size + i for i, token in enumerate(ADDED)},
+    beginning=(processor.bos_id(),),
+    size=size + len(ADDED),
+  )
+
+
+def _qwen(folder: str) -> TextTokenizer:
+  """Returns Qwen2.5's tokenizer with InternVL's tokens behind its own; <prm> becomes 151674."""
+  tokenizer = AutoTokenizer.from_pretrained(folder)
+  tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in ADDED])
+  vocabulary = tokenizer.get_vocab()
+  names = (*ADDED, _TURN_START, _TURN_END, POSITIVE, NEGATIVE)
+  missing = [name for name in names if name not in vocabulary]
+  if missing:
+    raise ValueError(
+      f"the tokenizer in {folder!r} lacks {', '.join(missing)}; use that of an InternVL checkpoint"
+    )
+  plain = without_added_tokens(tokenizer)
+  return TextTokenizer(
+    encode=lambda texts: [e.ids for e in plain.encode_batch_fast(texts, add_special_tokens=False)],
+    ids={name: vocabulary[name] for name in names},
+    beginning=(),
+    size=len(tokenizer),
+  )
+
+
+class InternVLPrompt:
+  """Encodes samples for InternVL; the interface of `prompt.QwenPrompt`.
+
+  Args:
+    tokenizer: from `load_tokenizer`.
+    separator: text between a step marker and the next step. The default is the training form; the
+      form of the released evaluation is the empty string.
+  """
+
+  def __init__(self, tokenizer: TextTokenizer, *, separator: str = "\n\n"):
+    ids = tokenizer.ids
+    self.special = SpecialTokens(
+      prm=ids[STEP_MARKER],
+      image_pad=ids[IMAGE_CONTEXT],
+      vision_start=ids[IMAGE_START],
+      vision_end=ids[IMAGE_END],
+      yes=ids[POSITIVE],
+      no=ids[NEGATIVE],
+    )
+    self._encode = tokenizer.encode
+    self._separator = separator
+    start, end = ids[_TURN_START], ids[_TURN_END]
+    system, user, assistant, line = self._encode(
+      [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n"]
+    )
+    # All but the assistant's name, which is encoded with the text where no image stands between.
+    self._head = [*tokenizer.beginning, start, *system, end, *line, start, *user, end, *line, start]
+    image = [self.special.vision_start, self.special.image_pad, self.special.vision_end]
+    self._first_image, self._next_image = [*assistant, *image], [*line, *image]
+
+  def encode(
+    self,
+    question: str,
+    steps: Sequence[str],
+    image_token_counts: Sequence[int] = (),
+    *,
+    max_length: int,
+  ) -> Sample:
+    """Returns the sample of one question, its images and its steps.
+
+    Trailing steps that do not fit into `max_length` tokens are dropped whole, marker and all. If
+    not even the first step fits, the sample has no marker and may be longer than `max_length`.
+    """
+    texts, counts = [(question, steps)], [image_token_counts]
+    [(compact, dropped)] = self.encode_batch(texts, counts, max_length=max_length)
+    return expand(compact, image_token_counts, self.special, dropped)
+
+  def encode_batch(
+    self,
+    texts: Sequence[tuple[str, Sequence[str]]],
+    image_token_counts: Sequence[Sequence[int]],
+    *,
+    max_length: int,
+  ) -> list[tuple[np.ndarray, int]]:
+    """Returns (compact tokens, dropped steps) of each (question, steps).
+
+    Compact tokens, int32, hold a single `image_pad` an image; `prompt.expand` makes the sample of
+    them. Lengths are counted with the images spread out.
+    """
+    pieces = []
+    for (question, steps), counts in zip(texts, image_token_counts, strict=True):
+      pieces.append(_opening(question, "".join(steps[:1]), images=len(counts)))
+      pieces += [self._separator + step for step in steps[1:]]
+    encoded = iter(self._encode(pieces))
+    samples = []
+    for (question, steps), counts in zip(texts, image_token_counts, strict=True):
+      images = [*self._first_image, *self._next_image * (len(counts) - 1)] if counts else []
+      ids = [*self._head, *images]
+      images_extra = sum(counts) - len(counts)
+      own = [next(encoded) for _ in range(max(1, len(steps)))]
+      kept, fits = 0, True
+      for piece in own[: len(steps)]:
+        fits = fits and len(ids) + images_extra + len(piece) + 1 <= max_length
+        if fits:
+          ids += [*piece, self.special.prm]
+          kept += 1
+      if not kept:
+        ids += self._encode([_opening(question, "", images=len(counts))])[0]
+      samples.append((np.asarray(ids, np.int32), len(steps) - kept))
+    return samples
+
+
+def _opening(question: str, first_step: str, images: int) -> str:
+  """Returns the text up to the first marker: one piece, for no special token stands in it."""
+  name = "" if images else "assistant"  # which is encoded before the first image
+  return f"{name}\nQuestion: {question}\nProcess: {first_step}"
