@@ -5,6 +5,7 @@ scores = scorer.score(examples)
 """
 
 import collections
+import copy
 import dataclasses
 import sys
 
@@ -64,6 +65,12 @@ class Scorer:
     while self._sizes[-1] < inputs.row_multiple:
       self._sizes.append(2 * self._sizes[-1])
     self._step = make_score_step(graph)
+
+  def with_params(self, params: Params) -> "Scorer":
+    """Returns a scorer of the same model with other parameters; the compiled step is shared."""
+    other = copy.copy(self)
+    other._params = params
+    return other
 
   def score(self, examples: Examples) -> list[np.ndarray]:
     """Returns for every example its step scores float32[n], P(correct) in [0, 1].

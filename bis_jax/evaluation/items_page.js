@@ -74,7 +74,8 @@ function stepElement(item, i) {
     make("span", { class: "score" }, score.toFixed(2)));
   if (isWrong(label, score)) marks.append(" ", make("span", { class: "wrong" }, "misjudged"));
   marks.append(make("br", {}), make("span", { class: `label ${kind}` }, words));
-  if (item.mc) marks.append(make("br", {}), make("span", { class: "small quiet" }, `MC ${item.mc[i]}`));
+  const mc = item.mc?.[i] ?? "none";
+  if (item.mc) marks.append(make("br", {}), make("span", { class: "small quiet" }, `MC ${mc}`));
   return make("li", { class: "step", style: `--score:${score}` },
     make("span", { class: "text" }, item.steps[i]), marks);
 }

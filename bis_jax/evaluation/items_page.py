@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from bis_jax.evaluation import page_style
@@ -22,16 +23,17 @@ def write_items_page(
   title: str,
   items: Sequence,
   runs: Mapping[str, Sequence[np.ndarray]],
-  mc_scores: Sequence[Sequence[float] | None] | None = None,
+  mc_scores: Sequence[Sequence[float | None] | None] | None = None,
   threshold: float = 0.5,
 ) -> None:
   """Writes `folder`/items.html, and the items' images as small files into `folder`/items/.
 
   `items` are `BenchmarkItem`s, `runs` holds one array of scores an item for each run by its name,
-  and `mc_scores`, where there are any, a step's MC scores an item. A step is called misjudged at
-  `threshold`. The page and its images open from file:// and need nothing else.
+  and `mc_scores`, where there are any, an item's MC scores, None for a step that has none. A step is
+  called misjudged at `threshold`. `folder` may be a local path or gs://. The page and its images
+  open from file:// and need nothing else.
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
   (folder / "items").mkdir(parents=True, exist_ok=True)
   with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow works outside Python's lock
     writing = threads.map(lambda place: _write_images(folder, *place), enumerate(items))
@@ -46,7 +48,7 @@ def write_items_page(
       "steps": item.steps,
       "labels": item.labels,
       "images": images[position],
-      "mc": mc_scores[position] if mc_scores is not None else None,
+      "mc": _rounded(mc_scores[position]) if mc_scores is not None else None,
     }
     for position, item in enumerate(items)
   ]
@@ -68,7 +70,13 @@ def write_items_page(
   (folder / "items.html").write_text(page, encoding="utf-8")
 
 
-def _write_images(folder: pathlib.Path, position: int, item) -> list[str]:
+def _rounded(mc_scores: Sequence[float | None] | None) -> list[float | None] | None:
+  if mc_scores is None:
+    return None
+  return [None if score is None else round(score, _DIGITS) for score in mc_scores]
+
+
+def _write_images(folder: epath.Path, position: int, item) -> list[str]:
   """Writes an item's images as thumbnails and returns their addresses relative to the page."""
   names = []
   for k, image in enumerate(item.images):

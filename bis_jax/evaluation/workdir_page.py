@@ -1,7 +1,7 @@
 """Writes a run's plots and index.html: what was selected, how it trained, how well it judges."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -38,13 +38,14 @@ def write_page(
   selection: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
   alpha: float | None = None,
   shown_items: int = 12,
+  links: Mapping[str, str] | None = None,
 ) -> None:
   """Writes `workdir`/index.html and `workdir`/plots/*.png.
 
   `items` and `scores` are those of `step_evaluation.evaluate`, `evaluation` is its result (or
   evaluation.json read back), `history` the lines of metrics.jsonl as dicts. `selection` is
   (mixture float[M], reliability float[M], kept bool[M]) over all scorable rollouts, with `alpha`
-  where BIS chose. A plot whose input is missing is left out. `workdir` may be a local path or
+  where BIS chose. `links` are {words: address} of further pages. A plot whose input is missing is left out. `workdir` may be a local path or
   gs://. The page holds every image it shows and opens from file://.
   """
   workdir = epath.Path(workdir)
@@ -60,6 +61,10 @@ def write_page(
     [
       f"<h1>{html.escape(title)}</h1>",
       _summary(evaluation),
+      *(
+        f'<p><a href="{html.escape(address)}">{html.escape(words)}</a></p>'
+        for words, address in (links or {}).items()
+      ),
       "<h2>Figures</h2>",
       '<div class="figures">'
       + "".join(page_style.figure(*figures[name]) for name in figures)

@@ -1,11 +1,17 @@
 """The page of all items, as a person meets it: chosen, sorted and filtered in a real browser."""
 
+import json
 import re
+import types
 
 import numpy as np
 import pytest
+from etils import epath
 
+from bis_jax.corpus.corpus import StoredRollout
 from bis_jax.evaluation import items_page, visual_process_bench, workdir_page
+from bis_jax.held_out import HeldOut
+from configs import common
 
 
 @pytest.fixture
@@ -61,6 +67,46 @@ def test_the_address_chooses_run_item_order_and_source(page, browse):
   assert "2 of 10 items" in dom
   assert [score for score, _, _ in steps(dom)] == np.round(runs["second"][4], 4).tolist()
   assert [mc for _, _, mc in steps(dom)] == [0.125] * len(items[4].steps)
+
+
+def test_held_out_rollouts_show_their_mc_scores(tmp_path, benchmark, browse):
+  """Rollouts of a corpus that stands in for a prepared one: an MC score of 1/3, and one unmeasured."""
+  rollouts = [
+    StoredRollout(
+      source="geo",
+      line=line,
+      images=("a.png",),
+      question=f"How long is side {line}?",
+      steps=("Thirds.", "Nobody asked.", "So 3."),
+      scores=(1 / 3, 0.0, last),
+      measured=(True, False, True),
+      answer="3",
+      image_ids=(0,),
+    )
+    for line, last in ((7, 0.0), (9, 1.0))
+  ]
+  corpus = types.SimpleNamespace(
+    rollout=rollouts.__getitem__,
+    image=lambda image_id: (benchmark / "images/0_0.png").read_bytes(),
+    image_sizes=np.array([[30, 40]]),
+  )
+  config = common.get_config()
+  config.corpus.unmeasured = "ignore"
+  dev = HeldOut(corpus, np.array([0, 1]), config)
+  scores = [np.array([0.9, 0.5, 0.8]), np.array([0.25, 0.5, 0.75])]
+  dev.write(epath.Path(tmp_path), scores, [0, 1])
+  dom, console = browse(tmp_path / "held_out/items.html", "#item=1")
+  assert console == [] and "How long is side 9?" in dom and "item 1, geo" in dom
+  assert steps(dom) == [(0.25, "correct", 0.3333), (0.5, "neutral", None), (0.75, "correct", 1)]
+  assert "MC none" in dom and dom.count('class="wrong"') == 1
+  assert steps(browse(tmp_path / "held_out/items.html")[0])[2] == (0.8, "error", 0)
+  assert json.loads((tmp_path / "held_out.jsonl").read_text().splitlines()[1]) == {
+    "rollout": "geo:9",
+    "data_source": "geo",
+    "scores": [0.25, 0.5, 0.75],
+    "labels": [1, 0, 1],
+    "mc_scores": [1 / 3, None, 1.0],
+  }
 
 
 def test_an_address_that_means_nothing_shows_the_first_item(page, browse):
