@@ -4,6 +4,12 @@ Mutations these tests catch (each tried once): normalising by the markers of the
 the device, dropping a micro-batch's gradient, and rows that change device without their patches.
 """
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +19,7 @@ from bis_jax import backbones, optim
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.sharding import batch_sharding, make_mesh, parameter_shardings
 from bis_jax.state import TrainState, split
+from bis_jax.train import to_device
 from bis_jax.train_step import loss_and_grads, make_train_step
 from configs import common
 
@@ -78,9 +85,81 @@ def test_eight_devices_agree_with_one(batch, alone, shape):
   _assert_close(_grads(batch, make_mesh(*shape)), alone)
 
 
+TWO_PROCESSES = """
+import sys
+from bis_jax import distributed
+distributed.start()
+import jax, numpy as np
+from jax.experimental import multihost_utils
+jax.config.update("jax_default_matmul_precision", "highest")
+from bis_jax import backbones
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
+from bis_jax.state import split
+from bis_jax.train_step import loss_and_grads
+batch = dict(np.load(sys.argv[1]))
+graph, params = split(backbones.build(Qwen2_5_VLConfig.tiny(vocab_size=256), 0))
+step = jax.jit(loss_and_grads, static_argnums=(0, 4))
+mesh = make_mesh(2, 2, 2)
+part, parts = batch_share(mesh)
+placed = jax.tree.map(
+  lambda array, sharding: jax.make_array_from_callback(
+    array.shape, sharding, lambda index, array=np.asarray(array): array[index]),
+  params, parameter_shardings(mesh, backbones.SHARDING, params))
+rows = {
+  key: jax.make_array_from_process_local_data(
+    batch_sharding(mesh), np.split(array, parts)[part][None])
+  for key, array in batch.items()
+}
+loss, grads, _ = step(graph, placed, {}, rows, "global")
+grads = multihost_utils.process_allgather(grads, tiled=True)
+if distributed.is_first():
+  np.savez(sys.argv[2], loss=np.asarray(loss), **grads)
+distributed.wait_for_all("end")
+"""
+
+
+def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_path):
+  np.savez(tmp_path / "batch.npz", **batch)
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1]),
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  command = [
+    sys.executable,
+    "-c",
+    TWO_PROCESSES,
+    str(tmp_path / "batch.npz"),
+    str(tmp_path / "grads.npz"),
+  ]
+  started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  try:
+    assert [process.wait(timeout=600) for process in started] == [0, 0]
+  finally:
+    for process in started:
+      process.kill()
+  grads = dict(np.load(tmp_path / "grads.npz"))
+  _assert_close((grads.pop("loss"), grads), alone)
+
+
 def test_micro_batches_agree_with_one_batch(batch, alone):
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
   _assert_close(_grads(batch, mesh, accumulate=4), alone)
+
+
+def test_micro_batches_hold_the_same_rows_on_any_number_of_processes():
+  mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+  whole, first, second = (
+    to_device({"tokens": np.arange(*span)[:, None]}, mesh, 2)["tokens"][..., 0]
+    for span in ((0, 8), (0, 4), (4, 8))
+  )
+  np.testing.assert_array_equal(whole, [[0, 2, 4, 6], [1, 3, 5, 7]])
+  np.testing.assert_array_equal(whole, jnp.concatenate([first, second], axis=1))
 
 
 def test_rows_in_another_order_are_the_same_batch(batch, alone):
