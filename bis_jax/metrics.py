@@ -35,8 +35,14 @@ class MetricWriter:
       self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds the line {"step": step, **values}."""
-    self._lines.append(json.dumps({"step": step} | {k: float(v) for k, v in values.items()}))
+    """Adds the line {"step": step, **values}, or the values to the last line if it is this step's."""
+    line = {"step": step} | {k: float(v) for k, v in values.items()}
+    if self._lines and json.loads(self._lines[-1])["step"] == step:
+      line = json.loads(self._lines.pop()) | line
+      if self._write and self._written > len(self._lines):  # it stands in the file already
+        self._written = len(self._lines)
+        write_text(self._path, "".join(line + "\n" for line in self._lines))
+    self._lines.append(json.dumps(line))
     if self._events:
       for name, value in values.items():
         self._events.add_scalar(name, float(value), step)

@@ -1,7 +1,7 @@
 """One run, from raw annotations to the evaluated model and its page.
 
 raw records --prepare--> corpus --select--> manifest --measure, plan--> rows
-rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html
+rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, held_out/items.html
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from bis_jax import (
   backbones,
   distributed,
+  held_out,
   kept_tokenizer,
   locations,
   pretrain,
@@ -39,7 +40,8 @@ from bis_jax.evaluation import (
   workdir_page,
 )
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
-from bis_jax.examples import BenchmarkExamples, RolloutExamples
+from bis_jax.evaluator import Evaluator
+from bis_jax.examples import RolloutExamples
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
@@ -49,6 +51,7 @@ from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.sharding import MeshError, batch_share, make_mesh
+from bis_jax.state import Params
 
 # Errors that are the input's and not the program's: shown as a message, without a traceback.
 EXPECTED_ERRORS = (
@@ -105,13 +108,24 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
     QwenImages(config.inputs.min_pixels, config.inputs.max_pixels),
   )
   model_config = backbones.model_config(config.model, len(tokenizer))
+  evaluator = make_evaluator(config, where, corpus, manifest, reader, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   iterator = training_batches(config, examples, reader, mesh)
   base, special = base_checkpoint(config, where), reader.prompt.special
-  trained = train.train(config, place, mesh, model_config, base, special, examples, iterator)
-  if where.benchmark is None:
+  trained = train.train(
+    config,
+    place,
+    mesh,
+    model_config,
+    base,
+    special,
+    examples,
+    iterator,
+    evaluator.while_training if evaluator else None,
+  )
+  if evaluator is None:
     return {}
-  return evaluate(config, where, place, trained, reader, corpus, manifest)
+  return evaluate(config, place, trained, evaluator, corpus, manifest)
 
 
 def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
@@ -222,32 +236,64 @@ def training_batches(
   )
 
 
-def evaluate(
+def make_evaluator(
   config: ConfigDict,
   where: locations.Locations,
+  corpus: Corpus,
+  manifest: Manifest,
+  reader: Reader,
+  mesh: Mesh,
+  model_config: Any,
+) -> Evaluator | None:
+  """Returns what judges the run, None for a run without a benchmark."""
+  if where.benchmark is None:
+    return None
+  graph, _ = backbones.structure(model_config, mesh)
+
+  def scorer_of(params: Params) -> scoring.Scorer:
+    return scoring.Scorer(reader.prompt, reader.images, config.inputs, mesh, graph, params)
+
+  kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
+  indices = held_out.draw(corpus, kept, count, config.seed)
+  if len(indices) < count:
+    logging.info(
+      "%d of %d rollouts held out: the selection keeps all others%s",
+      len(indices),
+      count,
+      "" if len(indices) else "; there is no threshold tuned_on_dev",
+    )
+  dev = held_out.HeldOut(corpus, indices, config) if len(indices) else None
+  items = visual_process_bench.load(where.benchmark)
+  return Evaluator(config.evaluation, items, dev, scorer_of)
+
+
+def evaluate(
+  config: ConfigDict,
   place: epath.Path,
   trained: train.Trained,
-  reader: Reader,
+  evaluator: Evaluator,
   corpus: Corpus,
   manifest: Manifest,
 ) -> dict[str, Any]:
-  """Scores the benchmark, writes evaluation.json, scores.jsonl and the page; returns the former."""
-  items = visual_process_bench.load(where.benchmark)
+  """Scores all there is to score and returns the content of evaluation.json.
 
-  scorer = scoring.Scorer(
-    reader.prompt, reader.images, config.inputs, trained.mesh, trained.graph, trained.params
+  Writes evaluation.json, scores.jsonl, the page, and of held-out rollouts held_out.jsonl and
+  held_out/items.html.
+  """
+  items, dev = evaluator.items, evaluator.held_out
+  scores = evaluator.score(trained.params)
+  dev_scores, scored = evaluator.score_held_out(trained.params) if dev else ([], [])
+  evaluation = step_evaluation.evaluate(
+    items, scores, dev=dev.scored_steps(dev_scores, scored) if scored else None
   )
-
-  def score(*, blank: bool) -> list[np.ndarray]:
-    return scorer.score(BenchmarkExamples(items, config.evaluation.images, blank=blank))
-
-  scores = score(blank=False)
-  evaluation = step_evaluation.evaluate(items, scores)
   if config.evaluation.blank_images:
-    blanked = step_evaluation.evaluate(items, score(blank=True), bootstrap_draws=0)
+    blanked = evaluator.score(trained.params, blank=True)
+    blanked = step_evaluation.evaluate(items, blanked, bootstrap_draws=0)
     evaluation["blank_images"] = blanked["thresholds"]
   if distributed.is_first():
     score_files.write_scores(place / "scores.jsonl", scores)
+    if scored:
+      dev.write(place, dev_scores, scored)
     workdir.write_json(place / "evaluation.json", evaluation)
     write_page(config, place, items, scores, evaluation, trained.history, corpus, manifest)
     _print_summary(place, evaluation)
@@ -282,6 +328,9 @@ def write_page(
     ),
     alpha=config.selection.alpha if config.selection.strategy == "bis" else None,
     shown_items=config.evaluation.page_items,
+    links={"Held-out rollouts with their MC scores": "held_out/items.html"}
+    if "tuned_on_dev" in evaluation["thresholds"]
+    else None,
   )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -181,6 +182,7 @@ def train(
   special: SpecialTokens,
   examples: Examples,
   iterator: BatchIterator,
+  evaluate: Callable[[int, Params], dict[str, float]] | None = None,
 ) -> Trained:
   """Trains on every batch of `iterator`, or goes on where this workdir's run stopped.
 
@@ -194,6 +196,8 @@ def train(
     special: ids that the first parameters need; see `first_params`.
     examples: what the batches are made of, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
+    evaluate: (step, parameters) -> measures, which are logged as `evaluation/NAME`; called every
+      `config.evaluation.every` steps and after the last, on every process. None: never.
 
   Raises:
     NonFiniteLossError: the loss or the gradient norm is not finite.
@@ -201,6 +205,7 @@ def train(
   """
   accumulate = config.train.accumulate
   steps = min(len(iterator), config.train.steps or len(iterator))
+  every = config.evaluation.every if evaluate else 0
 
   graph, shapes = backbones.structure(model_config, mesh)
   factor = optim.factors(config.model.learning_rates, list(shapes))
@@ -238,13 +243,21 @@ def train(
       tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
     )
 
+    def is_due(step: int) -> bool:
+      """Returns whether the parameters after a step are evaluated."""
+      return every > 0 and (step % every == 0 or step == steps)
+
+    def write_evaluation(step: int, state: TrainState) -> None:
+      values = evaluate(step, state.params | frozen)
+      writer.write(step, {f"evaluation/{name}": value for name, value in values.items()})
+
     def read(pending) -> None:
       """Reads a finished step's metrics; called when the next step is already on the device."""
       step, metrics, batch = pending
       _stop_on_bad_loss(step, metrics, batch, examples)
       rates.count(**batch_counts(batch))
       bar.update()
-      if step % config.train.log_every == 0 or step == steps:
+      if step % config.train.log_every == 0 or step == steps or is_due(step):
         values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
         bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
         if bar.disable:
@@ -252,6 +265,9 @@ def train(
         writer.write(step, values)
 
     stop = at_the_end.enter_context(StopRequest())
+    without = [line["step"] for line in writer.history() if "evaluation/" not in " ".join(line)]
+    if is_due(start) and start in without:
+      write_evaluation(start, state)  # it was told to stop, and saved before this
     for step in range(start + 1, steps + 1):
       with rates.waiting():
         batch = next(iterator)
@@ -261,9 +277,13 @@ def train(
       if pending:
         read(pending)
       pending = (step, metrics, batch)
-      if step % config.train.checkpoint_every == 0 or step == steps or stopping:
-        read(pending)  # before saving: a state after a bad loss is never saved
+      saving = step % config.train.checkpoint_every == 0 or step == steps or stopping
+      if saving or is_due(step):
+        read(pending)  # first: a state after a bad loss is neither saved nor evaluated
         pending = None
+      if is_due(step) and (step == steps or not stopping):
+        write_evaluation(step, state)
+      if saving:
         writer.flush()
         checkpoint.save(checkpoints, step, state)
         if stopping and step < steps:

@@ -103,6 +103,9 @@ def get_config() -> ConfigDict:
   c.evaluation.benchmark = "data/VisualProcessBench"  # folder; "": do not evaluate
   c.evaluation.images = "multi"  # an item's images: all ("multi"), one "canvas", or the "first"
   c.evaluation.blank_images = False  # also score with blanked images: does the model look?
+  c.evaluation.every = 25  # steps between evaluations while training, >= 0; 0: only at the end
+  c.evaluation.every_items = 500  # benchmark items scored each time, evenly spaced, >= 0; 0: all
+  c.evaluation.dev_rollouts = 2000  # not kept, to tune a threshold on, >= 0; 0: no tuned_on_dev
   c.evaluation.page_items = 12  # benchmark items shown on index.html
   return c
 
@@ -148,4 +151,7 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.mesh.fsdp = 1
   c.mesh.data = -1
   c.evaluation.blank_images = True
+  c.evaluation.every = 200
+  c.evaluation.every_items = 200
+  c.evaluation.dev_rollouts = 500
   return c

@@ -40,5 +40,5 @@ def small_config(tmp_path_factory):
   c.pretrain.steps = 2
   c.train.global_batch, c.train.epochs, c.train.steps = 8, 2, 6
   c.train.log_every, c.train.checkpoint_every = 1, 2
-  c.evaluation.blank_images = False
+  c.evaluation.blank_images, c.evaluation.every, c.evaluation.dev_rollouts = False, 0, 0
   return c.lock()
