@@ -14,8 +14,9 @@ The LM head is not a parameter here: two of its rows are the columns of the rewa
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -45,23 +46,52 @@ class HubTensor:
     stacked: the parameter has a leading axis over `keys`.
     transposed: the file holds [E, C], or [E, ...] with C values after the first axis, where the
       parameter holds [C, E].
+    rows: the parts (start, stop) of the file's first axis that the parameter holds, one behind the
+      other on its last axis, where tensors are fused in the file; None for all of it.
   """
 
   keys: tuple[str, ...]
   shape: tuple[int, ...]
   stacked: bool
   transposed: bool
+  rows: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the files of a kind of checkpoint name their tensors.
+
+  Attributes:
+    tensor: from path and shape of a parameter, where it lies; never asked for the reward head.
+    our_spelling: of a file's key, which removes what differs between versions of the layout.
+    file_spelling: of a key of ours, as it is written.
+    lm_head, embedding: keys in our spelling.
+  """
+
+  tensor: Callable[[str, tuple[int, ...]], HubTensor]
+  our_spelling: Callable[[str], str]
+  file_spelling: Callable[[str], str]
+  lm_head: str
+  embedding: str
+
+  def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, HubTensor]:
+    """Returns where every parameter but the reward head lies in a checkpoint, by path."""
+    return {
+      path: self.tensor(path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD_PATH
+    }
+
+
+def qwen_layout(config: Qwen2_5_VLConfig) -> Layout:
+  """Returns the layout of Qwen2.5-VL's checkpoints."""
+  tensor = functools.partial(_hub_tensor, config)
+  return Layout(tensor, our_spelling, hub_spelling, LM_HEAD, EMBEDDING)
 
 
 def hub_tensors(
   config: Qwen2_5_VLConfig, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, HubTensor]:
   """Returns where every parameter but the reward head lies in a checkpoint, by path."""
-  return {
-    path: _hub_tensor(config, path, s.shape)
-    for path, s in shapes.items()
-    if path != REWARD_HEAD_PATH
-  }
+  return qwen_layout(config).tensors(shapes)
 
 
 def _hub_tensor(config: Qwen2_5_VLConfig, path: str, shape: tuple[int, ...]) -> HubTensor:

@@ -1,4 +1,4 @@
-"""Layers that every backbone shares: linear, embedding, RMSNorm, gated MLP, rotary embedding.
+"""Layers that every backbone shares: linear, embedding, norms, gated MLP, rotary embedding.
 
 Parameters are stored in `param_dtype` and used in `dtype`. Where Transformers computes in float32
 (norm statistics, rotary angles) these layers do too, whatever `dtype` is.
@@ -88,6 +88,26 @@ class RMSNorm(nnx.Module):
     y_BTD = (x32_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon)).astype(self.dtype)
     scale_D = self.scale[...].astype(self.dtype)
     return y_BTD * jnp.expand_dims(scale_D, range(y_BTD.ndim - 1))
+
+
+class LayerNorm(nnx.Module):
+  """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, computed in float32."""
+
+  def __init__(self, width: int, *, epsilon: float, dtype: str, param_dtype: str):
+    self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+    self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
+    self.epsilon = epsilon
+    self.dtype = dtype
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    x32_BTD = x_BTD.astype(jnp.float32)
+    centred_BTD = x32_BTD - jnp.mean(x32_BTD, axis=-1, keepdims=True)
+    variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
+    y_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon)
+    scale_D, bias_D = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
+    lead = range(y_BTD.ndim - 1)
+    y_BTD = y_BTD * jnp.expand_dims(scale_D, lead) + jnp.expand_dims(bias_D, lead)
+    return y_BTD.astype(self.dtype)
 
 
 class GatedMLP(nnx.Module):

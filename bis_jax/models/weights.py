@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -22,16 +23,17 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from bis_jax.models.hub_keys import (
-  EMBEDDING,
   EMBEDDING_PATH,
-  LM_HEAD,
   REWARD_HEAD_PATH,
   HubTensor,
-  hub_spelling,
-  hub_tensors,
-  our_spelling,
+  Layout,
+  qwen_layout,
 )
+from bis_jax.models.internvl.config import InternVLConfig
+from bis_jax.models.internvl.hub_keys import internvl_layout
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+
+ModelConfig = Qwen2_5_VLConfig | InternVLConfig
 
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
@@ -56,7 +58,7 @@ class StoredTensor:
 
 def load(
   folder: pathlib.Path,
-  config: Qwen2_5_VLConfig,
+  config: ModelConfig,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   *,
   yes_token: int,
@@ -77,7 +79,8 @@ def load(
     no_token: row of the LM head that becomes the other column.
     marker_token: step marker. Its row becomes the mean of the rows before it, unless the checkpoint
       says (`step_marker_token_id` in config.json, which `bis_jax.export` writes) that it was trained
-      with this marker. None leaves the row as it is.
+      with this marker. None leaves the row as it is. If it is the model's last row, the checkpoint
+      may do without it.
     skip: regexes of keys in the file that are not read although no parameter wants them.
     initialised: parameters that are taken from here and not from the file.
 
@@ -86,15 +89,21 @@ def load(
       truncated or corrupt file, in one message.
   """
   initialised = dict(initialised or {})
-  problems = _architecture_differences(folder, config)
-  table = {path: t for path, t in hub_tensors(config, shapes).items() if path not in initialised}
-  stored, damage = read_headers(folder)
-  head = LM_HEAD if LM_HEAD in stored or not config.tie_word_embeddings else EMBEDDING
-  head_shape = (config.text.vocab_size, config.text.hidden_size)
+  layout = _layout(folder, config)
+  table = {path: t for path, t in layout.tensors(shapes).items() if path not in initialised}
+  stored, damage = read_headers(folder, layout)
+  tied = config.tie_word_embeddings and layout.lm_head not in stored
+  head = layout.embedding if tied else layout.lm_head
   wanted = {key: tensor.shape for tensor in table.values() for key in tensor.keys}
+  rows = config.text.vocab_size
+  if marker_token == rows - 1 and layout.embedding in stored:  # the marker's may be a new row
+    rows = max(rows - 1, min(rows, stored[layout.embedding].shape[0]))
+  if layout.embedding in wanted:
+    wanted[layout.embedding] = (rows, config.text.hidden_size)
   if REWARD_HEAD_PATH not in initialised:
-    wanted[head] = head_shape
-  problems += damage + _differences(stored, wanted, skip)
+    wanted[head] = (rows, config.text.hidden_size)
+  problems = _architecture_differences(folder, config, rows)
+  problems += damage + _differences(stored, wanted, (*skip, re.escape(layout.lm_head)))
   if problems:
     raise WeightsError(
       f"the checkpoint in {folder} does not fit the model ({len(problems)} problems):\n  "
@@ -120,12 +129,21 @@ def load(
     yes_token,
     no_token,
     head,
-    f"; row {marker_token} of {EMBEDDING} is the mean of those before it"
+    f"; row {marker_token} of {layout.embedding} is the mean of those before it"
     if untrained_marker
     else "",
     ", ".join(sorted(stored.keys() - wanted.keys())) or "nothing",
   )
   return params
+
+
+def _layout(folder: pathlib.Path, config: ModelConfig) -> Layout:
+  """Returns how the checkpoint in a folder names its tensors."""
+  if isinstance(config, Qwen2_5_VLConfig):
+    return qwen_layout(config)
+  file = folder / "config.json"
+  raw = json.loads(file.read_text()) if file.exists() else {}
+  return internvl_layout(config, raw.get("model_type", "internvl_chat"))
 
 
 def _trained_marker(folder: pathlib.Path) -> int | None:
@@ -168,7 +186,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path
     ) from error
 
 
-def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
+def read_headers(folder: pathlib.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
   """Returns the tensors of a checkpoint by key in our spelling, and what is wrong with its files.
 
   Raises:
@@ -193,7 +211,7 @@ def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
         for key in opened.keys():  # noqa: SIM118  (not a dict)
           view = opened.get_slice(key)
           stored = StoredTensor(file, key, tuple(view.get_shape()), view.get_dtype())
-          tensors[our_spelling(key)].append(stored)
+          tensors[layout.our_spelling(key)].append(stored)
           if weight_map is not None and weight_map.get(key) != name:
             problems.append(f"not in the index: {key} of {name}")
     except FileNotFoundError:
@@ -207,18 +225,24 @@ def read_headers(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
   return {key: found[0] for key, found in tensors.items()}, problems
 
 
-def _architecture_differences(folder: pathlib.Path, config: Qwen2_5_VLConfig) -> list[str]:
-  """Returns one line for each field of `config.json` that shapes cannot tell and that differs."""
+def _architecture_differences(folder: pathlib.Path, config: ModelConfig, rows: int) -> list[str]:
+  """Returns one line for each field of `config.json` that shapes cannot tell and that differs.
+
+  Args:
+    rows: of the embedding table that the file must have.
+  """
   file = folder / "config.json"
   if not file.exists():
     return [f"missing file: {file.name}"]
   try:
-    stored = Qwen2_5_VLConfig.from_hugging_face(json.loads(file.read_text()))
+    stored = type(config).from_hugging_face(json.loads(file.read_text()))
   except (KeyError, ValueError) as error:
     return [f"{file.name}: {error}"]
   problems = []
   for part in ("text", "vision"):
     ours, theirs = (dataclasses.asdict(getattr(c, part)) for c in (config, stored))
+    if part == "text":
+      ours["vocab_size"] = rows
     problems += [
       f"{part} {field} is {theirs[field]}, the model has {ours[field]}"
       for field in ours
@@ -234,7 +258,7 @@ def _differences(
   problems = [f"missing: {key} {shape}" for key, shape in wanted.items() if key not in stored]
   for key, tensor in stored.items():
     if key not in wanted:
-      if not any(re.search(pattern, key) for pattern in skip) and key != LM_HEAD:
+      if not any(re.search(pattern, key) for pattern in skip):
         problems.append(f"unknown: {tensor.key} of {tensor.file.name}")
       continue
     if tensor.shape != wanted[key]:
@@ -262,13 +286,35 @@ class _ParameterReader:
     # Opened for this read alone: pages of a mapped file count as memory until it is closed.
     with safe_open(stored.file, framework="numpy") as opened:
       view = opened.get_slice(stored.key)
-      if not self._tensor.transposed:
-        out[...] = view[index]
+      if self._tensor.rows is not None:
+        self._read_rows(view, out, index)
+      elif not self._tensor.transposed:
+        lead = len(stored.shape) - len(index)  # axes of length 1
+        first = slice(index[0].start, min(index[0].stop, stored.shape[lead]))
+        held = max(0, first.stop - first.start)
+        out[held:] = 0  # a row that the file lacks
+        if held:
+          value = view[(slice(0, 1),) * lead + (first, *index[1:])]
+          out[:held] = value.reshape(value.shape[lead:])
       elif len(stored.shape) == 2:
         _copy_transposed(out, view[index[1], index[0]])
       else:  # the 3-D convolution over patches
         rows = view[index[1]]
         _copy_transposed(out, rows.reshape(len(rows), -1)[:, index[0]])
+
+  def _read_rows(self, view: Any, out: np.ndarray, index: tuple[slice, ...]) -> None:
+    """Fills a block of a parameter that is a part of a fused tensor."""
+    wanted, at = index[-1], 0  # of the parameter's last axis; where a run of rows begins on it
+    for start, stop in self._tensor.rows:
+      low, high = max(wanted.start, at), min(wanted.stop, at + stop - start)
+      if low < high:
+        place = slice(low - wanted.start, high - wanted.start)
+        run = slice(start + low - at, start + high - at)
+        if self._tensor.transposed:
+          _copy_transposed(out[:, place], view[run, index[0]])
+        else:
+          out[place] = view[run]
+      at += stop - start
 
 
 def _copy_transposed(out: np.ndarray, source: np.ndarray) -> None:
@@ -325,7 +371,7 @@ def _with_mean_row(table_VD: jax.Array, token: int) -> jax.Array:
 def save(
   folder: pathlib.Path,
   params: Mapping[str, jax.Array],
-  config: Qwen2_5_VLConfig,
+  config: ModelConfig,
   *,
   yes_token: int,
   no_token: int,
@@ -334,7 +380,7 @@ def save(
   tied: bool = False,
   max_file_bytes: int = 4 * 10**9,
 ) -> None:
-  """Writes the parameters as safetensors files with an index, in the hub's key layout.
+  """Writes the parameters as safetensors files with an index, in the layout of `base` or the hub's.
 
   The columns of the reward head become rows of the LM head; its other rows are those of `base`.
   With the dtype of the files that were loaded, tensors that were not trained come out bit for bit.
@@ -350,15 +396,20 @@ def save(
     tied: the other rows are those of the embedding table, and `base` is not read.
     max_file_bytes: a file takes tensors up to this size, and at least one.
   """
-  tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
-  for path, tensor in hub_tensors(config, params).items():
+  layout = _layout(base or folder, config)
+  parts: dict[str, list[tuple[jax.Array, HubTensor, int]]] = collections.defaultdict(list)
+  for path, tensor in layout.tensors(params).items():
     for layer, key in enumerate(tensor.keys):
-      read = functools.partial(_for_hub, params[path], tensor, layer)
-      tensors[hub_spelling(key)] = tensor.shape, read
+      parts[key].append((params[path], tensor, layer))
+  tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {
+    layout.file_spelling(key): (found[0][1].shape, functools.partial(_for_hub, found))
+    for key, found in parts.items()
+  }
   columns = params[REWARD_HEAD_PATH], (yes_token, no_token)
   shape = (config.text.vocab_size, config.text.hidden_size)
   other_rows = params[EMBEDDING_PATH] if tied else base
-  tensors[LM_HEAD] = shape, functools.partial(_lm_head, *columns, other_rows, shape)
+  lm_head = functools.partial(_lm_head, *columns, other_rows, shape, layout)
+  tensors[layout.file_spelling(layout.lm_head)] = shape, lm_head
 
   files: list[list[str]] = [[]]
   file_bytes = total = 0
@@ -379,10 +430,19 @@ def save(
   (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _for_hub(param: jax.Array, tensor: HubTensor, layer: int) -> np.ndarray:
-  """Returns one tensor of a parameter as the hub's files hold it."""
-  value = np.asarray(param[layer] if tensor.stacked else param)
-  return (value.T if tensor.transposed else value).reshape(tensor.shape)
+def _for_hub(parts: Sequence[tuple[jax.Array, HubTensor, int]]) -> np.ndarray:
+  """Returns one tensor as the hub's files hold it, from (parameter, its place, layer) of its parts."""
+  values = []
+  for param, tensor, layer in parts:
+    value = np.asarray(param[layer] if tensor.stacked else param)
+    values.append(value.T if tensor.transposed else value)
+  tensor = parts[0][1]
+  if tensor.rows is None:
+    return values[0].reshape(tensor.shape)
+  fused = np.empty(tensor.shape, values[0].dtype)
+  for value, (_, tensor, _) in zip(values, parts, strict=True):
+    fused[np.concatenate([np.arange(*run) for run in tensor.rows])] = value
+  return fused
 
 
 def _lm_head(
@@ -390,22 +450,28 @@ def _lm_head(
   rows: tuple[int, int],
   base: pathlib.Path | jax.Array | None,
   shape: tuple[int, int],
+  layout: Layout,
 ) -> np.ndarray:
-  """Returns the LM head [V, D] of a checkpoint, an array, or zeros, with the columns as rows."""
+  """Returns the LM head [V, D] of a checkpoint, an array, or zeros, with the columns as rows.
+
+  A row that the checkpoint lacks is the mean of the others.
+  """
   if base is None:
     head_VD = np.zeros(shape, np.float32)
   elif isinstance(base, jax.Array):
     head_VD = np.array(base, np.float32)
   else:
-    stored, problems = read_headers(base)
+    stored, problems = read_headers(base, layout)
     if problems:
       raise WeightsError(
         f"the base checkpoint in {base} cannot be read:\n  " + "\n  ".join(problems)
       )
-    tensor = stored.get(LM_HEAD) or stored[EMBEDDING]
-    if tensor.shape != shape:
+    tensor = stored.get(layout.lm_head) or stored[layout.embedding]
+    if tensor.shape not in (shape, (shape[0] - 1, shape[1])):
       raise WeightsError(f"{tensor.key} of {tensor.file} is {tensor.shape}, the model has {shape}")
     with safe_open(tensor.file, framework="numpy") as opened:
       head_VD = opened.get_tensor(tensor.key).astype(np.float32)
+    if len(head_VD) < shape[0]:
+      head_VD = np.concatenate([head_VD, head_VD.mean(axis=0, keepdims=True)])
   head_VD[list(rows)] = np.asarray(columns_D2).T
   return head_VD

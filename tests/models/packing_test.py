@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bis_jax.models.qwen2_5_vl.model import place_features
+from bis_jax.models.decoder import place_features
 from bis_jax.models.reward_head import at_markers
 
 

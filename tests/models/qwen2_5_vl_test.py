@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from bis_jax.models.decoder import place_features
 from bis_jax.models.qwen2_5_vl import text, vision
-from bis_jax.models.qwen2_5_vl.model import place_features
 
 LARGE = (704, 3072, 8)  # tokens, patch slots and markers of a row
 SQUARES = [((side, side),) for side in (224, 280, 336, 364, 392, 448, 504, 560, 672)]

@@ -34,6 +34,11 @@ class TextConfig:
   def head_dim(self) -> int:
     return self.hidden_size // self.num_attention_heads
 
+  @property
+  def attention_bias(self) -> bool:
+    """On queries, keys and values."""
+    return True
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:

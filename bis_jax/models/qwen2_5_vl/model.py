@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bis_jax.models.decoder import place_features
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.models.qwen2_5_vl.text import TextModel
 from bis_jax.models.qwen2_5_vl.vision import VisionTower
@@ -65,12 +66,3 @@ class Qwen2_5_VL(nnx.Module):
     x_BTD = self.language_model.norm(self.states(batch)).astype(jnp.float32)
     table_VD = self.language_model.embed_tokens.embedding[...].astype(jnp.float32)
     return x_BTD @ table_VD.T
-
-
-def place_features(
-  x_BTD: jax.Array, features_BMD: jax.Array, image_index_BT: jax.Array
-) -> jax.Array:
-  """Returns x with feature `image_index` in place of each token whose index is not -1."""
-  index_BT1 = jnp.maximum(image_index_BT, 0)[:, :, None]
-  placed_BTD = jnp.take_along_axis(features_BMD, index_BT1, axis=1)
-  return jnp.where((image_index_BT >= 0)[:, :, None], placed_BTD, x_BTD)

@@ -1,0 +1,140 @@
+"""The decoder that Qwen2.5 and InternLM2.5 share with Llama: grouped-query attention and gated MLP.
+
+A backbone adds its rotary angles and says what a token's position is.
+
+Sources: Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
+
+Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads,
+H head dim, h half of a head dim, M image features.
+"""
+
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bis_jax.models.attention import attention
+from bis_jax.models.layers import (
+  Embedding,
+  GatedMLP,
+  Linear,
+  RMSNorm,
+  rematerialised,
+  rotate,
+  scan,
+  stack,
+)
+
+
+class TextSizes(Protocol):
+  """What the decoder reads of a backbone's text config; the names are Hugging Face's."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  attention_bias: bool
+  rms_norm_eps: float
+
+
+class Config(Protocol):
+  """What the decoder reads of a backbone's config."""
+
+  text: TextSizes
+  dtype: str
+  param_dtype: str
+  remat: str
+  attention: str
+
+
+class SelfAttention(nnx.Module):
+  """Causal attention within segments; bias, if any, on queries, keys and values only."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    text, bias = config.text, config.text.attention_bias
+    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
+    key_width = text.num_key_value_heads * text.head_dim
+    self.q_proj = Linear(text.hidden_size, text.hidden_size, use_bias=bias, **kwargs)
+    self.k_proj = Linear(text.hidden_size, key_width, use_bias=bias, **kwargs)
+    self.v_proj = Linear(text.hidden_size, key_width, use_bias=bias, **kwargs)
+    self.o_proj = Linear(text.hidden_size, text.hidden_size, use_bias=False, **kwargs)
+    self.head_dim = text.head_dim
+    self.backend = config.attention
+
+  def __call__(
+    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+  ) -> jax.Array:
+    b, t, d = x_BTD.shape
+    q_BTNH, k_BTKH, v_BTKH = (
+      proj(x_BTD).reshape(b, t, -1, self.head_dim)
+      for proj in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    out_BTNH = attention(
+      rotate(q_BTNH, *rope),
+      rotate(k_BTKH, *rope),
+      v_BTKH,
+      segment_BT,
+      causal=True,
+      backend=self.backend,
+    )
+    return self.o_proj(out_BTNH.reshape(b, t, d))
+
+
+class DecoderLayer(nnx.Module):
+  """One pre-norm layer: attention and gated MLP."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    text = config.text
+    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+    self.input_layernorm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
+    self.post_attention_layernorm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
+    self.self_attn = SelfAttention(config, rngs)
+    self.mlp = GatedMLP(
+      text.hidden_size, text.intermediate_size, use_bias=False, rngs=rngs, **kwargs
+    )
+
+  def __call__(
+    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+  ) -> jax.Array:
+    x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT)
+    return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Decoder(nnx.Module):
+  """Returns the states [B, T, D] after the last layer; the caller applies `norm` where it reads.
+
+  The norm acts on each token alone, so gathering the step markers first gives the same logits for
+  a fraction of the work.
+  """
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    text = config.text
+    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+    self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs, **kwargs)
+    self.layers = stack(functools.partial(DecoderLayer, config), text.num_hidden_layers, rngs)
+    self.norm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
+    self.config = config
+
+  def run(
+    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+  ) -> jax.Array:
+    """Returns the states after all layers, given the cosines and sines [B, T, h] of the angles."""
+
+    def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
+      return layer(x_BTD, rope, segment_BT)
+
+    return scan(rematerialised(apply, self.config.remat), self.layers, x_BTD)
+
+
+def place_features(
+  x_BTD: jax.Array, features_BMD: jax.Array, image_index_BT: jax.Array
+) -> jax.Array:
+  """Returns x with feature `image_index` in place of each token whose index is not -1."""
+  index_BT1 = jnp.maximum(image_index_BT, 0)[:, :, None]
+  placed_BTD = jnp.take_along_axis(features_BMD, index_BT1, axis=1)
+  return jnp.where((image_index_BT >= 0)[:, :, None], placed_BTD, x_BTD)
