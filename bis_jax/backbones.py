@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bis_jax.models.internvl import InternVL, InternVLConfig
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from bis_jax.sharding import P, parameter_shardings
 from bis_jax.state import split
@@ -31,8 +32,14 @@ SHARDING: tuple[tuple[str, P], ...] = (
   (r"patch_embed\.proj\.kernel$", P("fsdp", "tensor")),
   (r"merger\.mlp\.0\.kernel$", P("fsdp", "tensor")),
   (r"merger\.mlp\.2\.kernel$", P("tensor", "fsdp")),
+  (r"vision_model\.layers\..*\.fc1\.kernel$", P(None, "fsdp", "tensor")),
+  (r"vision_model\.layers\..*\.(proj|fc2)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"vision_model\.patch_embedding\.kernel$", P("fsdp", "tensor")),
+  (r"vision_model\.position_embedding$", P(None, "fsdp")),
+  (r"mlp1\.fc1\.kernel$", P("fsdp", "tensor")),
+  (r"mlp1\.fc2\.kernel$", P("tensor", "fsdp")),
   (r"reward_head\.kernel$", P("fsdp", None)),
-  (r"(bias|scale|weight)$", P()),
+  (r"(bias|scale|weight|ls[12]|class_embedding)$", P()),
 )
 
 
@@ -57,13 +64,14 @@ def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
   )
 
 
-def build(config: Qwen2_5_VLConfig, seed: int) -> nnx.Module:
+def build(config: Qwen2_5_VLConfig | InternVLConfig, seed: int) -> nnx.Module:
   """Returns the model with random weights."""
-  return Qwen2_5_VL(config, rngs=nnx.Rngs(seed))
+  model = InternVL if isinstance(config, InternVLConfig) else Qwen2_5_VL
+  return model(config, rngs=nnx.Rngs(seed))
 
 
 def structure(
-  config: Qwen2_5_VLConfig, mesh: Mesh
+  config: Qwen2_5_VLConfig | InternVLConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
   """Returns the model's structure and what every parameter is and where it lives; makes no array."""
   graph, shapes = split(nnx.eval_shape(lambda: build(config, 0)))

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from bis_jax import backbones
+from bis_jax.models.internvl import InternVLConfig
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.sharding import (
+  BATCH_AXES,
   MeshError,
   P,
   batch_shards,
@@ -32,14 +35,46 @@ def test_sizes_that_do_not_divide_name_both_numbers(sizes):
     make_mesh(*sizes)
 
 
-@pytest.mark.parametrize("size", ["qwen_3b", "qwen_7b"])
-def test_every_parameter_has_a_rule_and_big_ones_are_split(size):
-  config = getattr(Qwen2_5_VLConfig, size)()
+@pytest.mark.parametrize(
+  ("backbone", "size"),
+  [
+    (Qwen2_5_VLConfig, "qwen_3b"),
+    (Qwen2_5_VLConfig, "qwen_7b"),
+    (InternVLConfig, "internvl2_5_8b"),
+    (InternVLConfig, "internvl3_8b"),
+    (InternVLConfig, "internvl3_14b"),
+  ],
+)
+def test_every_parameter_has_a_rule_and_big_ones_are_split(backbone, size):
+  config = getattr(backbone, size)()
   _, shapes = split(nnx.eval_shape(lambda: backbones.build(config, 0)))
   shardings = parameter_shardings(make_mesh(1, 4, 2), backbones.SHARDING, shapes)
   for path, shape in shapes.items():
     if shape.size > 1_000_000:
       assert shardings[path].shard_shape(shape.shape) != shape.shape, path
+
+
+def test_internvl_over_eight_devices_gives_the_logits_of_one():
+  """Rows over data and fsdp, kernels over fsdp and tensor, and the mesh in context as in training."""
+  config = InternVLConfig.tiny(vocab_size=64)
+  graph, params = split(backbones.build(config, 0))
+  rng = np.random.default_rng(0)
+  batch = {
+    "tokens": rng.integers(0, 64, (8, 32)).astype(np.int32),
+    "segment_ids": np.repeat([[1, 2, 2, 0]], 8, axis=1).reshape(1, 32).repeat(8, axis=0),
+    "positions": np.arange(32, dtype=np.int32)[None].repeat(8, axis=0) % 16,
+    "tiles": rng.normal(size=(8, 2, 16, 588)).astype(np.float32),
+    "image_index": np.where(np.arange(32) < 8, np.arange(32), -1)[None].repeat(8, axis=0),
+    "marker_index": np.array([[7, 15, 23]] * 8, np.int32),
+  }
+  forward = jax.jit(lambda params, batch: merge(graph, params)(batch))
+  alone = forward(params, batch)
+  mesh = make_mesh(2, 2, 2)
+  _, shapes = backbones.structure(config, mesh)
+  placed = {path: jax.device_put(value, shapes[path].sharding) for path, value in params.items()}
+  with jax.set_mesh(mesh):
+    together = forward(placed, jax.device_put(batch, NamedSharding(mesh, P(BATCH_AXES))))
+  np.testing.assert_allclose(np.asarray(together), np.asarray(alone), atol=2e-5)
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():

@@ -248,11 +248,11 @@ split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
 shapes = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split)
           for p, s in shapes.items() if p.endswith("kernel") and len(s.shape) == 3}
 blocks = []
-read = weights._ParameterReader.__call__
+read = weights.ParameterReader.__call__
 def counted(self, block, index):
   blocks.append(block.size)
   read(self, block, index)
-weights._ParameterReader.__call__ = counted
+weights.ParameterReader.__call__ = counted
 params = weights.load(pathlib.Path(folder), config, shapes, yes_token=11, no_token=12,
                       marker_token=None, skip=[".*"])  # the model is a part of it here
 sums = [float(jax.jit(lambda x: (x * x).sum())(value)) for value in params.values()]
