@@ -63,7 +63,7 @@ def test_internvl_over_eight_devices_gives_the_logits_of_one():
     "tokens": rng.integers(0, 64, (8, 32)).astype(np.int32),
     "segment_ids": np.repeat([[1, 2, 2, 0]], 8, axis=1).reshape(1, 32).repeat(8, axis=0),
     "positions": np.arange(32, dtype=np.int32)[None].repeat(8, axis=0) % 16,
-    "tiles": rng.normal(size=(8, 2, 16, 588)).astype(np.float32),
+    "patches": rng.normal(size=(8, 32, 588)).astype(np.float32),
     "image_index": np.where(np.arange(32) < 8, np.arange(32), -1)[None].repeat(8, axis=0),
     "marker_index": np.array([[7, 15, 23]] * 8, np.int32),
   }

@@ -99,6 +99,11 @@ class Patches:
   unit_slot: np.ndarray
   grid: tuple[int, int]
 
+  @property
+  def image_tokens(self) -> int:
+    """U."""
+    return len(self.unit_slot)
+
   def write_values(self, out: np.ndarray) -> None:
     """Writes normalised values into contiguous float32[S, 1176]; empty slots stay as they are."""
     values = out.reshape(-1, UNIT_PATCHES, 3, 2, PATCH * PATCH)

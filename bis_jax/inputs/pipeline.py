@@ -19,9 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bis_jax.inputs.images import ImageError, Patches, QwenImages, decode
+from bis_jax.inputs.internvl_prompt import InternVLPrompt
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
-from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
+from bis_jax.inputs.rows import Batch, RowWriter, empty_batch, empty_internvl_batch
+from bis_jax.inputs.tiles import InternVLImages, Tiles
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Measured:
 
 def measure(
   examples: Examples,
-  prompt: QwenPrompt,
-  images: QwenImages,
+  prompt: QwenPrompt | InternVLPrompt,
+  images: QwenImages | InternVLImages,
   *,
   max_length: int,
   progress: bool = False,
@@ -175,7 +177,7 @@ class BatchSource:
   examples: Examples
   measured: Measured
   plan: Plan
-  images: QwenImages
+  images: QwenImages | InternVLImages
   rows_per_batch: int
   first_row: int
   rows: int
@@ -185,7 +187,8 @@ class BatchSource:
 
   def __getitem__(self, number: int) -> Batch:
     plan = self.plan
-    batch = empty_batch(self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
+    empty = empty_internvl_batch if isinstance(self.images, InternVLImages) else empty_batch
+    batch = empty(self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
       row = RowWriter({name: array[b] for name, array in batch.items()})
@@ -194,12 +197,12 @@ class BatchSource:
         row.add(sample, images, example.targets, example.weights, example_index=i)
     return batch
 
-  def _read(self, i: int) -> tuple[Example, Sample, list[Patches]]:
+  def _read(self, i: int) -> tuple[Example, Sample, list[Patches] | list[Tiles]]:
     example = self.examples[i]
     try:
       images = [self.images.patches(decode(data)) for data in example.images]
       planned = [self.images.cost(*size)[0] for size in self.examples.image_sizes(i)]
-      found = [len(image.unit_slot) for image in images]
+      found = [image.image_tokens for image in images]
       if planned != found:
         raise ValueError(
           f"its text has places for {planned} image tokens, but its images give {found} features; "
@@ -221,7 +224,7 @@ def batches(
   examples: Examples,
   measured: Measured,
   plan: Plan,
-  images: QwenImages,
+  images: QwenImages | InternVLImages,
   *,
   rows_per_batch: int,
   process_index: int = 0,

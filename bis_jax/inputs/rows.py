@@ -16,15 +16,19 @@ All positions and indices count within their row.
     marker_weight  float32[B, R]    0 if ignored or unused
     example_index  int32[B, R]      the marker's example and
     step_index     int32[B, R]        step; -1 if unused. Both stay on the host.
+
+InternVL's batches have no windows and no patch positions, `positions` int32[B, T], and `patches`
+float32[B, P, 588], 1024 slots a tile, in reading order; `image_index` counts 256 tokens a tile.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from bis_jax.inputs import positions
+from bis_jax.inputs import positions, tiles
 from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches
 from bis_jax.inputs.prompt import Sample
+from bis_jax.inputs.tiles import TILE_PATCHES, TILE_TOKENS, Tiles
 
 Batch = dict[str, np.ndarray]
 
@@ -48,6 +52,17 @@ def empty_batch(rows: int, row_tokens: int, row_patches: int, row_markers: int) 
   }
 
 
+def empty_internvl_batch(rows: int, row_tokens: int, row_patches: int, row_markers: int) -> Batch:
+  """Returns an InternVL batch of rows that hold nothing; `row_patches` is a multiple of 1024."""
+  batch = empty_batch(rows, row_tokens, 0, row_markers)
+  del batch["patch_window"], batch["patch_position"]
+  return batch | {
+    "positions": np.zeros((rows, row_tokens), np.int32),
+    "patches": np.zeros((rows, row_patches, tiles.PATCH_VALUES), np.float32),
+    "patch_segment": np.zeros((rows, row_patches), np.int32),
+  }
+
+
 class RowWriter:
   """Puts samples one behind the other into the arrays of one row."""
 
@@ -59,7 +74,7 @@ class RowWriter:
   def add(
     self,
     sample: Sample,
-    images: Sequence[Patches],
+    images: Sequence[Patches] | Sequence[Tiles],
     targets: np.ndarray,
     weights: np.ndarray,
     *,
@@ -75,11 +90,14 @@ class RowWriter:
     self._tokens = here.stop
     arrays["tokens"][here] = sample.tokens
     arrays["segment_ids"][here] = self._samples
-    arrays["positions"][:, here] = positions.mrope(
-      len(sample.tokens), sample.image_spans, [image.grid for image in images]
-    )
+    if arrays["positions"].ndim == 1:
+      arrays["positions"][here] = np.arange(len(sample.tokens))
+    else:
+      arrays["positions"][:, here] = positions.mrope(
+        len(sample.tokens), sample.image_spans, [image.grid for image in images]
+      )
     for (first, count), image in zip(sample.image_spans, images, strict=True):
-      units = self._add_image(image)
+      units = self._add_tiles(image) if isinstance(image, Tiles) else self._add_image(image)
       arrays["image_index"][start + first : start + first + count] = units
 
     kept = len(sample.markers)
@@ -104,3 +122,12 @@ class RowWriter:
     self._windows += int(image.window.max())
     self._patches = here.stop
     return here.start // UNIT_PATCHES + image.unit_slot
+
+  def _add_tiles(self, image: Tiles) -> np.ndarray:
+    """Adds the tiles of one image; returns the number in the row of each of its tokens."""
+    here = slice(self._patches, self._patches + len(image.pixels) * TILE_PATCHES)
+    self._images += 1
+    self._patches = here.stop
+    image.write_values(self._arrays["patches"][here])
+    self._arrays["patch_segment"][here] = self._images
+    return here.start // TILE_PATCHES * TILE_TOKENS + np.arange(image.image_tokens)

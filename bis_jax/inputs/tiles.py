@@ -41,8 +41,13 @@ class Tiles:
   pixels: np.ndarray
   grid: tuple[int, int]
 
+  @property
+  def image_tokens(self) -> int:
+    """256 a tile."""
+    return len(self.pixels) * TILE_TOKENS
+
   def write_values(self, out: np.ndarray) -> None:
-    """Writes normalised values into contiguous float32[n, 1024, 588]."""
+    """Writes normalised values into contiguous float32[n * 1024, 588]."""
     values = out.reshape(self.pixels.shape)
     for channel, table in enumerate(_value_tables()):
       values[:, :, channel] = table.take(self.pixels[:, :, channel])
@@ -74,12 +79,12 @@ class InternVLImages:
     return best
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (image tokens, tile slots) without decoding anything."""
+    """Returns (image tokens, patch slots: 1024 a tile) without decoding anything."""
     rows, columns = self.grid(height, width)
     tiles = rows * columns + (rows * columns > 1)
-    return tiles * TILE_TOKENS, tiles
+    return tiles * TILE_TOKENS, tiles * TILE_PATCHES
 
-  def tiles(self, image: Image.Image) -> Tiles:
+  def patches(self, image: Image.Image) -> Tiles:
     """Returns the tiles of an RGB image."""
     rows, columns = self.grid(image.height, image.width)
     parts = [_patches(image, rows, columns)]

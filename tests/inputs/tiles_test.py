@@ -97,9 +97,10 @@ def test_values_equal_the_released_steps(size):
   # What a convolution of 14 x 14 with stride 14 multiplies with its flattened kernel.
   reference = torch.nn.functional.unfold(chw, 14, stride=14).transpose(1, 2)
 
-  tiles = images.tiles(image)
-  values = np.zeros((len(tiles.pixels), TILE_PATCHES, PATCH_VALUES), np.float32)
+  tiles = images.patches(image)
+  values = np.zeros((len(crops) * TILE_PATCHES, PATCH_VALUES), np.float32)
   tiles.write_values(values)
-  assert images.cost(height, width) == (256 * len(crops), len(crops))
+  assert images.cost(height, width) == (256 * len(crops), 1024 * len(crops))
+  assert tiles.image_tokens == 256 * len(crops)
   assert tiles.grid == (rows, columns)
-  np.testing.assert_array_equal(values, reference.numpy())
+  np.testing.assert_array_equal(values, reference.reshape(values.shape).numpy())

@@ -75,7 +75,7 @@ def _assemble(rows):
     "tokens": np.zeros((b, TOKENS), np.int32),
     "segment_ids": np.zeros((b, TOKENS), np.int32),
     "positions": np.zeros((b, TOKENS), np.int32),
-    "tiles": np.zeros((b, TILES, 16, 588), np.float32),
+    "patches": np.zeros((b, TILES * 16, 588), np.float32),
     "image_index": np.full((b, TOKENS), -1, np.int32),
     "marker_index": np.zeros((b, MARKERS), np.int32),
   }
@@ -90,7 +90,8 @@ def _assemble(rows):
       batch["marker_index"][row, used] = token + sample.markers
       if len(sample.tiles):
         patches = torch.nn.functional.unfold(torch.tensor(sample.tiles), 14, stride=14)
-        batch["tiles"][row, tile : tile + len(sample.tiles)] = patches.transpose(1, 2).numpy()
+        patches = patches.transpose(1, 2).reshape(-1, 588)
+        batch["patches"][row, 16 * tile : 16 * tile + len(patches)] = patches.numpy()
       context = token + np.flatnonzero(sample.ids == CONTEXT)
       batch["image_index"][row, context] = tile * TILE_TOKENS + np.arange(len(context))
       token, marker, tile = here.stop, used.stop, tile + len(sample.tiles)
@@ -225,10 +226,11 @@ def _stages(lab, batch):
   """The model's computation layer by layer, one named output a stage."""
   model, config, out = lab.model, lab.config, {}
   tower, decoder = model.vision_model, model.language_model
-  x = out["tile embeddings"] = tower.embed(batch["tiles"])
+  tiles = batch["patches"].reshape(1, TILES, 16, 588)
+  x = out["tile embeddings"] = tower.embed(tiles)
   for i in range(config.vision.num_hidden_layers):
     x = out[f"tower {i}"] = _apply(_layer(tower.layers, i), x)
-  features = out["projector"] = model.mlp1(tower(batch["tiles"]))
+  features = out["projector"] = model.mlp1(tower(tiles))
   x = decoder.embed_tokens(batch["tokens"])
   features = features.reshape(len(x), -1, x.shape[-1])
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
@@ -367,12 +369,11 @@ def test_a_wrong_mask_order_or_position_shows(lab):
   """Each mutation of a batch moves the logits by at least a hundred times the allowed error."""
   batch = _assemble([[_draw(3, (2, 1), 18), _draw(4, (), 12)]])
   right, index = _forward(lab.model, batch), batch["image_index"]
+  tiles = batch["patches"].reshape(1, TILES, 4, 4, 588)
   mutations = {
     "samples mixed": {"segment_ids": np.minimum(batch["segment_ids"], 1)},
-    "tiles exchanged": {"tiles": batch["tiles"][:, [1, 0, 2, 3, 4]]},
-    "patches transposed": {
-      "tiles": batch["tiles"].reshape(1, TILES, 4, 4, 588).swapaxes(2, 3).reshape(1, TILES, 16, 588)
-    },
+    "tiles exchanged": {"patches": tiles[:, [1, 0, 2, 3, 4]].reshape(1, -1, 588)},
+    "patches transposed": {"patches": tiles.swapaxes(2, 3).reshape(1, -1, 588)},
     "features one off": {"image_index": np.where(index > 0, index - 1, index)},
     "positions stand still": {"positions": batch["positions"] // 2},
   }
@@ -383,7 +384,7 @@ def test_a_wrong_mask_order_or_position_shows(lab):
 def test_drop_path_acts_on_whole_tiles_and_only_with_a_key(lab):
   """Off without a key; with one, the mean over keys is the tower's own output, tile by tile."""
   dropping = _model(dataclasses.replace(lab.config, drop_path=0.5), lab.params).vision_model
-  tiles = jnp.asarray(_assemble([[_draw(1, (2,))]])["tiles"])
+  tiles = jnp.asarray(_assemble([[_draw(1, (2,))]])["patches"]).reshape(1, TILES, 16, 588)
   plain = lab.model.vision_model(tiles)
   assert jnp.array_equal(dropping(tiles), plain)
   x = dropping.embed(tiles)

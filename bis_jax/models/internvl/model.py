@@ -57,9 +57,9 @@ class InternVL(nnx.Module):
 
     Args:
       batch: `tokens` int32[B, T]; `segment_ids` int32[B, T], 0 padding; `positions` int32[B, T],
-        from 0 in every sample; `tiles` float32[B, L, P, C]; `image_index` int32[B, T], the image
-        token among the row's L * P / 4 that stands in for token t, or -1; `marker_index`
-        int32[B, R]. Further keys are not read.
+        from 0 in every sample; `patches` float32[B, L * P, C], tile behind tile; `image_index`
+        int32[B, T], the image token among the row's M that stands in for token t, or -1;
+        `marker_index` int32[B, R]. Further keys are not read.
       key: for the vision tower's drop path, in training alone.
     """
     x_BRD = at_markers(self.states(batch, key), batch["marker_index"])
@@ -67,7 +67,9 @@ class InternVL(nnx.Module):
 
   def states(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
-    features = self.mlp1(self.vision_model(batch["tiles"], key))
+    b, _, values = batch["patches"].shape
+    tiles_BLPC = batch["patches"].reshape(b, -1, self.config.vision.side**2, values)
+    features = self.mlp1(self.vision_model(tiles_BLPC, key))
     features_BMD = features.reshape(features.shape[0], -1, features.shape[-1])
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
     x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
