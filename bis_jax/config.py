@@ -80,6 +80,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "train.log_every": _at_least(1),
   "train.checkpoint_every": _at_least(1),
   "train.keep_checkpoints": _at_least(1),
+  "train.profile_steps": (
+    lambda value: len(value) == 2 and (min(value) > 0 or tuple(value) == (0, 0)),
+    "(first step, how many), both at least 1, or (0, 0)",
+  ),
   "mesh.data": _AXIS,
   "mesh.fsdp": _AXIS,
   "mesh.tensor": _AXIS,

@@ -1,4 +1,4 @@
-"""Peaks of TPU chips, and slices of them that need not be there.
+"""Peaks of chips, and TPU slices of them that need not be there.
 
 A slice made by `slice_devices` has no hardware behind it: the real TPU compiler builds programs for
 it on any machine with libtpu.
@@ -46,6 +46,31 @@ CHIPS: dict[str, Chip] = {
   "v5p": Chip("TPU v5", 2, 95e9, 459e12, 2765e9, 600e9),
   "v6e": Chip("TPU v6 lite", 1, 32e9, 918e12, 1638e9, 400e9),
 }
+
+
+# bfloat16 operations a second without sparsity, by JAX's device_kind; the first that matches.
+# Source: NVIDIA's data sheets of the A100, L4, L40S, H100, H200 and B200.
+_GPU_FLOPS: tuple[tuple[str, float], ...] = (
+  (r"A100", 312e12),
+  (r"L40S", 362e12),
+  (r"L4\b", 121e12),
+  (r"H100.*PCIe", 756e12),
+  (r"H[12]00.*NVL", 835e12),
+  (r"H[12]00", 989e12),
+  (r"B200", 2250e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the bfloat16 operations a second of one device, or None where it is not known.
+
+  Args:
+    device_kind: of a `jax.Device`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3".
+  """
+  for name, chip in CHIPS.items():
+    if device_kind in (chip.device_kind, f"TPU {name}"):
+      return chip.flops
+  return next((flops for kind, flops in _GPU_FLOPS if re.search(kind, device_kind)), None)
 
 
 def chip_of(topology: str) -> Chip:

@@ -21,6 +21,7 @@ class Locations:
   annotations: pathlib.Path  # folder of *.jsonl, or a zip of it
   images: pathlib.Path  # folder, or a zip of it
   prepared: pathlib.Path  # the prepared corpus, written by the run
+  programs: pathlib.Path | None  # compiled programs, shared by runs; None: not kept
   tokenizer: str  # folder or hub id
   checkpoint: str  # safetensors folder or hub id; "": random weights, or pre-trained ones
   benchmark: pathlib.Path | None  # None: do not evaluate
@@ -48,6 +49,7 @@ def locate(config: ConfigDict) -> Locations:
     images=images,
     prepared=cache
     / f"corpus-{_key(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)}",
+    programs=cache / config.train.compile_cache if config.train.compile_cache else None,
     tokenizer=config.inputs.tokenizer
     or (str(drawn / "tokenizer") if drawn else config.model.checkpoint),
     checkpoint=config.model.checkpoint,

@@ -90,6 +90,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   check(config)
   check_backend(config.model.attention, jax.default_backend())
   where = locations.require(config, locations.locate(config))
+  if where.programs:  # programs that took a second to compile are read back the next time
+    jax.config.update("jax_compilation_cache_dir", str(where.programs))
   place = epath.Path(folder)
   distributed.first_makes(place / "config.json", lambda: workdir.claim(place, config))
   workdir.claim(place, config)

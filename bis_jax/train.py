@@ -19,12 +19,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bis_jax import backbones, checkpoint, optim
+from bis_jax.devices import peak_flops
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
-from bis_jax.metrics import MetricWriter, Rates, batch_counts
+from bis_jax.metrics import Goodput, MetricWriter, Rates, batch_counts
+from bis_jax.model_flops import trained_stages
 from bis_jax.models import weights
 from bis_jax.preemption import Preempted, StopRequest
-from bis_jax.sharding import MeshError, batch_sharding, batch_shards
+from bis_jax.profile import Profile
+from bis_jax.sharding import MeshError, batch_sharding, batch_shards, batch_share
 from bis_jax.state import Params, TrainState, merge, split
 from bis_jax.train_step import HOST_KEYS, make_train_step
 
@@ -238,7 +241,13 @@ def train(
     )
     writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
     at_the_end.callback(writer.close)
-    rates, pending = Rates(), None
+    goodput = Goodput(writer.found, start)
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    rates, pending = Rates(peak and peak * mesh.size), None
+    stages, (_, shares) = trained_stages(factor), batch_share(mesh)
+    profile = at_the_end.enter_context(
+      Profile(workdir / "profile", *config.train.profile_steps, write=jax.process_index() == 0)
+    )
     bar = at_the_end.enter_context(
       tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
     )
@@ -248,17 +257,19 @@ def train(
       return every > 0 and (step % every == 0 or step == steps)
 
     def write_evaluation(step: int, state: TrainState) -> None:
-      values = evaluate(step, state.params | frozen)
+      with rates.paused():
+        values = evaluate(step, state.params | frozen)
       writer.write(step, {f"evaluation/{name}": value for name, value in values.items()})
 
     def read(pending) -> None:
       """Reads a finished step's metrics; called when the next step is already on the device."""
       step, metrics, batch = pending
       _stop_on_bad_loss(step, metrics, batch, examples)
-      rates.count(**batch_counts(batch))
+      rates.count(**batch_counts(batch, model_config, stages, shares))
       bar.update()
       if step % config.train.log_every == 0 or step == steps or is_due(step):
         values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
+        values |= goodput.add(values["productive_seconds"])
         bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
         if bar.disable:
           logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
@@ -272,8 +283,11 @@ def train(
       with rates.waiting():
         batch = next(iterator)
       stopping = stop.anywhere()
-      with jax.set_mesh(mesh):  # which attention kernels and `split_rows` read
+      profile.before(step)
+      compiling = rates.paused() if step == start + 1 else contextlib.nullcontext()
+      with compiling, jax.set_mesh(mesh):  # which attention kernels and `split_rows` read
         state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
+      profile.after(step, metrics)
       if pending:
         read(pending)
       pending = (step, metrics, batch)
@@ -285,7 +299,8 @@ def train(
         write_evaluation(step, state)
       if saving:
         writer.flush()
-        checkpoint.save(checkpoints, step, state)
+        with rates.paused():
+          checkpoint.save(checkpoints, step, state)
         if stopping and step < steps:
           raise Preempted(
             f"told to stop; step {step} of {steps} is saved: run the same command again"

@@ -14,6 +14,8 @@ FREE_KEYS = (
   "train.log_every",
   "train.checkpoint_every",
   "train.keep_checkpoints",
+  "train.profile_steps",
+  "train.compile_cache",
   "mesh.",
   "evaluation.",
 )

@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
   c.train.log_every = 1  # steps
   c.train.checkpoint_every = 50  # steps
   c.train.keep_checkpoints = 2  # count, >= 1
+  c.train.profile_steps = (0, 0)  # write a profiler trace of (first step, how many); (0, 0): none
+  c.train.compile_cache = "compiled"  # compiled programs: a folder in corpus.cache; "": not kept
 
   c.mesh = ConfigDict()  # devices along each axis; one of them may be -1: all that are left
   c.mesh.data = 1
