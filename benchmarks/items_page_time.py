@@ -7,8 +7,8 @@ item, opens it three times in a fresh profile, and prints the wall time from the
 browser's process to the end of it, with the page drawn and its list written out, and the
 processor time that took. Asked: at most 3 s, no console message.
 
-Last result, 2 cores shared with other work (load 5): 1.9 s, 2.5 s, 2.3 s with 1.3 s of processor
-time; an empty page 0.8 s, 0.6 s, 0.6 s with 0.7 s of processor time. The page is 4.4 MB.
+Last result, 2 cores shared with other work (load 8 to 9.5): 2.4 s, 2.5 s, 2.5 s with 0.9 s of
+processor time; an empty page 1.1 s, 0.9 s, 0.9 s with 0.5 s of processor time. The page is 4.4 MB.
 """
 
 import pathlib
