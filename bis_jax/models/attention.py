@@ -5,9 +5,10 @@ segment of its own, so its output is finite and nothing of it reaches a sample. 
 segment ids, never handed in as T x T arrays.
 
 Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads,
-G query heads a key head (N = K * G), H head dim, P patches, W windows, c query chunks.
+G query heads a key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G * c.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,8 +20,8 @@ from bis_jax.models.triton import triton_attention
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
 _MASKED = -1e30  # finite, so that a query without any key stays finite; exp() of it is exactly 0
-_DIRECT_LENGTH = 1024  # up to here all T x S scores of a row are held at once
-_CHUNK = 512  # queries whose scores are held at once beyond that
+_MIN_CHUNK = 128  # queries whose scores are held at once, in the XLA backend
+_MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
 class BackendError(ValueError):
@@ -106,33 +107,99 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
 def _xla(
   q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
-  """Plain XLA: at once for short rows, a scan over chunks of queries for long ones."""
+  """Plain XLA, a chunk of queries after the other; a causal chunk reads no key behind it."""
   b, t, n, h = q_BTNH.shape
-  index_S = jnp.arange(t)
+  k = k_BSKH.shape[2]
+  q_BKGTH = jnp.moveaxis(q_BTNH, 1, 2).reshape(b, k, n // k, t, h)
+  k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
+  size = max(_MIN_CHUNK, -(-t // _MAX_CHUNKS))
+  chunks = []
+  for start in range(0, t, size):
+    stop = min(start + size, t)
+    seen = stop if causal else t
+    chunks.append(
+      _chunk(
+        q_BKGTH[:, :, :, start:stop],
+        k_BKSH[:, :, :seen],
+        v_BKSH[:, :, :seen],
+        segment_BS[:, start:stop],
+        segment_BS[:, :seen],
+        causal,
+      )
+    )
+  out_BKGTH = jnp.concatenate(chunks, axis=3)
+  return jnp.moveaxis(out_BKGTH.reshape(b, n, t, h), 1, 2)
 
-  def rows(q_BcNH: jax.Array, segment_Bc: jax.Array, index_c: jax.Array) -> jax.Array:
-    mask_BcS = segment_Bc[:, :, None] == segment_BS[:, None, :]
-    if causal:
-      mask_BcS &= (index_c[:, None] >= index_S[None, :])[None]
-    return _attend(q_BcNH, k_BSKH, v_BSKH, mask_BcS)
 
-  if t <= _DIRECT_LENGTH:
-    return rows(q_BTNH, segment_BS, index_S)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _chunk(
+  q_BKGcH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  segment_Bc: jax.Array,
+  segment_BS: jax.Array,
+  causal: bool,
+) -> jax.Array:
+  """Attention of the last c of S tokens where `causal`, else of any; keeps no scores.
 
-  pad = -t % _CHUNK  # queries past the end; cut off again below
-  chunks = (t + pad) // _CHUNK
-  q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, pad), (0, 0), (0, 0)))
-  segment_BT = jnp.pad(segment_BS, ((0, 0), (0, pad)))
-  out_cBTNH = jax.lax.map(
-    # The backward pass makes each chunk's scores again instead of keeping all T x S of them.
-    lambda chunk: jax.checkpoint(rows)(*chunk),
-    (
-      jnp.moveaxis(q_BTNH.reshape(b, chunks, _CHUNK, n, h), 1, 0),
-      jnp.moveaxis(segment_BT.reshape(b, chunks, _CHUNK), 1, 0),
-      jnp.arange(t + pad).reshape(chunks, _CHUNK),
-    ),
+  The backward pass makes them again. Source: FlashAttention (arXiv 2205.14135), algorithm 4.
+  """
+  return _chunk_forward(q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, causal)[0]
+
+
+def _scores(
+  q_BKGcH: jax.Array,
+  k_BKSH: jax.Array,
+  segment_Bc: jax.Array,
+  segment_BS: jax.Array,
+  causal: bool,
+) -> jax.Array:
+  """Masked scores, float32[B, K, G, c, S]."""
+  b, k, g, c, h = q_BKGcH.shape
+  scores_BKxS = jnp.einsum(  # x: the queries of a key head in one axis
+    "bkxh,bksh->bkxs", q_BKGcH.reshape(b, k, g * c, h), k_BKSH, preferred_element_type=jnp.float32
   )
-  return jnp.moveaxis(out_cBTNH, 0, 1).reshape(b, t + pad, n, h)[:, :t]
+  seen_BcS = segment_Bc[:, :, None] == segment_BS[:, None, :]
+  if causal:
+    s = segment_BS.shape[1]
+    seen_BcS &= (jnp.arange(s - c, s)[:, None] >= jnp.arange(s)[None])[None]
+  scores_BKGcS = scores_BKxS.reshape(b, k, g, c, -1) * h**-0.5
+  return jnp.where(seen_BcS[:, None, None], scores_BKGcS, _MASKED)
+
+
+def _chunk_forward(q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, causal):
+  b, k, g, c, h = q_BKGcH.shape
+  scores_BKGcS = _scores(q_BKGcH, k_BKSH, segment_Bc, segment_BS, causal)
+  top_BKGc1 = scores_BKGcS.max(axis=-1, keepdims=True)
+  exp_BKGcS = jnp.exp(scores_BKGcS - top_BKGc1)
+  sum_BKGc1 = exp_BKGcS.sum(axis=-1, keepdims=True)
+  exp_BKxS = exp_BKGcS.astype(v_BKSH.dtype).reshape(b, k, g * c, -1)
+  out_BKxH = jnp.einsum("bkxs,bksh->bkxh", exp_BKxS, v_BKSH, preferred_element_type=jnp.float32)
+  out_BKGcH = (out_BKxH.reshape(b, k, g, c, h) / sum_BKGc1).astype(v_BKSH.dtype)
+  log_sum_BKGc1 = top_BKGc1 + jnp.log(sum_BKGc1)
+  return out_BKGcH, (q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, out_BKGcH, log_sum_BKGc1)
+
+
+def _chunk_backward(causal, kept, d_out_BKGcH):
+  q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, out_BKGcH, log_sum_BKGc1 = kept
+  b, k, g, c, h = q_BKGcH.shape
+  scores_BKGcS = _scores(q_BKGcH, k_BKSH, segment_Bc, segment_BS, causal)
+  probs_BKGcS = jnp.exp(scores_BKGcS - log_sum_BKGc1)
+  d_out_BKxH = d_out_BKGcH.reshape(b, k, g * c, h)
+  d_probs_BKxS = jnp.einsum(
+    "bkxh,bksh->bkxs", d_out_BKxH, v_BKSH, preferred_element_type=jnp.float32
+  )
+  inner_BKGc1 = (d_out_BKGcH.astype(jnp.float32) * out_BKGcH).sum(axis=-1, keepdims=True)
+  d_scores_BKGcS = probs_BKGcS * (d_probs_BKxS.reshape(scores_BKGcS.shape) - inner_BKGc1)
+  d_scores_BKxS = (d_scores_BKGcS * h**-0.5).astype(q_BKGcH.dtype).reshape(b, k, g * c, -1)
+  probs_BKxS = probs_BKGcS.astype(v_BKSH.dtype).reshape(b, k, g * c, -1)
+  d_q_BKxH = jnp.einsum("bkxs,bksh->bkxh", d_scores_BKxS, k_BKSH)
+  d_k_BKSH = jnp.einsum("bkxs,bkxh->bksh", d_scores_BKxS, q_BKGcH.reshape(b, k, g * c, h))
+  d_v_BKSH = jnp.einsum("bkxs,bkxh->bksh", probs_BKxS, d_out_BKxH)
+  return d_q_BKxH.reshape(q_BKGcH.shape), d_k_BKSH, d_v_BKSH, None, None
+
+
+_chunk.defvjp(_chunk_forward, _chunk_backward)
 
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {

@@ -59,12 +59,11 @@ def test_equals_a_plain_loop(case, causal):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_chunks_of_queries_change_nothing(case, causal, monkeypatch):
-  """Values and gradients of the long form, with a last chunk that is not full."""
+  """Values and gradients of smaller chunks, the last one not full."""
   q, k, v, segments = case
   f = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")
   at_once, gradients = f(q, k, v), _gradients(f, q, k, v)
-  monkeypatch.setattr(attention_module, "_DIRECT_LENGTH", 0)
-  monkeypatch.setattr(attention_module, "_CHUNK", 48)
+  monkeypatch.setattr(attention_module, "_MIN_CHUNK", 48)
   np.testing.assert_allclose(f(q, k, v), at_once, atol=1e-6)
   for ours, expected in zip(_gradients(f, q, k, v), gradients, strict=True):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
