@@ -1,0 +1,354 @@
+"""Our training step against torch with Transformers: rollouts a second and peak memory.
+
+    python -m benchmarks.train_step                      # 50M parameters, for a CPU
+    python -m benchmarks.train_step --size=7b-layers=12  # 7B width, bfloat16, for a GPU
+
+Both sides train the same rollouts: the reward loss on two logits at the step markers, the vision
+tower frozen but for its merger and everything else trained, the 152,064-row embedding included, as
+in the recipes; float32 parameters and moments, clipping, AdamW. Each runs in a process of its own,
+one after the other. torch takes Transformers' decoder without an LM head, two rows at the markers
+instead, its fastest attention (FlashAttention 2 where it is installed, else sdpa) and fused AdamW;
+once with the rollouts side by side in a padded batch, once one by one with accumulated gradients.
+Our rows are packed. Peak memory is the process's on a CPU, the allocator's on a GPU. Seconds are
+the median of the steps after the first, which compiles.
+
+Asked on a CPU: at least 1.3 times the rollouts/s and at most 0.7 times the peak memory. Last result,
+one core that other work shared (CPU seconds are the steadier figure), 7 rollouts, 2 steps:
+
+    | | rollouts/s | a CPU second | peak memory |
+    |---|---|---|---|
+    | bis_jax | 1.38 | 1.84 | 2.41 GB |
+    | torch padded | 1.22 | 1.43 | 3.34 GB |
+    | torch one by one | 2.31 | 2.39 | 1.81 GB |
+
+So 1.13 times (1.29 by CPU seconds) and 0.72 times against the padded batch, but 0.60 (0.77) and 1.33
+times against rollouts one by one: the figures are missed. Not yet measured on a GPU. Of our memory
+the step's arguments and temporaries are 1.23 GB; compiling and building the state leave the rest.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig, TextConfig, VisionConfig
+
+_SIZE = flags.DEFINE_string("size", "50m", '"50m", or "7b-layers=N"')
+_STEPS = flags.DEFINE_integer("steps", 4, "steps to time, after the first")
+_SIDE = flags.DEFINE_string("side", "", "one side alone, on --data; for the processes of a run")
+_DATA = flags.DEFINE_string("data", "", "file of the rollouts; likewise")
+
+SIDES = ("bis_jax", "torch padded", "torch one by one")
+IMAGE_PAD, VISION_START, VISION_END, MARKER = 151655, 151652, 151653, 151665
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What is trained on what: a model, and rows of one step."""
+
+  model: Qwen2_5_VLConfig
+  rows: int  # each a micro-batch of its own
+  row_tokens: int
+  image_side: int  # pixels, at most
+
+
+def size_of(name: str) -> Size:
+  """Returns the size that --size names; raises ValueError."""
+  if name == "50m":
+    text = TextConfig(152_064, 256, 1024, 8, 2, 1)  # heads of 128, as published
+    vision = VisionConfig(
+      depth=4, hidden_size=192, intermediate_size=512, num_heads=4, full_attention_period=4
+    )
+    return Size(Qwen2_5_VLConfig(text, vision), rows=4, row_tokens=1024, image_side=336)
+  if match := re.fullmatch(r"7b-layers=(\d+)", name):
+    model = Qwen2_5_VLConfig.qwen_7b()
+    text = dataclasses.replace(model.text, num_hidden_layers=int(match[1]))
+    model = dataclasses.replace(model, text=text, remat="full")
+    return Size(model, rows=2, row_tokens=8192, image_side=896)
+  raise ValueError(f'--size={name}: write "50m" or "7b-layers=N"')
+
+
+def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+  """Returns (packed rows, the same rollouts each for itself).
+
+  Lengths are log-normal with the percentiles of the released corpus, 155, 501 and 1524 tokens (1,
+  50, 99), but none exceeds a row; a third of a rollout, or so, is its image.
+  """
+  from PIL import Image
+
+  from bis_jax.inputs import pack
+  from bis_jax.inputs.images import QwenImages
+  from bis_jax.inputs.prompt import Sample
+  from bis_jax.inputs.rows import RowWriter, empty_batch
+
+  rng, images = np.random.default_rng(0), QwenImages(28 * 28, size.image_side**2)
+  drawn = []
+  for length in np.exp(rng.normal(np.log(501), 0.48, 40 * size.rows)):
+    length = int(np.clip(length, 155, size.row_tokens))
+    side = int(28 * np.clip(round((length / 3) ** 0.5), 2, size.image_side // 28))
+    patches = images.patches(Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)))
+    count = len(patches.unit_slot)
+    tokens = rng.integers(0, 151_000, length, dtype=np.int32)
+    tokens[4:6], tokens[6 : 6 + count] = VISION_START, IMAGE_PAD
+    tokens[6 + count] = VISION_END
+    markers = np.linspace(8 + count, length - 1, 6).astype(np.int32)
+    tokens[markers] = MARKER
+    drawn.append((Sample(tokens, markers, np.array([[6, count]])), patches))
+  costs = [np.array([len(s.tokens), len(p.window), len(s.markers)]) for s, p in drawn]
+  tokens, slots, markers = np.stack(costs, axis=1)
+  row_patches = pack.balanced_row_patches(tokens, slots, size.row_tokens)
+  plan = pack.plan(
+    tokens, slots, markers, row_tokens=size.row_tokens, row_patches=row_patches, row_markers=128
+  )
+  batch, alone = empty_batch(size.rows, size.row_tokens, row_patches, 128), []
+  for b in range(size.rows):
+    row = RowWriter({name: array[b] for name, array in batch.items()})
+    for i in plan.row(b).tolist():
+      sample, patches = drawn[i]
+      labels = rng.integers(0, 2, len(sample.markers)).astype(np.float32)
+      row.add(sample, [patches], labels, np.ones_like(labels), example_index=i)
+      pixels = np.zeros((len(patches.window), 1176), np.float32)
+      patches.write_values(pixels)
+      pixels = pixels.reshape(-1, 4, 1176)[patches.unit_slot].reshape(-1, 1176)
+      grid = np.array([1, 2 * patches.grid[0], 2 * patches.grid[1]])
+      alone.append(
+        dict(tokens=sample.tokens, markers=sample.markers, labels=labels, pixels=pixels, grid=grid)
+      )
+  return batch, alone
+
+
+@dataclasses.dataclass(frozen=True)
+class OurStep:
+  """Our jitted step and what its arguments are, as in `train.train`."""
+
+  step: Callable[..., Any]
+  optimizer: Any
+  mesh: Any
+  trained: dict[str, Any]  # shapes of parameters
+  frozen: dict[str, Any]
+  stages: set[str]  # with trained kernels
+
+
+def our_step(size: Size) -> OurStep:
+  """Returns the step of a size; makes no array."""
+  import jax
+
+  from bis_jax import backbones, model_flops, optim, train_step
+  from bis_jax.sharding import make_mesh
+  from configs import common
+
+  config = common.get_config()
+  mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+  graph, shapes = backbones.structure(size.model, mesh)
+  factor = optim.factors(config.model.learning_rates, list(shapes))
+  optimizer = optim.optimizer(config.optim, 100, factor)
+  return OurStep(
+    train_step.make_train_step(
+      graph, optimizer, optim.schedule(config.optim, 100), config.loss.normalise
+    ),
+    optimizer,
+    mesh,
+    {path: shape for path, shape in shapes.items() if factor[path]},
+    {path: shape for path, shape in shapes.items() if not factor[path]},
+    model_flops.trained_stages(factor),
+  )
+
+
+def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, Any]:
+  """Trains on packed rows; returns what `_measure` does, and the share of the peak, if known."""
+  sys.modules["torch"] = None  # our side needs none; Transformers' image sizes would load it
+  import jax
+
+  from bis_jax import metrics, train
+  from bis_jax.devices import peak_flops
+
+  ours, device = our_step(size), jax.devices()[0]
+  rng = np.random.default_rng(0)
+  params = {}
+  for path, shape in (ours.trained | ours.frozen).items():  # one by one, as weights are read
+    scale = float(path.endswith("scale"))
+    values = rng.standard_normal(shape.shape, np.float32) * 0.02 * (1 - scale) + scale
+    params[path] = jax.device_put(jax.numpy.array(values, shape.dtype), shape.sharding)
+  frozen = {path: params.pop(path) for path in ours.frozen}
+  state = train.first_state(ours.optimizer, params, ours.mesh)
+  del params
+
+  def step() -> float:
+    nonlocal state
+    with jax.set_mesh(ours.mesh):
+      state, values = ours.step(state, frozen, train.to_device(batch, ours.mesh, size.rows))
+    return float(values["loss"])
+
+  measured = _measure(step, steps) | {"device": device.device_kind}
+  if device.platform != "cpu":
+    measured["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
+  if peak := peak_flops(device.device_kind):
+    flops = metrics.batch_counts(batch, size.model, ours.stages)["flops"]
+    measured["mfu"] = flops / measured["seconds"] / peak
+  return measured
+
+
+def run_torch(
+  size: Size, rollouts: list[dict[str, np.ndarray]], steps: int, *, padded: bool
+) -> dict[str, Any]:
+  """Trains the same with Transformers; returns what `_measure` does."""
+  import importlib.util
+
+  import torch
+  from transformers import Qwen2_5_VLConfig as TorchConfig
+  from transformers import Qwen2_5_VLModel
+
+  device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+  flash = device.type == "cuda" and importlib.util.find_spec("flash_attn")
+  config = TorchConfig(
+    **size.model.to_hugging_face(),
+    image_token_id=IMAGE_PAD,
+    vision_start_token_id=VISION_START,
+    vision_end_token_id=VISION_END,
+    attn_implementation="flash_attention_2" if flash else "sdpa",
+  )
+  with device:
+    model = Qwen2_5_VLModel(config).train()
+    head = torch.nn.Linear(size.model.text.hidden_size, 2, bias=False)
+  for name, parameter in model.visual.named_parameters():
+    parameter.requires_grad_(name.startswith("merger"))
+  if size.model.remat == "full":
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+  trained = [p for p in [*model.parameters(), *head.parameters()] if p.requires_grad]
+  groups = [
+    {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
+    {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+  ]
+  optimizer = torch.optim.AdamW(groups, lr=1e-7, fused=True)
+  parts = [_collate(group, device) for group in ([rollouts] if padded else [[r] for r in rollouts])]
+  markers = sum(len(rollout["markers"]) for rollout in rollouts)
+  bf16 = torch.autocast(device.type, torch.bfloat16, enabled=size.model.dtype == "bfloat16")
+
+  def step() -> float:
+    total = 0.0
+    for inputs, where, labels in parts:
+      with bf16:
+        states = model(**inputs, use_cache=False).last_hidden_state
+        logits = head(states[where]).float()
+      loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / markers
+      loss.backward()
+      total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(total)
+
+  measured = _measure(step, steps) | {"attention": config._attn_implementation}
+  if device.type == "cuda":
+    measured["peak_bytes"] = torch.cuda.max_memory_allocated()
+  return measured
+
+
+def _collate(rollouts: list[dict[str, np.ndarray]], device: Any) -> tuple[dict, Any, Any]:
+  """Returns (model inputs, padded on the right; where the markers are; their classes)."""
+  import torch
+
+  length = max(len(rollout["tokens"]) for rollout in rollouts)
+  tokens = torch.zeros((len(rollouts), length), dtype=torch.long)
+  inside = torch.zeros_like(tokens)
+  for row, rollout in enumerate(rollouts):
+    tokens[row, : len(rollout["tokens"])] = torch.tensor(rollout["tokens"])
+    inside[row, : len(rollout["tokens"])] = 1
+  rows = np.repeat(np.arange(len(rollouts)), [len(rollout["markers"]) for rollout in rollouts])
+  inputs = {
+    "input_ids": tokens,
+    "mm_token_type_ids": (tokens == IMAGE_PAD).int(),
+    "pixel_values": torch.tensor(np.concatenate([rollout["pixels"] for rollout in rollouts])),
+    "image_grid_thw": torch.tensor(np.stack([rollout["grid"] for rollout in rollouts])),
+  }
+  if len(rollouts) > 1:
+    inputs["attention_mask"] = inside
+  where = torch.tensor(rows), torch.tensor(np.concatenate([r["markers"] for r in rollouts]))
+  labels = torch.tensor(np.concatenate([1 - r["labels"] for r in rollouts])).long()
+  inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+  return inputs, tuple(index.to(device) for index in where), labels.to(device)
+
+
+def _measure(step: Callable[[], float], steps: int) -> dict[str, Any]:
+  """Returns the median seconds of a step, CPU seconds of one, losses and the process's peak."""
+  losses, seconds, cpu_seconds = [step()], [], []
+  for _ in range(steps):
+    start, cpu_start = time.perf_counter(), time.process_time()
+    losses.append(step())
+    seconds.append(time.perf_counter() - start)
+    cpu_seconds.append(time.process_time() - cpu_start)
+  peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+  return {
+    "seconds": float(np.median(seconds)),
+    "cpu_seconds": float(np.median(cpu_seconds)),
+    "losses": losses,
+    "peak_bytes": int(peak[1]) * 1024,
+  }
+
+
+def _run_side(size: Size, side: str, data: str, steps: int) -> dict[str, Any]:
+  """Reads the rollouts and measures one side in this process."""
+  with np.load(data) as arrays:
+    if side == "bis_jax":
+      return run_ours(
+        size, {n[5:]: arrays[n] for n in arrays.files if n.startswith("rows.")}, steps
+      )
+    rollouts = [
+      {name: arrays[f"{i}.{name}"] for name in ("tokens", "markers", "labels", "pixels", "grid")}
+      for i in range(int(arrays["rollouts"]))
+    ]
+  return run_torch(size, rollouts, steps, padded=side == "torch padded")
+
+
+def main(argv: list[str]) -> None:
+  """Measures every side and prints the table."""
+  del argv
+  size = size_of(_SIZE.value)
+  if _SIDE.value:
+    print(json.dumps(_run_side(size, _SIDE.value, _DATA.value, _STEPS.value)))
+    return
+  batch, rollouts = draw(size)
+  tokens = sum(len(rollout["tokens"]) for rollout in rollouts)
+  print(
+    f"{len(rollouts)} rollouts a step, {tokens} tokens in {size.rows} rows of {size.row_tokens}, "
+    f"{len(os.sched_getaffinity(0))} CPU cores"
+  )
+  results = {}
+  with tempfile.TemporaryDirectory() as folder:
+    data = os.path.join(folder, "rollouts.npz")
+    arrays = {f"{i}.{name}": a for i, r in enumerate(rollouts) for name, a in r.items()}
+    arrays |= {f"rows.{name}": array for name, array in batch.items()}
+    np.savez(data, rollouts=len(rollouts), **arrays)
+    for side in SIDES:
+      command = [sys.executable, "-m", "benchmarks.train_step", f"--size={_SIZE.value}"]
+      command += [f"--steps={_STEPS.value}", f"--side={side}", f"--data={data}"]
+      output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+      results[side] = one = json.loads(output.splitlines()[-1])
+      print(
+        f"{side:18} {len(rollouts) / one['seconds']:7.2f} rollouts/s "
+        f"({len(rollouts) / one['cpu_seconds']:.2f} a CPU second), peak "
+        f"{one['peak_bytes'] / 1e9:.2f} GB, losses {one['losses'][0]:.3f} {one['losses'][-1]:.3f}, "
+        + ", ".join(f"{n} {one[n]}" for n in ("device", "attention", "mfu") if n in one),
+        flush=True,
+      )
+  ours = results["bis_jax"]
+  for side in SIDES[1:]:
+    other = results[side]
+    print(
+      f"against {side}: {other['seconds'] / ours['seconds']:.2f} x the rollouts/s "
+      f"({other['cpu_seconds'] / ours['cpu_seconds']:.2f} by CPU seconds), "
+      f"{ours['peak_bytes'] / other['peak_bytes']:.2f} x the peak memory"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
