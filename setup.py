@@ -48,6 +48,8 @@ setup(
     "test": [
       *_SERVE,
       "hypothesis>=6.100",
+      # The TPU compiler, which needs no TPU.
+      "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",
       "pytest>=8.0",
       "pytest-xdist>=3.6",
       "ruff>=0.14",

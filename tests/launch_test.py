@@ -47,7 +47,8 @@ class Recorded(BatchIterator):
     return batch
 
 def recorded(*arguments):
-  arguments[-1].__class__ = Recorded
+  [iterator] = [argument for argument in arguments if isinstance(argument, BatchIterator)]
+  iterator.__class__ = Recorded
   return plain(*arguments)
 
 if __name__ == "__main__":

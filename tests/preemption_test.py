@@ -8,6 +8,14 @@ import pytest
 from bis_jax.preemption import StopRequest
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+  """Ctrl-C as in a terminal: what runs in the background starts with it ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_is_a_request(number):
   before = signal.getsignal(number)

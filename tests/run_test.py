@@ -162,17 +162,18 @@ def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, 
 
 
 @pytest.mark.parametrize(
-  "flag, words",
+  "flags, words",
   [
-    ("--config.selection.fraction=0", "config.selection.fraction is 0"),
-    ("--config.selection.fractoin=0.1", "fractoin"),
-    ("--config.corpus.name=visualprm", "hf download"),
+    (["--config.selection.fraction=0"], "config.selection.fraction is 0"),
+    (["--config.selection.fractoin=0.1"], "fractoin"),
+    (["--config.corpus.name=visualprm"], "only the embedded corpus has captions"),
+    (["--config.corpus.name=visualprm", "--config.pretrain.steps=0"], "hf download"),
   ],
 )
-def test_bad_input_ends_the_command_with_words_and_a_nonzero_code(flag, words, tmp_path):
+def test_bad_input_ends_the_command_with_words_and_a_nonzero_code(flags, words, tmp_path):
   command = [sys.executable, "-m", "bis_jax.main", "--config=configs/toy_bis10.py"]
   done = subprocess.run(
-    [*command, f"--workdir={tmp_path / 'run'}", flag], cwd=ROOT, capture_output=True, text=True
+    [*command, f"--workdir={tmp_path / 'run'}", *flags], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode != 0 and words in done.stderr
   assert not (tmp_path / "run").exists()
