@@ -2,11 +2,20 @@
 
   python -m benchmarks.first_comparison --workdir=runs/first_comparison
 
-Every arm is the toy recipe and sees as many rollouts as the 10 % arms do, so arms differ in their
-data alone. Resumable: an arm that is done is not run again. The table at the end is also written to
-WORKDIR/table.md.
+Every arm is the toy recipe: three passes over the 10 % arms (945 steps), and one over the whole
+corpus (3,150 steps). All start from the same pre-trained backbone; a seed sets the order of the data
+and which rollouts `random` draws. Resumable: an arm that is done is not run again. The table at the
+end is also written to WORKDIR/table.md.
 
-Last result: none yet; the toy model does not learn to see (README), so there is nothing to compare.
+Last result (x 100, mean and standard deviation of 3 seeds; an hour on one core):
+
+| arm | overall_source_weighted, tuned_on_test | overall_source_weighted, fixed_0.5 | macro_f1_pooled, fixed_0.5 | roc_auc, fixed_0.5 |
+|---|---|---|---|---|
+| full | 93.41 ± 4.52 | 91.85 ± 5.46 | 91.78 ± 5.48 | 95.59 ± 2.69 |
+| random 10 % | 77.11 ± 2.52 | 65.31 ± 6.16 | 65.56 ± 6.09 | 83.05 ± 2.63 |
+| BIS 10 % | 98.46 ± 0.07 | 97.85 ± 0.33 | 97.75 ± 0.36 | 98.91 ± 0.04 |
+
+Most rollouts of this corpus have no wrong step, so `random` and `full` seldom show the model one.
 """
 
 import json
@@ -37,7 +46,7 @@ def _evaluate(strategy: str, fraction: float, seed: int) -> dict:
   config = qwen_bis10.get_config("toy")
   config.seed = seed
   config.selection.strategy, config.selection.fraction = strategy, fraction
-  # The same number of rollouts seen by every arm: a full pass is ten passes over a tenth.
+  # Fewer passes over more data, but one at least.
   config.train.epochs = max(1, round(config.train.epochs * 0.1 / fraction))
   return run.run(config, str(folder))
 
