@@ -141,7 +141,6 @@ def test_a_process_with_no_others_starts_alone(surroundings):
   [
     ({"JAX_PROCESS_ID": "0"}, "but not JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"),
     ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2"}, "but not JAX_PROCESS_ID"),
-    ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_COORDINATOR_ADDRESS is set, but neither"),
     (
       {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
       "0 <= JAX_PROCESS_ID < JAX_NUM_PROCESSES",
@@ -162,6 +161,12 @@ def test_processes_named_by_half_are_refused(variables, words, monkeypatch):
   with pytest.raises(distributed.DistributedError, match=words):
     distributed.start()
   assert not jax.distributed.is_initialized()
+
+
+def test_an_address_alone_is_refused():
+  """In a process of its own: JAX looks for a cluster only before its first device is used."""
+  code, _, err = _finish(_start(COUNT, JAX_COORDINATOR_ADDRESS="h:1"))
+  assert code != 0 and "JAX_COORDINATOR_ADDRESS is set, but neither" in err
 
 
 DIE = """
