@@ -6,14 +6,19 @@ The paper's recipe (frozen tower, bfloat16, float32 master and moments, about 51
 rows of 4096 or 8192 tokens), with settings at which it fits. Needs `pip install -e '.[tpu]'`.
 
 Asked: at least 10 % of memory spare on v5p 2x2x4, v5e 8x8 and v6e 4x4, compiled in at most 5 minutes
-on 2 cores. Measured so far, on one core shared with other work (seconds of CPU: 115 to 120 each):
+on 2 cores. Measured, each by the command `bis_jax.aot` with the settings below, on 2 cores with other
+work beside it (whole command; the seconds of processor time are the steadier figure):
 
-    | slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB a device | spare | model-FLOPs bound | roofline | compile |
+    | slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB a device | spare | model-FLOPs bound | roofline | processor, wall |
     |---|---|---|---|---|---|---|---|---|---|
-    | v5e:8x8 | 4096 | 16 x 4 | 5 | 530 | 5.7 of 16 | 65% | 468 rollouts/s | 261 rollouts/s | 506 s |
-    | v5p:2x2x4 | 4096 | 16 x 1 | 1 | 530 | 25.6 of 95 | 73% | 273 rollouts/s | 197 rollouts/s | 258 s |
+    | v5e:8x8 | 4096 | 16 x 4 | 5 | 530 | 5.7 of 16 | 65% | 468 rollouts/s | 261 rollouts/s | 118 s, 744 s |
+    | v5e:8x8 | 8192 | 16 x 4 | 2 | 424 | 7.2 of 16 | 55% | 468 rollouts/s | 209 rollouts/s | 118 s, 144 s |
+    | v5p:2x2x4 | 4096 | 16 x 1 | 1 | 530 | 25.6 of 95 | 73% | 273 rollouts/s | 197 rollouts/s | 117 s, 258 s |
+    | v5p:2x2x4 | 8192 | 16 x 1 | 1 | 424 | 23.0 of 95 | 76% | 273 rollouts/s | 185 rollouts/s | not noted |
+    | v6e:4x4 | 4096 | 16 x 1 | 5 | 530 | 16.6 of 32 | 48% | 545 rollouts/s | 170 rollouts/s | 168 s, 156 s |
+    | v6e:4x4 | 8192 | 16 x 1 | 2 | 424 | 20.7 of 32 | 35% | 545 rollouts/s | 137 rollouts/s | 187 s, 421 s |
 
-The other cases have not been compiled to the end yet.
+v4 has not been compiled yet. One process at a time may use libtpu: start them one after the other.
 """
 
 from absl import app, flags
