@@ -113,14 +113,13 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   evaluator = make_evaluator(config, where, corpus, manifest, reader, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   iterator = training_batches(config, examples, reader, mesh)
-  base, special = base_checkpoint(config, where), reader.prompt.special
   trained = train.train(
     config,
     place,
     mesh,
     model_config,
-    base,
-    special,
+    lambda: base_checkpoint(config, where),
+    reader.prompt.special,
     examples,
     iterator,
     evaluator.while_training if evaluator else None,

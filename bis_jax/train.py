@@ -181,7 +181,7 @@ def train(
   workdir: epath.Path,
   mesh: Mesh,
   model_config: Any,
-  base: pathlib.Path | None,
+  base: Callable[[], pathlib.Path | None],
   special: SpecialTokens,
   examples: Examples,
   iterator: BatchIterator,
@@ -194,8 +194,8 @@ def train(
     workdir: where metrics and checkpoints go.
     mesh: the devices.
     model_config: the backbone's config.
-    base: safetensors folder of the first parameters; None: random ones. Read only where the run
-      starts, not where it goes on.
+    base: returns the safetensors folder of the first parameters, or None for random ones. Called
+      only where the run starts: one that goes on needs no base.
     special: ids that the first parameters need; see `first_params`.
     examples: what the batches are made of, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
@@ -230,7 +230,7 @@ def train(
       iterator.set_state(position)
       logging.info("going on from step %d of %d", int(state.step), steps)
     else:
-      params = first_params(model_config, shapes, base, special, config.seed)
+      params = first_params(model_config, shapes, base(), special, config.seed)
       params, frozen = _partition(params, is_trained)
       state = first_state(optimizer, params, mesh)
       checkpoint.save_frozen(workdir, frozen)
