@@ -39,6 +39,8 @@ from bis_jax.train import first_params, first_state, to_device
 _OPTIM = dict(
   warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
 )
+# Keys of `config.inputs` that decide what a batch of captions holds.
+_INPUTS = ("separator", "min_pixels", "max_pixels", "row_patches", "row_markers", "lookahead")
 _CARD = """# A small Qwen2.5-VL for the embedded corpus of bis_jax
 
 Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
@@ -48,9 +50,11 @@ Pre-trained on captions of the corpus's pictures: {captions} captions in {steps}
 
 def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
   """Returns where the pre-trained backbone of a config lies, beside its drawn corpus."""
+  model, inputs = config.model, config.inputs
   made_of = (
-    *(sorted(part.items()) for part in (config.pretrain, config.model)),
-    config.inputs.separator,
+    [model[key] for key in ("backbone", "size", "dtype")],
+    [inputs[key] for key in _INPUTS],
+    sorted(config.pretrain.items()),
     _OPTIM,
     pathlib.Path(__file__).read_text(),
   )

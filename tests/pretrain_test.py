@@ -96,15 +96,35 @@ def test_a_backbone_that_is_there_is_kept(config, drawn, folder):
 
 
 @pytest.mark.parametrize(
-  "key, value", [("pretrain.learning_rate", 1e-4), ("pretrain.steps", 7), ("model.size", "tiny")]
+  "key, value",
+  [
+    ("pretrain.learning_rate", 1e-4),
+    ("pretrain.steps", 7),
+    ("model.size", "tiny"),
+    ("inputs.max_pixels", 112 * 112),
+    ("inputs.separator", ""),
+  ],
 )
 def test_another_recipe_has_a_backbone_of_its_own(config, drawn, folder, key, value):
   other = config.copy_and_resolve_references()
   other.update_from_flattened_dict({key: value})
   assert pretrain.folder(other, drawn) != folder
-  seed_alone = config.copy_and_resolve_references()
-  seed_alone.update_from_flattened_dict({"seed": 3, "optim.learning_rate": 1.0})
-  assert pretrain.folder(seed_alone, drawn) == folder
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("seed", 3),
+    ("optim.learning_rate", 1.0),
+    ("model.remat", "full"),
+    ("model.learning_rates", ((r".*", 0.5),)),
+    ("inputs.workers", 2),
+  ],
+)
+def test_what_does_not_change_the_backbone_shares_it(config, drawn, folder, key, value):
+  other = config.copy_and_resolve_references()
+  other.update_from_flattened_dict({key: value})
+  assert pretrain.folder(other, drawn) == folder
 
 
 def test_captions_are_not_of_the_benchmark(drawn):
