@@ -8,26 +8,18 @@ recomputation and micro-batches are tried, and what fits with 10 % to spare is l
 predicted rate first. Needs `pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
 """
 
-import os
+import sys
+from collections.abc import Iterator
 
-# Before jax starts: the compiler is wanted, and no hardware is looked for.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-os.environ["TPU_ACCELERATOR_TYPE"] = "v5p-8"  # of the host; any will do, without one it complains
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
-import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-
-from absl import app, flags  # noqa: E402
-from ml_collections import ConfigDict, config_flags  # noqa: E402
-
-from bis_jax import step_search  # noqa: E402
-from bis_jax.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step  # noqa: E402
-from bis_jax.config import ConfigError, check  # noqa: E402
-from bis_jax.devices import TopologyError  # noqa: E402
-from bis_jax.sharding import MeshError  # noqa: E402
+from bis_jax import step_search
+from bis_jax.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step
+from bis_jax.config import ConfigError, check
+from bis_jax.devices import TopologyError
+from bis_jax.sharding import MeshError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "slice, such as v5p:2x2x4, v5e:8x8, v6e:4x4")
@@ -89,6 +81,7 @@ def main(argv: list[str]) -> None:
   """Prints the report, or the table of the search; input that cannot be used ends it with 1."""
   if len(argv) > 1:
     sys.exit(f"aot: what is {argv[1]!r}? Every argument is a flag, like --topology=v5p:2x2x4")
+  jax.config.update("jax_platforms", "cpu")  # no hardware is looked for
   config, topology = _CONFIG.value, _TOPOLOGY.value
   try:
     check(config)

@@ -7,6 +7,7 @@ it on any machine with libtpu.
 import dataclasses
 import importlib.util
 import math
+import os
 import re
 from typing import Any
 
@@ -61,6 +62,16 @@ _GPU_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
+# Settings of libtpu, which it reads as it starts: it looks for no hardware, and lets other processes
+# start it too. The type is of the host that it takes this one for; without one it complains.
+_NO_HARDWARE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 def peak_flops(device_kind: str) -> float | None:
   """Returns the bfloat16 operations a second of one device, or None where it is not known.
 
@@ -99,6 +110,7 @@ def slice_devices(topology: str) -> list[Any]:
     raise TopologyError(
       "compiling for TPUs needs libtpu, which is not installed: pip install -e '.[tpu]'"
     )
+  os.environ.update(_NO_HARDWARE)
   try:
     devices = topologies.get_topology_desc(
       topology, platform="tpu", chip_config_name="megacore" if chip.cores == 2 else "default"
