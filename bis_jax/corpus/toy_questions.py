@@ -7,6 +7,7 @@ alike in text, so that only the picture tells them apart.
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 
@@ -81,59 +82,37 @@ def _draw_scores(rng: random.Random, count: int) -> list[int]:
   return rng.sample(range(1, MOST_STRIPES + 1), count)
 
 
-def _halves(rng: random.Random) -> Scene:
-  half = SIDE // 2
-  left, right = _draw_scores(rng, 2)
-  return (
-    (
-      Panel("left half", left, "white", 0, 0, SIDE, half),
-      Panel("right half", right, "white", 0, half, SIDE, half),
-    ),
-  )
+# The panels of a picture: name, first row, first column, rows, columns, in units of a tile.
+Layout = tuple[tuple[str, int, int, int, int], ...]
+_HALF = SIDE // 2
+_HALVES: Layout = (("left half", 0, 0, SIDE, _HALF), ("right half", 0, _HALF, SIDE, _HALF))
+_QUARTERS: Layout = (
+  ("top left", 0, 0, _HALF, _HALF),
+  ("top right", 0, _HALF, _HALF, _HALF),
+  ("bottom left", _HALF, 0, _HALF, _HALF),
+  ("bottom right", _HALF, _HALF, _HALF, _HALF),
+)
+_ORDINALS = ("first", "second", "third", "last")
+_ROWS: Layout = tuple((f"{nth} row", i, 0, 1, SIDE) for i, nth in enumerate(_ORDINALS))
+_COLUMNS: Layout = tuple((f"{nth} column", 0, i, SIDE, 1) for i, nth in enumerate(_ORDINALS))
 
 
-def _quarters(rng: random.Random) -> Scene:
-  half = SIDE // 2
-  names = ("top left", "top right", "bottom left", "bottom right")
-  places = [(row, column) for row in (0, half) for column in (0, half)]
-  scores = _draw_scores(rng, len(names))
-  panels = zip(names, scores, places, strict=True)
-  return (tuple(Panel(name, score, "white", *place, half, half) for name, score, place in panels),)
-
-
-def _rows(rng: random.Random) -> Scene:
-  names = ("first row", "second row", "third row", "last row")
-  panels = enumerate(zip(names, _draw_scores(rng, SIDE), strict=True))
-  return (tuple(Panel(name, score, "white", row, 0, 1, SIDE) for row, (name, score) in panels),)
-
-
-def _columns(rng: random.Random) -> Scene:
-  names = ("first column", "second column", "third column", "last column")
-  panels = enumerate(zip(names, _draw_scores(rng, SIDE), strict=True))
-  return (tuple(Panel(name, score, "white", 0, i, SIDE, 1) for i, (name, score) in panels),)
-
-
-def _halves_of_two(rng: random.Random) -> Scene:
-  half = SIDE // 2
-  scores = iter(_draw_scores(rng, 4))
+def _laid_out(layout: Layout, rng: random.Random, pictures: int = 1) -> Scene:
+  """Returns a scene of white panels; where there are several pictures, names say of which."""
+  scores = iter(_draw_scores(rng, pictures * len(layout)))
+  of = [f" of picture {number + 1}" if pictures > 1 else "" for number in range(pictures)]
   return tuple(
-    tuple(
-      Panel(f"{side} half of picture {number}", next(scores), "white", 0, column, SIDE, half)
-      for side, column in (("left", 0), ("right", half))
-    )
-    for number in (1, 2)
+    tuple(Panel(name + suffix, next(scores), "white", *place) for name, *place in layout)
+    for suffix in of
   )
 
 
 def _bars(rng: random.Random) -> Scene:
   count = rng.randint(4, 5)
-  length = SIDE // 2
-  slots = [(row, column) for row in range(SIDE) for column in (0, length)]
+  slots = [(row, column) for row in range(SIDE) for column in (0, _HALF)]
   inks, places = rng.sample(tuple(INKS), count), rng.sample(slots, count)
   panels = zip(inks, _draw_scores(rng, count), places, strict=True)
-  return (
-    tuple(Panel(f"{ink} bar", score, ink, *place, 1, length) for ink, score, place in panels),
-  )
+  return (tuple(Panel(f"{ink} bar", score, ink, *place, 1, _HALF) for ink, score, place in panels),)
 
 
 SOURCES = (
@@ -142,7 +121,7 @@ SOURCES = (
     benchmark="DynaMath",
     share=0.25,
     habits=Habits(slip=0.03, again=0.002, lapse=0.15, preface=0.02),
-    scene=_halves,
+    scene=functools.partial(_laid_out, _HALVES),
     question="Add up a tile of each half.",
   ),
   Source(
@@ -150,7 +129,7 @@ SOURCES = (
     benchmark="WeMath",
     share=0.2,
     habits=Habits(slip=0.02, again=0.002, lapse=0.1, preface=0.05),
-    scene=_quarters,
+    scene=functools.partial(_laid_out, _QUARTERS),
     question="Add up a tile of each quarter.",
   ),
   Source(
@@ -158,7 +137,7 @@ SOURCES = (
     benchmark="WeMath",
     share=0.15,
     habits=Habits(slip=0.02, again=0.01, lapse=0.03, preface=0.05),
-    scene=_rows,
+    scene=functools.partial(_laid_out, _ROWS),
     question="Add up a tile of each row.",
   ),
   Source(
@@ -166,7 +145,7 @@ SOURCES = (
     benchmark="MathVision",
     share=0.15,
     habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
-    scene=_columns,
+    scene=functools.partial(_laid_out, _COLUMNS),
     question="Start with {start} and take away a tile of each column.",
     sign=-1,
     result="{total} left",
@@ -176,7 +155,7 @@ SOURCES = (
     benchmark="MMMU",
     share=0.05,
     habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
-    scene=_halves_of_two,
+    scene=functools.partial(_laid_out, _HALVES, pictures=2),
     pictures=2,
     question="Add up a tile of each half.",
   ),
