@@ -109,7 +109,7 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
   plan = pack.plan(
     tokens, slots, markers, row_tokens=size.row_tokens, row_patches=row_patches, row_markers=128
   )
-  batch, alone = empty_batch(size.rows, size.row_tokens, row_patches, 128), []
+  batch, alone = empty_batch(images, size.rows, size.row_tokens, row_patches, 128), []
   for b in range(size.rows):
     row = RowWriter({name: array[b] for name, array in batch.items()})
     for i in plan.row(b).tolist():

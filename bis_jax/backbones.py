@@ -13,12 +13,23 @@ from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
 from bis_jax.sharding import P, parameter_shardings
 from bis_jax.state import split
 
-# size -> model config, given the number of token ids in use
-SIZES: dict[str, Callable[[int], Qwen2_5_VLConfig]] = {
-  "tiny": Qwen2_5_VLConfig.tiny,
-  "toy": Qwen2_5_VLConfig.toy,
-  "3b": lambda vocab_size: Qwen2_5_VLConfig.qwen_3b(),
-  "7b": lambda vocab_size: Qwen2_5_VLConfig.qwen_7b(),
+ModelConfig = Qwen2_5_VLConfig | InternVLConfig
+
+# backbone -> size -> model config, given the number of token ids in use
+SIZES: dict[str, dict[str, Callable[[int], ModelConfig]]] = {
+  "qwen2_5_vl": {
+    "tiny": Qwen2_5_VLConfig.tiny,
+    "toy": Qwen2_5_VLConfig.toy,
+    "3b": lambda vocab_size: Qwen2_5_VLConfig.qwen_3b(),
+    "7b": lambda vocab_size: Qwen2_5_VLConfig.qwen_7b(),
+  },
+  "internvl": {
+    "tiny": InternVLConfig.tiny,
+    "toy": InternVLConfig.toy,
+    "2.5-8b": lambda vocab_size: InternVLConfig.internvl2_5_8b(),
+    "3-8b": lambda vocab_size: InternVLConfig.internvl3_8b(),
+    "3-14b": lambda vocab_size: InternVLConfig.internvl3_14b(),
+  },
 }
 
 # Kernels are [in, out], stacked layers lead with [layer]; widths split over fsdp, heads and
@@ -43,7 +54,7 @@ SHARDING: tuple[tuple[str, P], ...] = (
 )
 
 
-def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
+def model_config(model: ConfigDict, vocab_size: int) -> ModelConfig:
   """Returns the model config that `config.model` names.
 
   Args:
@@ -53,25 +64,26 @@ def model_config(model: ConfigDict, vocab_size: int) -> Qwen2_5_VLConfig:
   Raises:
     ValueError: the tokenizer has more tokens than the model has rows.
   """
-  config = SIZES[model.size](-(-vocab_size // 64) * 64)
+  config = SIZES[model.backbone][model.size](-(-vocab_size // 64) * 64)
   if vocab_size > config.text.vocab_size:
     raise ValueError(
       f"the tokenizer has {vocab_size} tokens, size {model.size!r} of {model.backbone} only "
       f"{config.text.vocab_size} rows: set config.inputs.tokenizer to the tokenizer of the weights"
     )
+  own = {"drop_path": model.drop_path} if model.backbone == "internvl" else {}
   return dataclasses.replace(
-    config, dtype=model.dtype, remat=model.remat, attention=model.attention
+    config, dtype=model.dtype, remat=model.remat, attention=model.attention, **own
   )
 
 
-def build(config: Qwen2_5_VLConfig | InternVLConfig, seed: int) -> nnx.Module:
+def build(config: ModelConfig, seed: int) -> nnx.Module:
   """Returns the model with random weights."""
   model = InternVL if isinstance(config, InternVLConfig) else Qwen2_5_VL
   return model(config, rngs=nnx.Rngs(seed))
 
 
 def structure(
-  config: Qwen2_5_VLConfig | InternVLConfig, mesh: Mesh
+  config: ModelConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
   """Returns the model's structure and what every parameter is and where it lives; makes no array."""
   graph, shapes = split(nnx.eval_shape(lambda: build(config, 0)))

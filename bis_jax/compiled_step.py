@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from bis_jax import backbones, hlo, optim, train
 from bis_jax.devices import Chip, chip_of, slice_devices
 from bis_jax.inputs.rows import empty_batch
-from bis_jax.model_flops import step_flops, trained_stages
+from bis_jax.model_flops import step_flops, tower_trained, trained_stages
+from bis_jax.reader import image_rule
 from bis_jax.sharding import batch_sharding, make_mesh
 from bis_jax.train_step import HOST_KEYS, make_train_step
 
@@ -129,13 +130,17 @@ def compile_step(
       (accumulate, rows // accumulate, *array.shape[1:]), array.dtype, sharding=batch_sharding(mesh)
     )
     for key, array in empty_batch(
-      1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
+      image_rule(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
     ).items()
     if key not in HOST_KEYS
   }
 
   step = make_train_step(
-    graph, optimizer, optim.schedule(config.optim, _STEPS), config.loss.normalise
+    graph,
+    optimizer,
+    optim.schedule(config.optim, _STEPS),
+    config.loss.normalise,
+    config.seed if config.model.drop_path else None,
   )
   start = time.perf_counter()
   with jax.set_mesh(mesh):
@@ -219,6 +224,6 @@ def _executed_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict)
   """Operations of a step with those that attention masks and the backward pass repeats."""
   flops = step_flops(model, stages, [inputs.row_tokens] * rows, [inputs.row_patches] * rows)
   repeated = (flops["text"] + flops["text attention"]) / 3 if model.remat == "full" else 0
-  if model.remat == "full" and "visual.blocks" in stages:
+  if model.remat == "full" and tower_trained(stages):
     repeated += (flops["vision"] + flops["vision attention"]) / 3
   return sum(flops.values()) + repeated

@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bis_jax.backbones import SIZES
+from bis_jax.reader import image_rule
 from bis_jax.selection.strategies import STRATEGIES
 
 
@@ -48,6 +50,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "inputs.max_length": _at_least(16),
   "inputs.min_pixels": _at_least(1),
   "inputs.max_pixels": _at_least(28 * 28),
+  "inputs.max_tiles": _at_least(1),
   "inputs.row_tokens": _at_least(16),
   "inputs.row_patches": _BLOCKS,
   "inputs.row_markers": _at_least(1),
@@ -55,11 +58,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "inputs.lookahead": _at_least(1),
   "inputs.workers": _at_least(0),
   "inputs.prefetch": _at_least(1),
-  "model.backbone": _one_of("qwen2_5_vl"),
-  "model.size": _one_of("tiny", "toy", "3b", "7b"),
+  "model.backbone": _one_of(*SIZES),
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.remat": _one_of("none", "dots", "offload", "full"),
   "model.attention": _one_of("auto", "splash", "triton", "xla"),
+  "model.marker_noise": _at_least(0),
+  "model.drop_path": _SHARE,
   "pretrain.steps": _at_least(0),
   "pretrain.rows": _at_least(1),
   "pretrain.row_tokens": _at_least(16),
@@ -117,17 +121,15 @@ def check(config: ConfigDict) -> None:
   for low_key, low, high_key, high in pairs:
     if low > high:
       faults.append(f"config.{low_key} ({low}) must not exceed config.{high_key} ({high})")
-  image_tokens = c.inputs.max_pixels // 784
-  if image_tokens >= c.inputs.max_length:
+  sizes = SIZES.get(c.model.backbone, {})
+  if c.model.size not in sizes:
+    names = ", ".join(sizes)
+    faults.append(f"config.model.size is {c.model.size!r}; {c.model.backbone} has {names}")
+  else:
+    faults += _tile_faults(c) if c.model.backbone == "internvl" else _pixel_faults(c)
+  if c.model.drop_path and c.model.backbone != "internvl":
     faults.append(
-      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {image_tokens} tokens, "
-      f"more than config.inputs.max_length ({c.inputs.max_length}) holds: lower max_pixels to at "
-      f"most {(c.inputs.max_length // 2) * 784} or raise max_length"
-    )
-  if 4 * image_tokens > c.inputs.row_patches:
-    faults.append(
-      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {4 * image_tokens} "
-      f"patches, more than config.inputs.row_patches ({c.inputs.row_patches}) holds"
+      f"config.model.drop_path is {c.model.drop_path}, which {c.model.backbone} has not: set it to 0"
     )
   if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
     faults.append(
@@ -138,3 +140,44 @@ def check(config: ConfigDict) -> None:
     faults.append("at most one of config.mesh.data, .fsdp and .tensor may be -1")
   if faults:
     raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
+
+
+def _pixel_faults(c: ConfigDict) -> list[str]:
+  """Returns what is wrong with the pixel limits of Qwen2.5-VL."""
+  faults, tokens = [], c.inputs.max_pixels // 784
+  if tokens >= c.inputs.max_length:
+    faults.append(
+      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {tokens} tokens, "
+      f"more than config.inputs.max_length ({c.inputs.max_length}) holds: lower max_pixels to at "
+      f"most {(c.inputs.max_length // 2) * 784} or raise max_length"
+    )
+  if 4 * tokens > c.inputs.row_patches:
+    faults.append(
+      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {4 * tokens} "
+      f"patches, more than config.inputs.row_patches ({c.inputs.row_patches}) holds"
+    )
+  return faults
+
+
+def _tile_faults(c: ConfigDict) -> list[str]:
+  """Returns what is wrong with the tiles of InternVL."""
+  inputs, images, faults = c.inputs, image_rule(c), []
+  tokens, patches = images.largest_cost()
+  found = f"config.inputs.max_tiles ({inputs.max_tiles}) allows images of"
+  if tokens >= inputs.max_length:
+    faults.append(
+      f"{found} {tokens} tokens, thumbnail included, more than config.inputs.max_length "
+      f"({inputs.max_length}) holds: lower max_tiles, or raise max_length above {tokens}"
+    )
+  if patches > inputs.row_patches:
+    faults.append(
+      f"{found} {patches} patches, thumbnail included, more than config.inputs.row_patches "
+      f"({inputs.row_patches}) holds: lower max_tiles, or raise row_patches to at least {patches}"
+    )
+  if inputs.row_patches % images.tile_patches:
+    faults.append(
+      f"config.inputs.row_patches ({inputs.row_patches}) holds no whole number of tiles, of "
+      f"{images.tile_patches} patches each: make it {inputs.row_patches // images.tile_patches + 1}"
+      f" * {images.tile_patches}"
+    )
+  return faults

@@ -17,7 +17,6 @@ from absl import app, flags
 from etils import epath
 
 from bis_jax import hub_folder
-from bis_jax.inputs.images import QwenImages
 from bis_jax.model_card import model_card
 from bis_jax.models import weights
 from bis_jax.restored import restore
@@ -67,11 +66,8 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     step=run.step,
     other_rows="those of the checkpoint it started from" if base else "zero",
   )
-  images = QwenImages(run.config.inputs.min_pixels, run.config.inputs.max_pixels)
   folder = weights.find_checkpoint(base) if base else None
-  hub_folder.write(
-    out, run.params, run.model, run.tokenizer, images, base=folder, dtype=dtype, card=card
-  )
+  hub_folder.write(out, run.params, run.model, run.reader, base=folder, dtype=dtype, card=card)
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
 
 

@@ -5,16 +5,20 @@ WORKDIR/tokenizer/    as `save_pretrained` writes it, with the step marker
 
 import pathlib
 import tempfile
+from collections.abc import Callable
+from typing import TypeVar
 
 from etils import epath
 from transformers import PreTrainedTokenizerBase
 
-from bis_jax.inputs.prompt import load_tokenizer
+from bis_jax.inputs.internvl_prompt import TextTokenizer
+
+_Loaded = TypeVar("_Loaded")
 
 _LAST = "tokenizer_config.json"  # written last: with it the folder is whole
 
 
-def keep(tokenizer: PreTrainedTokenizerBase, workdir: epath.Path) -> None:
+def keep(tokenizer: PreTrainedTokenizerBase | TextTokenizer, workdir: epath.Path) -> None:
   """Writes the tokenizer into a workdir, local or remote, unless it is there."""
   folder = workdir / "tokenizer"
   if (folder / _LAST).exists():
@@ -26,12 +30,12 @@ def keep(tokenizer: PreTrainedTokenizerBase, workdir: epath.Path) -> None:
       (folder / file.name).write_bytes(file.read_bytes())
 
 
-def kept(workdir: epath.Path) -> PreTrainedTokenizerBase | None:
-  """Returns the tokenizer that a workdir holds, None where there is none."""
+def kept(workdir: epath.Path, load: Callable[[str], _Loaded]) -> _Loaded | None:
+  """Returns what `load` makes of the tokenizer's folder; None where a workdir holds none."""
   folder = workdir / "tokenizer"
   if not (folder / _LAST).exists():
     return None
   with tempfile.TemporaryDirectory() as local:
     for file in folder.iterdir():
       (pathlib.Path(local) / file.name).write_bytes(file.read_bytes())
-    return load_tokenizer(local)
+    return load(local)

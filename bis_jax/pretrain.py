@@ -28,9 +28,8 @@ from tqdm import tqdm
 from bis_jax import backbones, hub_folder, optim
 from bis_jax.examples import CaptionExamples
 from bis_jax.inputs import pack, pipeline
-from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
 from bis_jax.loss import next_token_loss
+from bis_jax.reader import Reader, make_reader
 from bis_jax.sharding import make_mesh
 from bis_jax.state import Params, TrainState, merge
 from bis_jax.train import first_params, first_state, to_device
@@ -40,8 +39,9 @@ _OPTIM = dict(
   warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
 )
 # Keys of `config.inputs` that decide what a batch of captions holds.
-_INPUTS = ("separator", "min_pixels", "max_pixels", "row_patches", "row_markers", "lookahead")
-_CARD = """# A small Qwen2.5-VL for the embedded corpus of bis_jax
+_INPUTS = ("separator", "system", "min_pixels", "max_pixels", "max_tiles")
+_INPUTS += ("row_patches", "row_markers", "lookahead")
+_CARD = """# A small {backbone} for the embedded corpus of bis_jax
 
 Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
 {loss:.3f}, {seconds:.0f} s. It is a place to start from and has seen no step label.
@@ -76,20 +76,18 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     logging.info("reusing the pre-trained backbone in %s", out)
     return
   started = time.monotonic()
-  tokenizer = load_tokenizer(str(drawn / "tokenizer"))
-  prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
-  images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
+  reader = make_reader(config, str(drawn / "tokenizer"))
   captions = CaptionExamples(drawn / "captions.jsonl", drawn / "images")
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
-  model = backbones.model_config(config.model, len(tokenizer))
+  model = backbones.model_config(config.model, len(reader.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
-  params = first_params(model, shapes, None, prompt.special, config.corpus.toy.seed)
+  params = first_params(model, shapes, None, reader.prompt.special, config.corpus.toy.seed)
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, mesh)
   step = _make_step(graph, optimizer)
-  batches = _batches(config, captions, prompt, images)
+  batches = _batches(config, captions, reader)
   loss = None
   try:
     bar = tqdm(range(config.pretrain.steps), "pretrain", disable=not sys.stderr.isatty())
@@ -101,7 +99,11 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     batches.close()
   seconds = time.monotonic() - started
   card = _CARD.format(
-    captions=len(captions), steps=config.pretrain.steps, loss=float(loss), seconds=seconds
+    backbone=config.model.backbone,
+    captions=len(captions),
+    steps=config.pretrain.steps,
+    loss=float(loss),
+    seconds=seconds,
   )
   part = out.with_name(out.name + ".part")
   shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
@@ -109,8 +111,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     part,
     state.params,
     model,
-    tokenizer,
-    images,
+    reader,
     base=None,
     dtype="float32",
     card=card,
@@ -121,10 +122,11 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
 
 
 def _batches(
-  config: ConfigDict, captions: CaptionExamples, prompt: QwenPrompt, images: QwenImages
+  config: ConfigDict, captions: CaptionExamples, reader: Reader
 ) -> pipeline.BatchIterator:
   """Returns batches of packed captions, in passes that each have an order of their own."""
   inputs, own = config.inputs, config.pretrain
+  prompt, images = reader.prompt, reader.images
   measured = pipeline.measure(captions, prompt, images, max_length=own.row_tokens)
   passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
   plan = pack.plan(

@@ -1,6 +1,7 @@
 """A run's newest checkpoint with all that is needed to use it."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 
@@ -8,11 +9,10 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from bis_jax import backbones, checkpoint, kept_tokenizer, locations, optim
-from bis_jax.inputs.prompt import load_tokenizer
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.backbones import ModelConfig
+from bis_jax.reader import Reader, make_reader
 from bis_jax.sharding import make_mesh
 from bis_jax.state import Params
 from bis_jax.workdir import WorkdirError
@@ -24,7 +24,7 @@ class Restored:
 
   Attributes:
     config: the run's config.
-    tokenizer: with the step marker.
+    reader: of text and images.
     model: the backbone's config.
     mesh: where the parameters live.
     graph: the model's structure.
@@ -33,8 +33,8 @@ class Restored:
   """
 
   config: ConfigDict
-  tokenizer: PreTrainedTokenizerBase
-  model: Qwen2_5_VLConfig
+  reader: Reader
+  model: ModelConfig
   mesh: Mesh
   graph: nnx.GraphDef
   params: Params
@@ -58,9 +58,10 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
   config.model.attention = "auto"  # the run's was for the machine that it ran on
-  tokenizer = kept_tokenizer.kept(place) or _load_tokenizer(locations.locate(config).tokenizer)
+  load = functools.partial(make_reader, config)
+  reader = kept_tokenizer.kept(place, load) or _reader(config)
   mesh = make_mesh(**(mesh or config.mesh))
-  model = backbones.model_config(config.model, len(tokenizer))
+  model = backbones.model_config(config.model, len(reader.tokenizer))
   graph, like = backbones.structure(model, mesh)
   factors = optim.factors(config.model.learning_rates, list(like))
   restored = checkpoint.restore_params(
@@ -71,12 +72,13 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   if restored is None:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
   step, params = restored
-  return Restored(config, tokenizer, model, mesh, graph, params, step)
+  return Restored(config, reader, model, mesh, graph, params, step)
 
 
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def _reader(config: ConfigDict) -> Reader:
+  name = locations.locate(config).tokenizer
   try:
-    return load_tokenizer(name)
+    return make_reader(config, name)
   except (OSError, ValueError) as error:
     raise FileNotFoundError(
       f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "

@@ -4,7 +4,6 @@ raw records --prepare--> corpus --select--> manifest --measure, plan--> rows
 rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, held_out/items.html
 """
 
-import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -43,10 +42,9 @@ from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.evaluator import Evaluator
 from bis_jax.examples import RolloutExamples
 from bis_jax.inputs import pack, pipeline
-from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer
 from bis_jax.models import weights
 from bis_jax.models.attention import BackendError, check_backend
+from bis_jax.reader import Reader, make_reader
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
@@ -72,14 +70,6 @@ EXPECTED_ERRORS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-  """How text and images are read: the same for training, evaluation and scoring."""
-
-  prompt: QwenPrompt
-  images: QwenImages
-
-
 def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """Carries out a run in its workdir and returns the content of its evaluation.json.
 
@@ -102,14 +92,10 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   mesh = make_mesh(**config.mesh)
   corpus = prepare_corpus(config, where)
   manifest = select_rollouts(config, corpus, place / "manifest.json")
-  tokenizer = load_tokenizer(where.tokenizer)
+  reader = make_reader(config, where.tokenizer)
   if distributed.is_first():
-    kept_tokenizer.keep(tokenizer, place)
-  reader = Reader(
-    QwenPrompt(tokenizer, separator=config.inputs.separator),
-    QwenImages(config.inputs.min_pixels, config.inputs.max_pixels),
-  )
-  model_config = backbones.model_config(config.model, len(tokenizer))
+    kept_tokenizer.keep(reader.tokenizer, place)
+  model_config = backbones.model_config(config.model, len(reader.tokenizer))
   evaluator = make_evaluator(config, where, corpus, manifest, reader, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   iterator = training_batches(config, examples, reader, mesh)
@@ -252,7 +238,7 @@ def make_evaluator(
   graph, _ = backbones.structure(model_config, mesh)
 
   def scorer_of(params: Params) -> scoring.Scorer:
-    return scoring.Scorer(reader.prompt, reader.images, config.inputs, mesh, graph, params)
+    return scoring.Scorer(reader, config.inputs, mesh, graph, params)
 
   kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
   indices = held_out.draw(corpus, kept, count, config.seed)

@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bis_jax.inputs import pack, pipeline
-from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import Examples
-from bis_jax.inputs.prompt import QwenPrompt
 from bis_jax.inputs.rows import Batch, empty_batch
+from bis_jax.reader import Reader
 from bis_jax.restored import restore
 from bis_jax.sharding import batch_sharding, batch_shards, batch_share
 from bis_jax.state import Params
@@ -40,8 +39,7 @@ class Scorer:
 
   def __init__(
     self,
-    prompt: QwenPrompt,
-    images: QwenImages,
+    reader: Reader,
     inputs: ConfigDict,
     mesh: Mesh,
     graph: nnx.GraphDef,
@@ -51,14 +49,13 @@ class Scorer:
     """Holds a model.
 
     Args:
-      prompt, images: the formatter and the image rule that the model was trained with.
+      reader: of text and images, as the model was trained with.
       inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
       mesh, graph, params: the model.
       name: says which model this is.
     """
     self.name = name
-    self._prompt, self._images, self._inputs = prompt, images, inputs
-    self._params = params
+    self._reader, self._inputs, self._params = reader, inputs, params
     self._sharding = batch_sharding(mesh)
     self._part, self._parts = batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
@@ -89,8 +86,10 @@ class Scorer:
 
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
     """Returns (scores, {example: why it has none}); a refused example's scores are empty."""
-    inputs = self._inputs
-    measured = pipeline.measure(examples, self._prompt, self._images, max_length=inputs.max_length)
+    inputs, reader = self._inputs, self._reader
+    measured = pipeline.measure(
+      examples, reader.prompt, reader.images, max_length=inputs.max_length
+    )
     refused = _refused(measured, inputs)
     scores = [np.zeros(0, np.float32)] * len(examples)
     fitting = np.array([i for i in range(len(examples)) if i not in refused], np.int64)
@@ -111,7 +110,8 @@ class Scorer:
     """Compiles the step for every number of rows a batch can have."""
     inputs = self._inputs
     for rows in self._sizes:
-      batch = empty_batch(rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+      sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+      batch = empty_batch(self._reader.images, *sizes)
       jax.block_until_ready(self._scores_of(batch))
 
   def batch_rows(self, rows: int) -> list[int]:
@@ -149,7 +149,7 @@ class Scorer:
           examples,
           measured,
           part,
-          self._images,
+          self._reader.images,
           rows_per_batch=rows,
           process_index=self._part,
           process_count=self._parts,
@@ -187,8 +187,7 @@ def load(workdir: str, **inputs: int) -> Scorer:
   """Returns the newest checkpoint of a run's workdir, ready to score.
 
   Args:
-    workdir: of a run of `bis_jax.main`, local or gs://; its tokenizer must still be where the
-      run's config says.
+    workdir: of a run of `bis_jax.main`, local or gs://.
     inputs: keys of `config.inputs` to change, e.g. max_length=4096, row_tokens=4096.
 
   Raises:
@@ -197,10 +196,8 @@ def load(workdir: str, **inputs: int) -> Scorer:
   """
   run = restore(workdir)
   run.config.inputs.update(inputs)
-  prompt = QwenPrompt(run.tokenizer, separator=run.config.inputs.separator)
-  images = QwenImages(run.config.inputs.min_pixels, run.config.inputs.max_pixels)
   name = f"{workdir} step {run.step}"
-  return Scorer(prompt, images, run.config.inputs, run.mesh, run.graph, run.params, name)
+  return Scorer(run.reader, run.config.inputs, run.mesh, run.graph, run.params, name)
 
 
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:

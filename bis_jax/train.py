@@ -90,6 +90,7 @@ def first_params(
   checkpoint: pathlib.Path | None,
   special: SpecialTokens,
   seed: int,
+  marker_noise: float = 0.0,
 ) -> Params:
   """Returns the parameters before the first step, made or read where they live.
 
@@ -99,6 +100,7 @@ def first_params(
     checkpoint: safetensors folder; None: the parameters are random.
     special: ids of the words whose LM head rows start the reward head, and of the step marker.
     seed: of random parameters.
+    marker_noise: `config.model.marker_noise`; see `weights.load`.
   """
   if checkpoint is None:
     shardings = {path: shape.sharding for path, shape in shapes.items()}
@@ -111,6 +113,7 @@ def first_params(
     yes_token=special.yes,
     no_token=special.no,
     marker_token=special.prm,
+    marker_noise=marker_noise,
   )
 
 
@@ -230,14 +233,20 @@ def train(
       iterator.set_state(position)
       logging.info("going on from step %d of %d", int(state.step), steps)
     else:
-      params = first_params(model_config, shapes, base(), special, config.seed)
+      params = first_params(
+        model_config, shapes, base(), special, config.seed, config.model.marker_noise
+      )
       params, frozen = _partition(params, is_trained)
       state = first_state(optimizer, params, mesh)
       checkpoint.save_frozen(workdir, frozen)
     start = int(state.step)
 
     train_step = make_train_step(
-      graph, optimizer, optim.schedule(config.optim, steps), config.loss.normalise
+      graph,
+      optimizer,
+      optim.schedule(config.optim, steps),
+      config.loss.normalise,
+      config.seed if config.model.drop_path else None,
     )
     writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
     at_the_end.callback(writer.close)

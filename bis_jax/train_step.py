@@ -71,14 +71,19 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   normalise: str,
+  drop_path_seed: int | None = None,
 ) -> Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss
-  float32[A, B], the loss sum of every row.
+  float32[A, B], the loss sum of every row. With a `drop_path_seed` every micro-batch of every step
+  gets a `drop_path_key` of its own.
   """
 
   def train_step(state, frozen, batch):
+    if drop_path_seed is not None:
+      key = jax.random.fold_in(jax.random.key(drop_path_seed), state.step)
+      batch = batch | {"drop_path_key": jax.random.split(key, len(batch["tokens"]))}
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}

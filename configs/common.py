@@ -43,11 +43,13 @@ def get_config() -> ConfigDict:
   c.inputs = ConfigDict()
   c.inputs.tokenizer = ""  # folder or hub id; "": the model's checkpoint
   c.inputs.separator = "\n\n"  # text between steps; "" is the released evaluation's form
+  c.inputs.system = ""  # InternVL's system prompt; "": the released one
   c.inputs.max_length = 8192  # tokens of one rollout; longer ones lose whole trailing steps
-  c.inputs.min_pixels = 4 * 28 * 28  # of one image after the resize
+  c.inputs.min_pixels = 4 * 28 * 28  # Qwen2.5-VL: of one image after the resize
   c.inputs.max_pixels = 1280 * 28 * 28  # likewise: at most max_pixels / 784 image tokens
+  c.inputs.max_tiles = 6  # InternVL: of one image, >= 1, the thumbnail not counted; 256 tokens each
   c.inputs.row_tokens = 8192  # tokens of one packed row, >= max_length
-  c.inputs.row_patches = 24_576  # patch slots of one packed row, a multiple of 64
+  c.inputs.row_patches = 24_576  # patch slots of one packed row; a multiple of 64, or 1024 a tile
   c.inputs.row_markers = 256  # step markers of one packed row
   c.inputs.row_multiple = 16  # rows a step are rounded to a multiple of this
   c.inputs.lookahead = 512  # waiting examples that a row may choose from, >= 1
@@ -55,16 +57,21 @@ def get_config() -> ConfigDict:
   c.inputs.prefetch = 4  # global batches assembled ahead, >= 1
 
   c.model = ConfigDict()
-  c.model.backbone = "qwen2_5_vl"
-  c.model.size = "7b"  # "tiny", "toy", "3b", "7b"
+  c.model.backbone = "qwen2_5_vl"  # or "internvl"
+  c.model.size = "7b"  # "tiny", "toy", "3b", "7b"; of internvl "2.5-8b", "3-8b", "3-14b"
   c.model.checkpoint = "Qwen/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
+  # The step marker's first embedding is the mean of all others, plus normal noise of this many of
+  # their standard deviations, >= 0; a checkpoint that was trained with markers keeps its own.
+  c.model.marker_noise = 0.0
+  c.model.drop_path = 0.0  # InternVL's tower, in [0, 1); the released run has 0.1 by accident
   c.model.dtype = "bfloat16"  # of activations; parameters are float32
   # What the backward pass recomputes: "none"; "dots", all but products and attention; "offload", as
   # dots, with the products kept in the host's memory (TPU); "full", all but the inputs of layers.
   c.model.remat = "full"
   c.model.attention = "auto"  # by platform; or "splash" (TPU), "triton" (GPU), "xla" (any)
   # Learning-rate factor of every parameter: first matching regex wins, 0 freezes.
-  c.model.learning_rates = ((r"visual\.(?!merger)", 0.0), (r".*", 1.0))
+  # The tower is frozen; what projects its features (Qwen's merger, InternVL's mlp1) is trained.
+  c.model.learning_rates = ((r"visual\.(?!merger)|vision_model\.", 0.0), (r".*", 1.0))
 
   c.pretrain = ConfigDict()  # on captions of the embedded corpus, where model.checkpoint is ""
   c.pretrain.steps = 0  # before the run, once a corpus; 0: none
@@ -112,6 +119,13 @@ def get_config() -> ConfigDict:
   return c
 
 
+def use_internvl(c: ConfigDict, size: str, checkpoint: str) -> ConfigDict:
+  """Returns the recipe `c` for InternVL, its rows as full of tiles as of tokens."""
+  c.model.backbone, c.model.size, c.model.checkpoint = "internvl", size, checkpoint
+  c.inputs.row_patches = 28 * 1024
+  return c
+
+
 def in_form(c: ConfigDict, form: str) -> ConfigDict:
   """Returns the recipe `c` in a form: "" as it stands, "toy" shrunk.
 
@@ -138,6 +152,10 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.inputs.row_markers = 32
   c.inputs.row_multiple = 8
   c.inputs.workers = 0
+  if c.model.backbone == "internvl":
+    c.inputs.system = "You are a helpful assistant."  # the corpus's tokenizer has no Chinese words
+    c.inputs.max_tiles = 4
+    c.inputs.row_patches = 192
   c.model.size = "toy"
   c.model.checkpoint = ""
   c.model.dtype = "float32"

@@ -24,7 +24,7 @@ def drawn(small_config):
 def test_what_is_kept_encodes_alike(name, request, tmp_path):
   tokenizer = request.getfixturevalue(name)
   kept_tokenizer.keep(tokenizer, epath.Path(tmp_path))
-  kept = kept_tokenizer.kept(epath.Path(tmp_path))
+  kept = kept_tokenizer.kept(epath.Path(tmp_path), load_tokenizer)
   assert len(kept) == len(tokenizer) and special_tokens(kept) == special_tokens(tokenizer)
   text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
   one, other = (QwenPrompt(t).encode(*text, [4], max_length=500) for t in (tokenizer, kept))
@@ -34,9 +34,9 @@ def test_what_is_kept_encodes_alike(name, request, tmp_path):
 
 def test_what_was_not_written_to_its_end_is_not_used(drawn, tmp_path):
   folder = epath.Path(tmp_path)
-  assert kept_tokenizer.kept(folder) is None
+  assert kept_tokenizer.kept(folder, load_tokenizer) is None
   kept_tokenizer.keep(drawn, folder)
   (folder / "tokenizer" / "tokenizer_config.json").unlink()
-  assert kept_tokenizer.kept(folder) is None
+  assert kept_tokenizer.kept(folder, load_tokenizer) is None
   kept_tokenizer.keep(drawn, folder)
-  assert len(kept_tokenizer.kept(folder)) == len(drawn)
+  assert len(kept_tokenizer.kept(folder, load_tokenizer)) == len(drawn)

@@ -27,8 +27,8 @@ from bis_jax import (
 )
 from bis_jax.corpus import toy
 from bis_jax.evaluation import visual_process_bench
-from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
+from bis_jax.inputs.prompt import load_tokenizer, special_tokens
+from bis_jax.reader import make_reader
 from bis_jax.solutions import Solution, SolutionError
 from bis_jax.state import TrainState, split
 
@@ -87,8 +87,8 @@ def scorer_with(place, config, devices=None, **inputs):
   """A scorer of the same checkpoint on other devices and with other inputs."""
   mesh = sharding.make_mesh(1 if devices else -1, 1, 1, devices)
   where = locations.locate(config)
-  tokenizer = load_tokenizer(where.tokenizer)
-  model = backbones.model_config(config.model, len(tokenizer))
+  reader = make_reader(config, where.tokenizer)
+  model = backbones.model_config(config.model, len(reader.tokenizer))
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, 0)))
   places = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
   like = {
@@ -99,9 +99,7 @@ def scorer_with(place, config, devices=None, **inputs):
   assert step == STEP
   changed = config.inputs.copy_and_resolve_references()
   changed.update(inputs)
-  prompt = QwenPrompt(tokenizer, separator=config.inputs.separator)
-  images = QwenImages(config.inputs.min_pixels, config.inputs.max_pixels)
-  return scoring.Scorer(prompt, images, changed, mesh, graph, params)
+  return scoring.Scorer(reader, changed, mesh, graph, params)
 
 
 def test_scores_tell_steps_apart_and_lie_in_zero_to_one(scorer, some):

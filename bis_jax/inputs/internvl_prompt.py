@@ -18,9 +18,12 @@ Sources: `preprocess_internvl2_5` in the InternVL release, with the turns as the
 models build them; `conversation.py` there for the system prompt.
 """
 
+import functools
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -68,13 +71,18 @@ class TextTokenizer:
     encode: token ids of each text; no text becomes a special token.
     ids: of `ADDED`, of the turn tokens, and of the words Yes and No.
     beginning: ids that every sample starts with.
-    size: number of token ids, the step marker's included.
+    size: number of token ids, the step marker's included; `len` gives it, too.
+    save_pretrained: writes into a folder what `load_tokenizer` reads.
   """
 
   encode: Callable[[Sequence[str]], list[list[int]]]
   ids: Mapping[str, int]
   beginning: tuple[int, ...]
   size: int
+  save_pretrained: Callable[[str | pathlib.Path], Any]
+
+  def __len__(self) -> int:
+    return self.size
 
 
 def load_tokenizer(folder: str) -> TextTokenizer:
@@ -91,7 +99,8 @@ def load_tokenizer(folder: str) -> TextTokenizer:
 
 def _internlm(file: pathlib.Path) -> TextTokenizer:
   """Returns InternLM2.5's SentencePiece model; <prm> becomes 92553."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+  data = file.read_bytes()
+  proto = sentencepiece_model_pb2.ModelProto.FromString(data)
   for piece in proto.pieces:
     # Reserved ids, six of which are in use, as <|im_start|> and the like: a user who wrote the
     # placeholder would get the token. Control pieces are never found in text.
@@ -105,12 +114,26 @@ def _internlm(file: pathlib.Path) -> TextTokenizer:
   ids = {name: processor.piece_to_id(piece) for name, piece in pieces.items()}
   if processor.unk_id() in ids.values():
     raise ValueError(f"{file} is not the tokenizer of InternLM2.5: it lacks {[*pieces.values()]}")
+  added = {token: size + i for i, token in enumerate(ADDED)}
   return TextTokenizer(
     encode=lambda texts: processor.encode(list(texts)),
-    ids=ids | {token: size + i for i, token in enumerate(ADDED)},
+    ids=ids | added,
     beginning=(processor.bos_id(),),
     size=size + len(ADDED),
+    save_pretrained=functools.partial(_save_internlm, data, added),
   )
+
+
+def _save_internlm(data: bytes, added: Mapping[str, int], folder: str | pathlib.Path) -> None:
+  """Writes the release's files; they hold ids of added tokens that ours has no need to read."""
+  folder = pathlib.Path(folder)
+  config = {
+    "tokenizer_class": "InternLM2Tokenizer",
+    "added_tokens_decoder": {i: {"content": token, "special": True} for token, i in added.items()},
+  }
+  (folder / "tokenizer.model").write_bytes(data)
+  (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n")
+  (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _qwen(folder: str) -> TextTokenizer:
@@ -130,6 +153,7 @@ def _qwen(folder: str) -> TextTokenizer:
     ids={name: vocabulary[name] for name in names},
     beginning=(),
     size=len(tokenizer),
+    save_pretrained=tokenizer.save_pretrained,
   )
 
 
@@ -140,9 +164,10 @@ class InternVLPrompt:
     tokenizer: from `load_tokenizer`.
     separator: text between a step marker and the next step. The default is the training form; the
       form of the released evaluation is the empty string.
+    system: the system prompt.
   """
 
-  def __init__(self, tokenizer: TextTokenizer, *, separator: str = "\n\n"):
+  def __init__(self, tokenizer: TextTokenizer, *, separator: str = "\n\n", system: str = SYSTEM):
     ids = tokenizer.ids
     self.special = SpecialTokens(
       prm=ids[STEP_MARKER],
@@ -156,7 +181,7 @@ class InternVLPrompt:
     self._separator = separator
     start, end = ids[_TURN_START], ids[_TURN_END]
     system, user, assistant, line = self._encode(
-      [f"system\n{SYSTEM}", "user\n", "assistant\n", "\n"]
+      [f"system\n{system}", "user\n", "assistant\n", "\n"]
     )
     # All but the assistant's name, which is encoded with the text where no image stands between.
     self._head = [*tokenizer.beginning, start, *system, end, *line, start, *user, end, *line, start]

@@ -22,7 +22,7 @@ from bis_jax.inputs.images import ImageError, Patches, QwenImages, decode
 from bis_jax.inputs.internvl_prompt import InternVLPrompt
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
-from bis_jax.inputs.rows import Batch, RowWriter, empty_batch, empty_internvl_batch
+from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
 from bis_jax.inputs.tiles import InternVLImages, Tiles
 
 
@@ -187,8 +187,7 @@ class BatchSource:
 
   def __getitem__(self, number: int) -> Batch:
     plan = self.plan
-    empty = empty_internvl_batch if isinstance(self.images, InternVLImages) else empty_batch
-    batch = empty(self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
+    batch = empty_batch(self.images, self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
       row = RowWriter({name: array[b] for name, array in batch.items()})

@@ -19,6 +19,7 @@ All positions and indices count within their row.
 
 InternVL's batches have no windows and no patch positions, `positions` int32[B, T], and `patches`
 float32[B, P, 588], 1024 slots a tile, in reading order; `image_index` counts 256 tokens a tile.
+(At 448 pixels: see `tiles`.)
 """
 
 from collections.abc import Sequence
@@ -26,40 +27,42 @@ from collections.abc import Sequence
 import numpy as np
 
 from bis_jax.inputs import positions, tiles
-from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches
+from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches, QwenImages
 from bis_jax.inputs.prompt import Sample
-from bis_jax.inputs.tiles import TILE_PATCHES, TILE_TOKENS, Tiles
+from bis_jax.inputs.tiles import TOKEN_PATCHES, InternVLImages, Tiles
 
 Batch = dict[str, np.ndarray]
 
 
-def empty_batch(rows: int, row_tokens: int, row_patches: int, row_markers: int) -> Batch:
-  """Returns a batch of rows that hold nothing."""
-  return {
+def empty_batch(
+  images: QwenImages | InternVLImages,
+  rows: int,
+  row_tokens: int,
+  row_patches: int,
+  row_markers: int,
+) -> Batch:
+  """Returns a batch of rows that hold nothing, for what `images` makes of images."""
+  batch = {
     "tokens": np.zeros((rows, row_tokens), np.int32),
     "segment_ids": np.zeros((rows, row_tokens), np.int32),
-    "positions": np.zeros((rows, 3, row_tokens), np.int32),
     "image_index": np.full((rows, row_tokens), -1, np.int32),
-    "patches": np.zeros((rows, row_patches, PATCH_VALUES), np.float32),
     "patch_segment": np.zeros((rows, row_patches), np.int32),
-    "patch_window": np.zeros((rows, row_patches), np.int32),
-    "patch_position": np.zeros((rows, row_patches, 2), np.int32),
     "marker_index": np.zeros((rows, row_markers), np.int32),
     "marker_target": np.zeros((rows, row_markers), np.float32),
     "marker_weight": np.zeros((rows, row_markers), np.float32),
     "example_index": np.full((rows, row_markers), -1, np.int32),
     "step_index": np.full((rows, row_markers), -1, np.int32),
   }
-
-
-def empty_internvl_batch(rows: int, row_tokens: int, row_patches: int, row_markers: int) -> Batch:
-  """Returns an InternVL batch of rows that hold nothing; `row_patches` is a multiple of 1024."""
-  batch = empty_batch(rows, row_tokens, 0, row_markers)
-  del batch["patch_window"], batch["patch_position"]
+  if isinstance(images, InternVLImages):
+    return batch | {
+      "positions": np.zeros((rows, row_tokens), np.int32),
+      "patches": np.zeros((rows, row_patches, tiles.PATCH_VALUES), np.float32),
+    }
   return batch | {
-    "positions": np.zeros((rows, row_tokens), np.int32),
-    "patches": np.zeros((rows, row_patches, tiles.PATCH_VALUES), np.float32),
-    "patch_segment": np.zeros((rows, row_patches), np.int32),
+    "positions": np.zeros((rows, 3, row_tokens), np.int32),
+    "patches": np.zeros((rows, row_patches, PATCH_VALUES), np.float32),
+    "patch_window": np.zeros((rows, row_patches), np.int32),
+    "patch_position": np.zeros((rows, row_patches, 2), np.int32),
   }
 
 
@@ -125,9 +128,9 @@ class RowWriter:
 
   def _add_tiles(self, image: Tiles) -> np.ndarray:
     """Adds the tiles of one image; returns the number in the row of each of its tokens."""
-    here = slice(self._patches, self._patches + len(image.pixels) * TILE_PATCHES)
+    here = slice(self._patches, self._patches + image.patch_slots)
     self._images += 1
     self._patches = here.stop
     image.write_values(self._arrays["patches"][here])
     self._arrays["patch_segment"][here] = self._images
-    return here.start // TILE_PATCHES * TILE_TOKENS + np.arange(image.image_tokens)
+    return here.start // TOKEN_PATCHES + np.arange(image.image_tokens)

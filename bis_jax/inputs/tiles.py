@@ -8,6 +8,8 @@ comes last:
     tile 0  tile 1  tile 2
     tile 3  tile 4  tile 5      and tile 6, the thumbnail: 7 tiles, 7 * 256 image tokens
 
+Tiles of small models are smaller: their side is the vision tower's `image_size`.
+
 Source: `dynamic_preprocess` and `find_closest_aspect_ratio` of the InternVL release. The release
 also puts training images through JPEG once more, at random quality; here training and evaluation
 see the same pixels.
@@ -19,14 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-TILE = 448  # pixels along a side
 PATCH = 14  # pixels along a side
-TILE_PATCHES = (TILE // PATCH) ** 2  # 1024
-TILE_TOKENS = TILE_PATCHES // 4  # 256: two by two patches become one image token
+TOKEN_PATCHES = 4  # two by two become one image token
 PATCH_VALUES = 3 * PATCH * PATCH  # channels x pixels: 588
 
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, by channel
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, by channel
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tiles:
   """One image as the vision tower reads it: n tiles in reading order, the thumbnail last.
 
   Attributes:
-    pixels: uint8[n, 1024, 3, 196], the patches of each tile in reading order.
+    pixels: uint8[n, P, 3, 196], the P patches (1024 at 448 pixels) of each tile in reading order.
     grid: (rows, columns) of tiles, without the thumbnail.
   """
 
@@ -43,11 +43,16 @@ class Tiles:
 
   @property
   def image_tokens(self) -> int:
-    """256 a tile."""
-    return len(self.pixels) * TILE_TOKENS
+    """P / 4 a tile: 256 at 448 pixels."""
+    return self.patch_slots // TOKEN_PATCHES
+
+  @property
+  def patch_slots(self) -> int:
+    """P a tile."""
+    return self.pixels.shape[0] * self.pixels.shape[1]
 
   def write_values(self, out: np.ndarray) -> None:
-    """Writes normalised values into contiguous float32[n * 1024, 588]."""
+    """Writes normalised values into contiguous float32[n * P, 588]."""
     values = out.reshape(self.pixels.shape)
     for channel, table in enumerate(_value_tables()):
       values[:, :, channel] = table.take(self.pixels[:, :, channel])
@@ -59,9 +64,16 @@ class InternVLImages:
 
   Attributes:
     max_tiles: of one image, the thumbnail not counted.
+    tile: pixels along a side of a tile, a multiple of 28.
   """
 
   max_tiles: int = 6
+  tile: int = 448
+
+  @property
+  def tile_patches(self) -> int:
+    """Patch slots of a tile: 1024 at 448 pixels."""
+    return (self.tile // PATCH) ** 2
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
     """Returns (rows, columns) of tiles of a stored image of that size.
@@ -73,33 +85,40 @@ class InternVLImages:
     best, best_difference = (1, 1), float("inf")
     for rows, columns in _grids(self.max_tiles):
       difference = abs(aspect - columns / rows)
-      large = area > 0.5 * TILE * TILE * rows * columns
+      large = area > 0.5 * self.tile**2 * rows * columns
       if difference < best_difference or (difference == best_difference and large):
         best, best_difference = (rows, columns), difference
     return best
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (image tokens, patch slots: 1024 a tile) without decoding anything."""
+    """Returns (image tokens, patch slots) without decoding anything."""
     rows, columns = self.grid(height, width)
-    tiles = rows * columns + (rows * columns > 1)
-    return tiles * TILE_TOKENS, tiles * TILE_PATCHES
+    return self._cost(rows * columns)
+
+  def largest_cost(self) -> tuple[int, int]:
+    """Returns (image tokens, patch slots) of an image of `max_tiles` tiles."""
+    return self._cost(self.max_tiles)
+
+  def _cost(self, tiles: int) -> tuple[int, int]:
+    slots = (tiles + (tiles > 1)) * self.tile_patches  # with the thumbnail
+    return slots // TOKEN_PATCHES, slots
 
   def patches(self, image: Image.Image) -> Tiles:
     """Returns the tiles of an RGB image."""
     rows, columns = self.grid(image.height, image.width)
-    parts = [_patches(image, rows, columns)]
+    parts = [_patches(image, rows, columns, self.tile)]
     if rows * columns > 1:
-      parts.append(_patches(image, 1, 1))
+      parts.append(_patches(image, 1, 1, self.tile))
     return Tiles(np.concatenate(parts), (rows, columns))
 
 
-def _patches(image: Image.Image, rows: int, columns: int) -> np.ndarray:
-  """Returns uint8[rows * columns, 1024, 3, 196] of an image resized to a grid of tiles."""
-  image = image.resize((columns * TILE, rows * TILE), Image.Resampling.BICUBIC)
-  side = TILE // PATCH
+def _patches(image: Image.Image, rows: int, columns: int, tile: int) -> np.ndarray:
+  """Returns uint8[rows * columns, P, 3, 196] of an image resized to a grid of tiles."""
+  image = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)
+  side = tile // PATCH
   # [tile rows, patch rows, pixel rows, tile columns, patch columns, pixel columns, channel]
   pixels = np.asarray(image).reshape(rows, side, PATCH, columns, side, PATCH, 3)
-  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, TILE_PATCHES, 3, -1)
+  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side**2, 3, -1)
 
 
 @functools.cache
@@ -114,5 +133,5 @@ def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
 def _value_tables() -> np.ndarray:
   """Returns float32[3, 256]: the normalised value of every 8-bit value, a channel a row."""
   levels = np.arange(256, dtype=np.float32) / np.float32(255)
-  mean, std = np.float32(_MEAN)[:, None], np.float32(_STD)[:, None]
+  mean, std = np.float32(MEAN)[:, None], np.float32(STD)[:, None]
   return (levels[None] - mean) / std

@@ -5,7 +5,7 @@ A backbone adds its rotary angles and says what a token's position is.
 Sources: Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
 
 Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads,
-H head dim, h half of a head dim, M image features.
+H head dim, h half of a head dim, M image features, V vocab.
 """
 
 import functools
@@ -129,6 +129,14 @@ class Decoder(nnx.Module):
       return layer(x_BTD, rope, segment_BT)
 
     return scan(rematerialised(apply, self.config.remat), self.layers, x_BTD)
+
+  def next_token_logits(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns float32 logits [B, T, V] of the token behind every token, from the tied embedding.
+
+    For the pre-training of small models: with a published vocabulary they would fill the memory.
+    """
+    x_BTD = self.norm(x_BTD).astype(jnp.float32)
+    return x_BTD @ self.embed_tokens.embedding[...].astype(jnp.float32).T
 
 
 def place_features(

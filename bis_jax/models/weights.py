@@ -37,7 +37,7 @@ ModelConfig = Qwen2_5_VLConfig | InternVLConfig
 
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
-_TOKENIZER_FILES = ("*.json", "*.txt", "*.jinja")
+_TOKENIZER_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # the last is SentencePiece's
 _HUB_FILES = ("*.safetensors", *_TOKENIZER_FILES)
 
 
@@ -53,6 +53,7 @@ def load(
   yes_token: int,
   no_token: int,
   marker_token: int | None,
+  marker_noise: float = 0.0,
   skip: Sequence[str] = (),
   initialised: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
@@ -70,6 +71,8 @@ def load(
       says (`step_marker_token_id` in config.json, which `bis_jax.export` writes) that it was trained
       with this marker. None leaves the row as it is. If it is the model's last row, the checkpoint
       may do without it.
+    marker_noise: of a row that becomes the mean: normal noise is added to it, so many standard
+      deviations of the rows before it strong.
     skip: regexes of keys in the file that are not read although no parameter wants them.
     initialised: parameters that are taken from here and not from the file.
 
@@ -110,7 +113,7 @@ def load(
       keys = [stored[key] for key in table[path].keys]
       params[path] = assemble(struct, ParameterReader(table[path], keys))
     if path == EMBEDDING_PATH and untrained_marker:  # now, while there is memory for float32 rows
-      params[path] = _with_mean_row(params[path], marker_token)
+      params[path] = _with_mean_row(params[path], marker_token, marker_noise)
   logging.info(
     "read %s: %d parameters; reward head from rows %d and %d of %s%s; not read: %s",
     folder,
@@ -257,12 +260,15 @@ def _differences(
   return problems
 
 
-def _with_mean_row(table_VD: jax.Array, token: int) -> jax.Array:
-  """Returns the table with row `token` replaced by the mean of the rows before it."""
+def _with_mean_row(table_VD: jax.Array, token: int, noise: float) -> jax.Array:
+  """Returns the table with row `token` replaced by the mean of the rows before it, and noise."""
 
   def replace(table_VD: jax.Array) -> jax.Array:
-    mean_D = table_VD[:token].mean(axis=0, dtype=jnp.float32)
-    return table_VD.at[token].set(mean_D.astype(table_VD.dtype))
+    row_D = table_VD[:token].mean(axis=0, dtype=jnp.float32)
+    if noise:
+      spread_D = table_VD[:token].astype(jnp.float32).std(axis=0)
+      row_D += noise * spread_D * jax.random.normal(jax.random.key(token), row_D.shape)
+    return table_VD.at[token].set(row_D.astype(table_VD.dtype))
 
   return jax.jit(replace, donate_argnums=0, out_shardings=table_VD.sharding)(table_VD)
 
@@ -279,7 +285,8 @@ def save(
   tied: bool = False,
   max_file_bytes: int = 4 * 10**9,
 ) -> None:
-  """Writes the parameters as safetensors files with an index, in the layout of `base` or the hub's.
+  """Writes the parameters as safetensors files with an index, in the layout of `base`, or else of
+  the folder's config.json.
 
   The columns of the reward head become rows of the LM head; its other rows are those of `base`.
   With the dtype of the files that were loaded, tensors that were not trained come out bit for bit.

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from bis_jax.inputs.tiles import PATCH_VALUES, TILE_PATCHES, InternVLImages
+from bis_jax.inputs.tiles import PATCH_VALUES, InternVLImages
 
 
 def stated_grid(height, width, max_tiles):
@@ -98,7 +98,7 @@ def test_values_equal_the_released_steps(size):
   reference = torch.nn.functional.unfold(chw, 14, stride=14).transpose(1, 2)
 
   tiles = images.patches(image)
-  values = np.zeros((len(crops) * TILE_PATCHES, PATCH_VALUES), np.float32)
+  values = np.zeros((1024 * len(crops), PATCH_VALUES), np.float32)
   tiles.write_values(values)
   assert images.cost(height, width) == (256 * len(crops), 1024 * len(crops))
   assert tiles.image_tokens == 256 * len(crops)

@@ -52,25 +52,29 @@ class InternVL(nnx.Module):
     )
     self.config = config
 
-  def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+  def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Args are the arrays of a batch.
 
     Args:
       batch: `tokens` int32[B, T]; `segment_ids` int32[B, T], 0 padding; `positions` int32[B, T],
         from 0 in every sample; `patches` float32[B, L * P, C], tile behind tile; `image_index`
         int32[B, T], the image token among the row's M that stands in for token t, or -1;
-        `marker_index` int32[B, R]. Further keys are not read.
-      key: for the vision tower's drop path, in training alone.
+        `marker_index` int32[B, R]; in training with drop path, `drop_path_key`, a random key.
+        Further keys are not read.
     """
-    x_BRD = at_markers(self.states(batch, key), batch["marker_index"])
+    x_BRD = at_markers(self.states(batch), batch["marker_index"])
     return self.reward_head(self.language_model.norm(x_BRD))
 
-  def states(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+  def states(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
     b, _, values = batch["patches"].shape
     tiles_BLPC = batch["patches"].reshape(b, -1, self.config.vision.side**2, values)
-    features = self.mlp1(self.vision_model(tiles_BLPC, key))
+    features = self.mlp1(self.vision_model(tiles_BLPC, batch.get("drop_path_key")))
     features_BMD = features.reshape(features.shape[0], -1, features.shape[-1])
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
     x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
     return self.language_model(x_BTD, batch["positions"], batch["segment_ids"])
+
+  def next_token_logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns float32 logits [B, T, V] of the token behind every token; for small models."""
+    return self.language_model.next_token_logits(self.states(batch))

@@ -11,7 +11,6 @@ H head dim, F mlp, V vocab, R step markers a row.
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from bis_jax.models.decoder import place_features
@@ -59,10 +58,5 @@ class Qwen2_5_VL(nnx.Module):
     return self.language_model(x_BTD, batch["positions"], batch["segment_ids"])
 
   def next_token_logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns float32 logits [B, T, V] of the token behind every token, from the tied embedding.
-
-    For the pre-training of small models: with a published vocabulary they would fill the memory.
-    """
-    x_BTD = self.language_model.norm(self.states(batch)).astype(jnp.float32)
-    table_VD = self.language_model.embed_tokens.embedding[...].astype(jnp.float32)
-    return x_BTD @ table_VD.T
+    """Returns float32 logits [B, T, V] of the token behind every token; for small models."""
+    return self.language_model.next_token_logits(self.states(batch))

@@ -1,0 +1,15 @@
+"""InternVL3-14B on the 10 % of every source with the highest BIS: 110 steps of 512 rollouts.
+
+Paper: overall_source_weighted 66.05 on VisualProcessBench, threshold tuned on test.
+
+  python -m bis_jax.main --config=configs/internvl3_14b_bis10.py --workdir=gs://BUCKET/internvl3_14b_bis10
+  python -m bis_jax.main --config=configs/internvl3_14b_bis10.py:toy --workdir=runs/internvl3_14b_bis10_toy
+"""
+
+from configs import common, qwen_bis10
+
+
+def get_config(form: str = ""):
+  """Returns the recipe, as it stands or in the form "toy"."""
+  c = common.use_internvl(qwen_bis10.get_config(), "3-14b", "OpenGVLab/InternVL3-14B")
+  return common.in_form(c, form)

@@ -1,0 +1,15 @@
+"""InternVL2.5-8B on the 25 % of every source with the highest BIS: 275 steps of 512 rollouts.
+
+Paper: overall_source_weighted 65.46 on VisualProcessBench, threshold tuned on test.
+
+  python -m bis_jax.main --config=configs/internvl_bis25.py --workdir=gs://BUCKET/internvl_bis25
+  python -m bis_jax.main --config=configs/internvl_bis25.py:toy --workdir=runs/internvl_bis25_toy
+"""
+
+from configs import common, qwen_bis25
+
+
+def get_config(form: str = ""):
+  """Returns the recipe, as it stands or in the form "toy"."""
+  c = common.use_internvl(qwen_bis25.get_config(), "2.5-8b", "OpenGVLab/InternVL2_5-8B")
+  return common.in_form(c, form)

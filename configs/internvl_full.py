@@ -1,0 +1,15 @@
+"""InternVL2.5-8B on all of VisualPRM400K-v1.1-Raw: the line that 10 % has to reach.
+
+Paper: overall_source_weighted 65.12 on VisualProcessBench, threshold tuned on test.
+
+  python -m bis_jax.main --config=configs/internvl_full.py --workdir=gs://BUCKET/internvl_full
+  python -m bis_jax.main --config=configs/internvl_full.py:toy --workdir=runs/internvl_full_toy
+"""
+
+from configs import common, qwen_full
+
+
+def get_config(form: str = ""):
+  """Returns the recipe, as it stands or in the form "toy"."""
+  c = common.use_internvl(qwen_full.get_config(), "2.5-8b", "OpenGVLab/InternVL2_5-8B")
+  return common.in_form(c, form)
