@@ -19,10 +19,10 @@ BLUE, ORANGE, GREEN, PINK, SKY, VERMILION = (
   "#56b4e9",
   "#d55e00",
 )
-_LINES = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, "#8c6d31")
-_INK, _GREY, _GRID = "#222222", "#9a9a9a", "#e3e3e3"
+LINES = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, "#8c6d31")
+INK, GREY, _GRID = "#222222", "#9a9a9a", "#e3e3e3"
 _CELLS = 32
-_DPI = 160
+DPI = 160
 _THRESHOLD_COLOURS = {"fixed_0.5": BLUE, "tuned_on_dev": GREEN, "tuned_on_test": ORANGE}
 _THRESHOLD_WORDS = {
   "fixed_0.5": "threshold 0.5",
@@ -40,7 +40,7 @@ def selection(
   `kept` bool[M]. Rollouts fall into cells, and a disc's area grows with the square root of the
   number in its cell. With `alpha`, lines of equal Balanced-Information Score are drawn.
   """
-  figure, axes = _figure("mixture  p (1 - p)", "reliability  R", width=6.4, height=4.4)
+  figure, axes = new_figure("mixture  p (1 - p)", "reliability  R", width=6.4, height=4.4)
   kept = np.asarray(kept, bool)
   edges = np.linspace(0, 0.25, _CELLS + 1), np.linspace(0, 1, _CELLS + 1)
   for mask, colour, word in ((slice(None), "#c9c9c9", "all"), (kept, BLUE, "kept")):
@@ -65,7 +65,7 @@ def selection(
       grid_y,
       (grid_x + alpha) * grid_y,
       np.arange(0.05, 0.25 + alpha, 0.05),
-      colors=_INK,
+      colors=INK,
       linewidths=0.6,
       alpha=0.45,
       zorder=3,
@@ -73,7 +73,7 @@ def selection(
     axes.clabel(lines, fmt="BIS %.2f", fontsize=6.5)
   axes.set(xlim=(-0.01, 0.26), ylim=(0, 1.05))
   axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False, fontsize=9)
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def loss(history: Sequence[dict]) -> bytes:
@@ -84,14 +84,14 @@ def loss(history: Sequence[dict]) -> bytes:
   lines = [line for line in history if "loss" in line]
   step = np.array([line["step"] for line in lines], float)
   value = np.array([line["loss"] for line in lines], float)
-  figure, axes = _figure("training step", "loss", width=6.4, height=3.6)
+  figure, axes = new_figure("training step", "loss", width=6.4, height=3.6)
   smooth = len(value) >= 10
   axes.plot(step, value, color=SKY if smooth else BLUE, linewidth=1, alpha=0.6 if smooth else 1)
   if smooth:
     axes.plot(step, _running_mean(value), color=BLUE, linewidth=2, label="running mean")
     axes.legend(frameon=False, fontsize=9)
   axes.margins(x=0.01)
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def source_f1(evaluation: dict) -> bytes:
@@ -101,7 +101,7 @@ def source_f1(evaluation: dict) -> bytes:
   """
   sources = list(evaluation["per_source"])
   names = list(evaluation["thresholds"])
-  figure, axes = _figure("", "macro-F1 x 100", width=6.4, height=3.8)
+  figure, axes = new_figure("", "macro-F1 x 100", width=6.4, height=3.8)
   width = 0.76 / len(names)
   for i, name in enumerate(names):
     blocks = [evaluation["per_source"][source]["thresholds"][name] for source in sources]
@@ -118,7 +118,7 @@ def source_f1(evaluation: dict) -> bytes:
     )
     for centre, span in zip(x, spans, strict=True):
       if span:
-        axes.plot([centre] * 2, [100 * end for end in span], color=_INK, linewidth=1.1, zorder=3)
+        axes.plot([centre] * 2, [100 * end for end in span], color=INK, linewidth=1.1, zorder=3)
   constants = [100 * evaluation["per_source"][source]["constant_macro_f1"] for source in sources]
   positions = np.arange(len(sources))
   axes.hlines(
@@ -137,7 +137,7 @@ def source_f1(evaluation: dict) -> bytes:
   axes.legend(
     loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names) + 1, frameon=False, fontsize=8
   )
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def reliability(evaluation: dict) -> bytes:
@@ -147,11 +147,11 @@ def reliability(evaluation: dict) -> bytes:
   """
   bins = evaluation["reliability"]
   full = [b for b in bins if b["steps"]]
-  figure = Figure(figsize=(6.4, 4.4), dpi=_DPI, layout="constrained")
+  figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
   upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
   for axes, word in ((upper, "share of correct steps"), (lower, "steps")):
-    _style(axes, "", word)
-  lower.set_xlabel("score", color=_INK)
+    style_axes(axes, "", word)
+  lower.set_xlabel("score", color=INK)
   width = bins[0]["high"] - bins[0]["low"]
   upper.bar(
     [b["low"] + width / 2 for b in full],
@@ -160,7 +160,7 @@ def reliability(evaluation: dict) -> bytes:
     color=SKY,
     zorder=2,
   )
-  upper.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--", zorder=3)
+  upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", zorder=3)
   upper.plot(
     [b["mean_score"] for b in full],
     [b["share_correct"] for b in full],
@@ -174,9 +174,9 @@ def reliability(evaluation: dict) -> bytes:
   upper.text(0.03, 0.95, "\n".join(words), transform=upper.transAxes, va="top", fontsize=9)
   upper.set(xlim=(0, 1), ylim=(0, 1))
   lower.bar(
-    [b["low"] + width / 2 for b in bins], [b["steps"] for b in bins], width * 0.94, color=_GREY
+    [b["low"] + width / 2 for b in bins], [b["steps"] for b in bins], width * 0.94, color=GREY
   )
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def best_of_n(result: dict) -> bytes:
@@ -185,12 +185,12 @@ def best_of_n(result: dict) -> bytes:
   `result` is that of `best_of_n.evaluate`. Shaded are the intervals of the best aggregation, and of
   the majority vote.
   """
-  figure, axes = _figure("candidates a question", "questions right x 100", width=6.4, height=4.2)
+  figure, axes = new_figure("candidates a question", "questions right x 100", width=6.4, height=4.2)
   curve = result["curve"]
-  baselines = {"pass@n": ("pass@N (oracle)", _GREY), "majority_vote": ("majority vote", _INK)}
+  baselines = {"pass@n": ("pass@N (oracle)", GREY), "majority_vote": ("majority vote", INK)}
   aggregations = [name for name in curve if name not in baselines]
   best = max(aggregations, key=lambda name: curve[name]["values"][-1])
-  colours = dict(zip(aggregations, _LINES, strict=True))
+  colours = dict(zip(aggregations, LINES, strict=True))
   for name, line in curve.items():
     label, colour = baselines.get(name, (name.replace("_", " of "), colours.get(name)))
     dashed = name in baselines
@@ -211,7 +211,7 @@ def best_of_n(result: dict) -> bytes:
   axes.set_xscale("log", base=2)
   axes.set_xticks(result["n"], [str(n) for n in result["n"]])
   axes.legend(frameon=False, fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
@@ -219,9 +219,9 @@ def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
 
   Rows of the whole corpus (fraction 1) are levels across the figure. `measure` names the y axis.
   """
-  figure, axes = _figure("share of the corpus, %", measure, width=6.4, height=4)
+  figure, axes = new_figure("share of the corpus, %", measure, width=6.4, height=4)
   strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
-  for strategy, colour in zip(strategies, itertools.cycle(_LINES), strict=False):
+  for strategy, colour in zip(strategies, itertools.cycle(LINES), strict=False):
     line = sorted((r for r in rows if r.strategy == strategy), key=lambda row: row.fraction)
     axes.errorbar(
       [100 * row.fraction for row in line],
@@ -236,14 +236,14 @@ def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
     )
   for row in rows:
     if row.fraction == 1 and row.strategy not in strategies:
-      axes.axhline(100 * row.mean, color=_INK, linestyle="--", linewidth=1.2, label=row.strategy)
+      axes.axhline(100 * row.mean, color=INK, linestyle="--", linewidth=1.2, label=row.strategy)
   fractions = sorted({row.fraction for row in rows if row.fraction < 1})
   if fractions:
     axes.set_xscale("log")
     axes.set_xticks([100 * f for f in fractions], [f"{100 * f:g}" for f in fractions], minor=False)
     axes.minorticks_off()
   axes.legend(frameon=False, fontsize=9)
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def against_step(runs: Sequence[Run], measure: str) -> bytes:
@@ -251,18 +251,18 @@ def against_step(runs: Sequence[Run], measure: str) -> bytes:
 
   A step is drawn where every run of the group evaluated; the shade spans the seeds.
   """
-  figure, axes = _figure("training step", measure, width=6.4, height=4)
+  figure, axes = new_figure("training step", measure, width=6.4, height=4)
   groups = {}
   for run in runs:
     if run.curve:
       groups.setdefault(run.group, []).append(dict(run.curve))
-  for (group, curves), colour in zip(groups.items(), itertools.cycle(_LINES), strict=False):
+  for (group, curves), colour in zip(groups.items(), itertools.cycle(LINES), strict=False):
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = 100 * np.array([[curve[step] for step in steps] for curve in curves])
     axes.plot(steps, values.mean(0), color=colour, marker="o", markersize=3.5, label=group)
     axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0)
   axes.legend(frameon=False, fontsize=9)
-  return _png(figure)
+  return png_bytes(figure)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
@@ -274,26 +274,28 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
   return (sums[high] - sums[low]) / (high - low)
 
 
-def _figure(x_label: str, y_label: str, *, width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(x_label: str, y_label: str, *, width: float, height: float) -> tuple[Figure, Axes]:
   """Returns a styled figure (inches) and its axes, outside pyplot's global state."""
-  figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
   axes = figure.subplots()
-  _style(axes, x_label, y_label)
+  style_axes(axes, x_label, y_label)
   return figure, axes
 
 
-def _style(axes: Axes, x_label: str, y_label: str) -> None:
-  axes.set_xlabel(x_label, color=_INK)
-  axes.set_ylabel(y_label, color=_INK)
+def style_axes(axes: Axes, x_label: str, y_label: str) -> None:
+  """Gives axes the look of all figures, with these labels."""
+  axes.set_xlabel(x_label, color=INK)
+  axes.set_ylabel(y_label, color=INK)
   axes.grid(color=_GRID, linewidth=0.8)
   axes.set_axisbelow(True)
-  axes.tick_params(colors=_INK, labelsize=9, length=0)
+  axes.tick_params(colors=INK, labelsize=9, length=0)
   for side in ("top", "right", "left"):
     axes.spines[side].set_visible(False)
-  axes.spines["bottom"].set_color(_GREY)
+  axes.spines["bottom"].set_color(GREY)
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+  """Returns the PNG file of a figure."""
   encoded = io.BytesIO()
   figure.savefig(encoded, format="png", facecolor="white")
   return encoded.getvalue()
