@@ -18,7 +18,7 @@ def test_every_command_and_recipe_is_there():
   modules = set(re.findall(r"python -m (bis_jax\.\w+)", README))
   assert len(modules) >= 7
   assert all(importlib.util.find_spec(module) for module in modules)
-  recipes = set(re.findall(r"`((?:qwen|toy)_\w+)`", README))
+  recipes = set(re.findall(r"`((?:qwen|toy|internvl)\w*_\w+)`", README))
   assert recipes == {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
 
 
