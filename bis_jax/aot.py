@@ -24,7 +24,9 @@ from bis_jax.sharding import MeshError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "slice, such as v5p:2x2x4, v5e:8x8, v6e:4x4")
 _ROLLOUT_TOKENS = flags.DEFINE_float(
-  "rollout_tokens", ROLLOUT_TOKENS, "token slots of a packed row that a rollout takes on average"
+  "rollout_tokens",
+  None,
+  "token slots of a row that a rollout takes on average; default: as measured",
 )
 _SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, recomputation and micro-batches")
 
@@ -85,16 +87,15 @@ def main(argv: list[str]) -> None:
   config, topology = _CONFIG.value, _TOPOLOGY.value
   try:
     check(config)
+    tokens = _ROLLOUT_TOKENS.value or ROLLOUT_TOKENS[config.model.backbone]
     if _SEARCH.value:
       tried = []
-      for one in step_search.search(config, topology, _ROLLOUT_TOKENS.value):
+      for one in step_search.search(config, topology, tokens):
         tried.append(one)
         print(step_search.row(one), file=sys.stderr, flush=True)  # what takes minutes shows itself
       print(*step_search.table(tried), sep="\n")
     else:
-      print(
-        *report(config, topology, compile_step(config, topology, _ROLLOUT_TOKENS.value)), sep="\n"
-      )
+      print(*report(config, topology, compile_step(config, topology, tokens)), sep="\n")
   except (ConfigError, MeshError, TopologyError) as error:
     sys.exit(f"aot: {error}")
 

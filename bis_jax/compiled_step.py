@@ -23,8 +23,8 @@ from bis_jax.sharding import batch_sharding, make_mesh
 from bis_jax.train_step import HOST_KEYS, make_train_step
 
 # Token slots that a rollout takes of a packed row, its share of padding included: 565,149 rollouts
-# in 42,602 rows of 8192 tokens (benchmarks/packing.py).
-ROLLOUT_TOKENS = 618
+# in 42,602 rows of 8192 tokens, and 20,000 in 3,414 of InternVL's (benchmarks/packing.py).
+ROLLOUT_TOKENS = {"qwen2_5_vl": 618, "internvl": 1398}
 
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
 _STEPS = 100  # of the schedule, which compiles the same at any length
@@ -103,14 +103,14 @@ class CompiledStep:
 
 
 def compile_step(
-  config: ConfigDict, topology: str, rollout_tokens: float = ROLLOUT_TOKENS
+  config: ConfigDict, topology: str, rollout_tokens: float | None = None
 ) -> CompiledStep:
   """Returns what the compiler says of the training step of a config on a slice.
 
   Args:
     config: of a run.
     topology: the slice, such as "v5p:2x2x4".
-    rollout_tokens: token slots of a row that a rollout takes on average.
+    rollout_tokens: token slots of a row that a rollout takes on average; None: as measured.
 
   Raises:
     TopologyError: no such slice, or no libtpu.
@@ -118,6 +118,7 @@ def compile_step(
     jax.errors.JaxRuntimeError: the compiler refuses, for want of memory for example.
   """
   inputs, accumulate = config.inputs, config.train.accumulate
+  rollout_tokens = rollout_tokens or ROLLOUT_TOKENS[config.model.backbone]
   mesh = make_mesh(**config.mesh, devices=slice_devices(topology))
   rows = step_rows(config, rollout_tokens)
   train.check_rows(rows, accumulate, mesh)
