@@ -5,8 +5,8 @@ them so that a rollout has the labels (or the truth) that it is conditioned on, 
 sampling with nothing thrown away. Then come features, the student's answers and the gradient.
 
 Array names end in their dims: M steps drawn, C continuations, Q rates, B rollouts, N step slots of a
-rollout (`MAX_STEPS`, of which `steps` are used), W = WIDTH - 1 directions across the teacher,
-S settings.
+rollout (`MAX_STEPS`, of which `steps` are used), W = WIDTH - 1 directions across the teacher, S
+settings.
 """
 
 from typing import NamedTuple
@@ -133,19 +133,16 @@ def gradients(key: jax.Array, setting: Setting) -> tuple[jax.Array, jax.Array, j
   return aligned_B**2 + jnp.sum(across_BW**2, axis=1), aligned_B, enough_B
 
 
-@jax.jit
-def _gradients_of_all(key: jax.Array, settings: Setting):
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(settings.steps.shape[0]))
-  return jax.lax.map(lambda both: gradients(*both), (keys, settings))
+_gradients = jax.jit(gradients)
 
 
 def simulate(settings: list[Setting], seed: int = 0) -> list[Estimate]:
   """Returns what the simulation gives of every setting: a function of it, its place and the seed."""
-  stacked = Setting(*(jnp.asarray(np.array(column)) for column in zip(*settings, strict=True)))
-  drawn = _gradients_of_all(jax.random.key(seed), stacked)
-  return [
-    _estimate(*(np.asarray(array) for array in of_one)) for of_one in zip(*drawn, strict=True)
-  ]
+  drawn = []
+  for i, setting in enumerate(settings):
+    arrays = Setting(*(jnp.asarray(np.array(value)) for value in setting))
+    drawn.append(_gradients(jax.random.fold_in(jax.random.key(seed), i), arrays))
+  return [_estimate(*(np.asarray(array) for array in of_one)) for of_one in drawn]
 
 
 def _estimate(square_B: np.ndarray, aligned_B: np.ndarray, there_B: np.ndarray) -> Estimate:
