@@ -36,7 +36,6 @@ import time
 
 import numpy as np
 from absl import app, flags
-
 from ml_collections import config_flags
 
 from bis_jax.inputs import pack

@@ -5,6 +5,7 @@
 
 Plain Transformers loads the folder: safetensors, config, tokenizer with the step marker, image
 processor, and a model card with the recipe, the manifest's digest, the evaluation and an example.
+(A model that started from a checkpoint in InternVL's own layout comes out in it, for its own code.)
 The reward head is two rows of its LM head, those of `Yes` and `No`; the other rows are those of the
 checkpoint that the training started from.
 """
@@ -58,6 +59,8 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   run = restore(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # whatever the run's machine was
   place = epath.Path(workdir)
   base = run.config.model.checkpoint if base is None else base
+  folder = weights.find_checkpoint(base) if base else None
+  internvl = run.config.model.backbone == "internvl"
   evaluation = place / "evaluation.json"
   card = model_card(
     run=run.config.to_dict(),
@@ -65,8 +68,8 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
     step=run.step,
     other_rows="those of the checkpoint it started from" if base else "zero",
+    plain=not internvl or hub_folder.internvl_layout(run.model, folder) == "hf",
   )
-  folder = weights.find_checkpoint(base) if base else None
   hub_folder.write(out, run.params, run.model, run.reader, base=folder, dtype=dtype, card=card)
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bis_jax.inputs.internvl_prompt import SYSTEM
+
 # Scores steps with plain Transformers. The README and the tests run these very lines.
 EXAMPLE = """\
 import torch
@@ -24,6 +26,32 @@ logits = model(input_ids=ids, mm_token_type_ids=(ids == pad).int(), **images).lo
 scores = logits[0, ids[0] == prm][:, [yes, no]].float().softmax(dim=-1)[:, 0]
 """
 
+# The same for InternVL3, in Transformers' own layout.
+INTERNVL_EXAMPLE = """\
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLForConditionalGeneration
+
+model = InternVLForConditionalGeneration.from_pretrained(folder).requires_grad_(False)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+picture = Image.open(image).convert("RGB")
+tiles = AutoImageProcessor.from_pretrained(folder)([picture], return_tensors="pt")["pixel_values"]
+system = SYSTEM
+start, end = "<|im_start|>", "<|im_end|>\\n"
+text = f"{start}system\\n{system}{end}{start}user\\n{end}{start}assistant\\n"
+text += f"<img>{'<IMG_CONTEXT>' * (len(tiles) * model.config.image_seq_length)}</img>\\n"
+text += f"Question: {question}\\nProcess: " + "\\n\\n".join(step + "<prm>" for step in steps)
+ids = tokenizer(text, return_tensors="pt")["input_ids"]
+prm, yes, no = tokenizer.convert_tokens_to_ids(["<prm>", "Yes", "No"])
+logits = model(input_ids=ids, pixel_values=tiles).logits
+scores = logits[0, ids[0] == prm][:, [yes, no]].float().softmax(dim=-1)[:, 0]
+"""
+
+_WITH_CODE = """\
+The folder has the layout of the InternVL release, whose own code Transformers needs to load it
+(`trust_remote_code=True`). bis_jax needs none: `python -m bis_jax.score`.
+"""
+
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 
 
@@ -34,6 +62,7 @@ def model_card(
   evaluation: Mapping[str, Any] | None,
   step: int,
   other_rows: str,
+  plain: bool = True,
 ) -> str:
   """Returns the text of the card, Markdown behind a YAML head.
 
@@ -43,6 +72,7 @@ def model_card(
     evaluation: the run's evaluation.json; None if it was not evaluated.
     step: training steps of this checkpoint.
     other_rows: where the LM head's rows beside `Yes` and `No` come from.
+    plain: whether plain Transformers loads the folder.
   """
   optim, train = run["optim"], run["train"]
   recipe = {
@@ -54,9 +84,8 @@ def model_card(
     "optimiser": f"AdamW, learning rate {optim['learning_rate']:g} (cosine, warm-up "
     f"{optim['warmup']:.0%}), weight decay {optim['weight_decay']:g}, clipped at {optim['clip']:g}",
     "batch": f"about {train['global_batch']} rollouts, {train['epochs']} epochs, {step} steps",
-    "images": f"{run['inputs']['min_pixels']:,} to {run['inputs']['max_pixels']:,} pixels",
+    "images": _images(run),
   }
-  example = EXAMPLE.rstrip().replace(r'"\n\n"', json.dumps(run["inputs"]["separator"]))
   lines = [
     "---",
     "library_name: transformers",
@@ -82,14 +111,29 @@ def model_card(
     "",
     "## Use",
     "",
-    "With `folder`, `image` (a path), `question` and `steps` (a list of strings):",
-    "",
-    "```python",
-    example,
-    "```",
+    *_use(run, plain),
     "",
   ]
   return "\n".join(lines)
+
+
+def _images(run: Mapping[str, Any]) -> str:
+  inputs = run["inputs"]
+  if run["model"]["backbone"] == "internvl":
+    return f"at most {inputs['max_tiles']} tiles and a thumbnail"
+  return f"{inputs['min_pixels']:,} to {inputs['max_pixels']:,} pixels"
+
+
+def _use(run: Mapping[str, Any], plain: bool) -> list[str]:
+  if not plain:
+    return _WITH_CODE.splitlines()
+  inputs, example = run["inputs"], EXAMPLE
+  if run["model"]["backbone"] == "internvl":
+    system = json.dumps(inputs["system"] or SYSTEM, ensure_ascii=False)
+    example = INTERNVL_EXAMPLE.replace("SYSTEM", system)
+  example = example.rstrip().replace(r'"\n\n"', json.dumps(inputs["separator"]))
+  words = "With `folder`, `image` (a path), `question` and `steps` (a list of strings):"
+  return [words, "", "```python", example, "```"]
 
 
 def _evaluation_lines(evaluation: Mapping[str, Any] | None) -> list[str]:

@@ -3,11 +3,14 @@
 import importlib
 import pathlib
 
+import jax
 import pytest
 
-from bis_jax import config, locations
+from bis_jax import config, locations, optim
+from bis_jax.backbones import build, model_config
 from bis_jax.models import weights
-from configs import common
+from bis_jax.state import split
+from configs import common, internvl_bis10
 
 RECIPES = sorted(
   path.stem for path in pathlib.Path(common.__file__).parent.glob("*.py") if path.stem != "common"
@@ -34,7 +37,11 @@ def test_every_recipe_is_in_range_in_every_form(name):
     ("selection.alpha", -0.1),
     ("corpus.tau", 1.0),
     ("inputs.row_patches", 100),
+    ("inputs.max_tiles", 0),
     ("mesh.data", 0),
+    ("model.backbone", "internvl2"),
+    ("model.drop_path", 1.0),
+    ("model.marker_noise", -0.1),
     ("model.size", "70b"),
   ],
 )
@@ -57,6 +64,44 @@ def test_images_that_cannot_fit_are_refused():
   c.inputs.max_pixels = 12_845_056  # the release's default
   with pytest.raises(config.ConfigError, match="max_pixels.*16384 tokens"):
     config.check(c)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"inputs.max_length": 1792}, r"max_tiles \(6\) .* 1792 tokens.*max_length \(1792\)"),
+    ({"inputs.max_tiles": 40}, r"max_tiles \(40\) .* 10496 tokens.*lower max_tiles, or raise"),
+    (
+      {"inputs.row_patches": 6144},
+      r"max_tiles \(6\) .* 7168 patches.*row_patches to at least 7168",
+    ),
+    ({"inputs.row_patches": 8000}, r"row_patches \(8000\) .* make it 8 \* 1024"),
+    ({"model.size": "7b"}, r"model.size is '7b'; internvl has .*2\.5-8b"),
+    (
+      {"model.backbone": "qwen2_5_vl", "model.drop_path": 0.1, "model.size": "7b"},
+      "drop_path is 0.1",
+    ),
+  ],
+)
+def test_tiles_that_cannot_fit_are_refused(changes, words):
+  c = internvl_bis10.get_config()
+  c.update_from_flattened_dict(changes)
+  with pytest.raises(config.ConfigError, match=words):
+    config.check(c)
+
+
+def test_the_tower_alone_is_frozen_by_default():
+  """In every published backbone; what projects its features is trained."""
+  for backbone, size in (("qwen2_5_vl", "7b"), ("internvl", "2.5-8b"), ("internvl", "3-14b")):
+    c = common.get_config()
+    c.model.backbone, c.model.size = backbone, size
+    shapes = jax.eval_shape(lambda c=c: split(build(model_config(c.model, 1), 0))[1])
+    factor = optim.factors(c.model.learning_rates, list(shapes))
+    frozen = {path for path, value in factor.items() if not value}
+    tower = {p for p in factor if p.startswith("vision_model.")} | {
+      p for p in factor if p.startswith("visual.") and not p.startswith("visual.merger.")
+    }
+    assert frozen == tower and len(frozen) > 10
 
 
 def test_missing_inputs_are_all_named_with_the_command_that_gets_them(tmp_path):

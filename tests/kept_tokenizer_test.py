@@ -5,6 +5,7 @@ from etils import epath
 
 from bis_jax import kept_tokenizer, locations
 from bis_jax.corpus import toy
+from bis_jax.inputs import internvl_prompt
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
 
 
@@ -18,6 +19,18 @@ def drawn(small_config):
   where = locations.locate(small_config)
   toy.draw(where.toy, workers=1, **small_config.corpus.toy)
   return load_tokenizer(where.tokenizer)
+
+
+def test_internlms_tokenizer_needs_nothing_but_the_workdir(shared, tmp_path):
+  tokenizer = internvl_prompt.load_tokenizer(str(shared / "data/tokenizers/internlm2_5"))
+  kept_tokenizer.keep(tokenizer, epath.Path(tmp_path))
+  kept = kept_tokenizer.kept(epath.Path(tmp_path), internvl_prompt.load_tokenizer)
+  assert len(kept) == len(tokenizer) and kept.ids == tokenizer.ids
+  text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
+  one, other = (
+    internvl_prompt.InternVLPrompt(t).encode(*text, [4], max_length=500) for t in (tokenizer, kept)
+  )
+  assert one.tokens.tolist() == other.tokens.tolist() and len(one.markers) == 3
 
 
 @pytest.mark.parametrize("name", ["drawn", "real"])

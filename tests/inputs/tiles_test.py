@@ -75,22 +75,23 @@ def test_known_grids(size, grid):
   assert InternVLImages(6).grid(*size) == grid
 
 
+@pytest.mark.parametrize("tile", [448, 56])
 @pytest.mark.parametrize("size", [(448, 448), (500, 800), (90, 900), (634, 634), (37, 21)])
-def test_values_equal_the_released_steps(size):
+def test_values_equal_the_released_steps(size, tile):
   """Resize, crop, thumbnail, then torchvision's ToTensor and Normalize; in torch, tile by tile."""
   height, width = size
   pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
   image = Image.fromarray(pixels)
-  images = InternVLImages(6)
+  images = InternVLImages(6, tile)
   rows, columns = images.grid(height, width)
-  resized = image.resize((448 * columns, 448 * rows), Image.Resampling.BICUBIC)
+  resized = image.resize((tile * columns, tile * rows), Image.Resampling.BICUBIC)
   crops = [
-    resized.crop((448 * c, 448 * r, 448 * (c + 1), 448 * (r + 1)))
+    resized.crop((tile * c, tile * r, tile * (c + 1), tile * (r + 1)))
     for r in range(rows)
     for c in range(columns)
   ]
   if len(crops) > 1:
-    crops.append(image.resize((448, 448), Image.Resampling.BICUBIC))
+    crops.append(image.resize((tile, tile), Image.Resampling.BICUBIC))
   mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
   chw = torch.stack([torch.tensor(np.array(crop)).permute(2, 0, 1) for crop in crops])
   chw = (chw.float().div(255) - mean[:, None, None]) / std[:, None, None]
@@ -98,9 +99,10 @@ def test_values_equal_the_released_steps(size):
   reference = torch.nn.functional.unfold(chw, 14, stride=14).transpose(1, 2)
 
   tiles = images.patches(image)
-  values = np.zeros((1024 * len(crops), PATCH_VALUES), np.float32)
+  slots = (tile // 14) ** 2 * len(crops)
+  values = np.zeros((slots, PATCH_VALUES), np.float32)
   tiles.write_values(values)
-  assert images.cost(height, width) == (256 * len(crops), 1024 * len(crops))
-  assert tiles.image_tokens == 256 * len(crops)
+  assert images.cost(height, width) == (slots // 4, slots)
+  assert tiles.image_tokens == slots // 4
   assert tiles.grid == (rows, columns)
   np.testing.assert_array_equal(values, reference.reshape(values.shape).numpy())

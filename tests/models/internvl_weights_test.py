@@ -1,5 +1,6 @@
 """InternVL's weights: three layouts in, the new marker row, strictness, export, and exact counts."""
 
+import dataclasses
 import json
 
 import jax
@@ -134,6 +135,26 @@ def test_the_marker_is_a_new_row_the_mean_of_the_others(tmp_path, architecture):
 
   with pytest.raises(weights.WeightsError, match=r"is \(512, 64\), the model has \(513, 64\)"):
     weights.load(tmp_path / "published", grown, _shapes(grown), **KWARGS)
+
+
+def test_the_marker_row_is_the_mean_of_the_others_and_noise_where_it_is_asked_for(tmp_path):
+  """The published table lacks the row; noise 0.5 is half of the others' spread, and is repeatable."""
+  config = InternVLConfig.tiny(VOCAB)
+  _write(tmp_path, config, _random(config))
+  text = dataclasses.replace(config.text, vocab_size=VOCAB + 1)
+  grown = dataclasses.replace(config, text=text)
+  kwargs = KWARGS | {"marker_token": VOCAB}
+  plain, noisy, again = (
+    np.asarray(
+      weights.load(tmp_path, grown, _shapes(grown), **kwargs, marker_noise=n)[EMBEDDING_PATH]
+    )
+    for n in (0.0, 0.5, 0.5)
+  )
+  np.testing.assert_allclose(plain[VOCAB], plain[:VOCAB].mean(axis=0), rtol=1e-5, atol=1e-7)
+  np.testing.assert_array_equal(noisy[:VOCAB], plain[:VOCAB])
+  np.testing.assert_array_equal(noisy, again)
+  strength = (noisy[VOCAB] - plain[VOCAB]) / plain[:VOCAB].std(axis=0)
+  assert 0.35 < strength.std() < 0.65 and abs(strength.mean()) < 0.25
 
 
 def test_every_difference_is_listed_in_one_error(tmp_path):
