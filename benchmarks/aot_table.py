@@ -1,6 +1,6 @@
-"""What a training step of Qwen2.5-VL-7B takes on TPU slices, asked of the TPU compiler; no TPU needed.
+"""What a training step of the recipes takes on TPU slices, asked of the TPU compiler; no TPU needed.
 
-    python benchmarks/aot_table.py [--only=v5e:8x8]
+    python -m benchmarks.aot_table [--only=v5e:8x8] [--recipe=internvl_bis10]
 
 The paper's recipe (frozen tower, bfloat16, float32 master and moments, about 512 rollouts a step in
 rows of 4096 or 8192 tokens), with settings at which it fits. Needs `pip install -e '.[tpu]'`.
@@ -25,20 +25,23 @@ import jax
 from absl import app, flags
 
 from bis_jax.compiled_step import compile_step
-from configs import qwen_bis10
+from configs import internvl3_14b_bis10, internvl_bis10, qwen_bis10
 
 _ONLY = flags.DEFINE_string("only", None, "one slice of the table")
+_RECIPE = flags.DEFINE_string("recipe", "qwen_bis10", "a recipe of the table")
 
-# (slice, row tokens, tensor axis, micro-batches); the fsdp axis takes the other devices
+# (recipe, slice, row tokens, tensor axis, micro-batches); the fsdp axis takes the other devices
 CASES = (
-  ("v4:2x2x4", 4096, 1, 5),
-  ("v4:2x2x4", 8192, 1, 2),
-  ("v5e:8x8", 4096, 4, 5),
-  ("v5e:8x8", 8192, 4, 2),
-  ("v5p:2x2x4", 4096, 1, 1),
-  ("v5p:2x2x4", 8192, 1, 1),
-  ("v6e:4x4", 4096, 1, 5),
-  ("v6e:4x4", 8192, 1, 2),
+  (qwen_bis10, "v4:2x2x4", 4096, 1, 5),
+  (qwen_bis10, "v4:2x2x4", 8192, 1, 2),
+  (qwen_bis10, "v5e:8x8", 4096, 4, 5),
+  (qwen_bis10, "v5e:8x8", 8192, 4, 2),
+  (qwen_bis10, "v5p:2x2x4", 4096, 1, 1),
+  (qwen_bis10, "v5p:2x2x4", 8192, 1, 1),
+  (qwen_bis10, "v6e:4x4", 4096, 1, 5),
+  (qwen_bis10, "v6e:4x4", 8192, 1, 2),
+  (internvl_bis10, "v5e:8x8", 8192, 4, 5),
+  (internvl3_14b_bis10, "v5e:8x8", 8192, 4, 5),
 )
 
 
@@ -51,12 +54,12 @@ def main(argv: list[str]) -> None:
   )
   print("| model-FLOPs bound | roofline | compile |")
   print("|---|---|---|---|---|---|---|---|---|---|")
-  for topology, tokens, tensor, accumulate in CASES:
-    if _ONLY.value not in (None, topology):
+  for recipe, topology, tokens, tensor, accumulate in CASES:
+    if _ONLY.value not in (None, topology) or recipe.__name__ != f"configs.{_RECIPE.value}":
       continue
-    c = qwen_bis10.get_config()
+    c = recipe.get_config()
+    c.inputs.row_patches = c.inputs.row_patches * tokens // c.inputs.row_tokens
     c.inputs.row_tokens = c.inputs.max_length = tokens
-    c.inputs.row_patches = 3 * tokens
     c.mesh.tensor, c.train.accumulate = tensor, accumulate
     step = compile_step(c, topology)
     print(

@@ -1,11 +1,16 @@
 """Counted operations against sums worked out by hand and against XLA's count."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from bis_jax import backbones
+from bis_jax.inputs.rows import empty_batch
+from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.model_flops import step_flops, trained_stages
+from bis_jax.models.internvl import InternVLConfig
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.state import merge, split
 
@@ -28,6 +33,26 @@ def test_a_frozen_tower_runs_forward_only():
   merger = 2 * 64 * (2 * 5120**2 + 3 * 5120 * 3584)  # the first product passes nothing back
   blocks = 2 * 256 * (1176 * 1280 + 32 * (4 * 1280**2 + 3 * 1280 * 3420))
   assert frozen["vision"] == merger + blocks
+
+
+def test_a_tile_of_internvl_costs_its_kernels_and_a_sequence_of_1025():
+  """Frozen tower, trained projector: 24 layers of width 1024, 256 image tokens of width 4096."""
+  config = InternVLConfig.internvl2_5_8b()
+  stages = {"mlp1.fc1", "mlp1.fc2", "language_model"}
+  flops = step_flops(config, stages, [100.0], [3 * 1024.0])
+  layers = 24 * 1025 * (4 * 1024**2 + 2 * 1024 * 4096)
+  projector = 256 * (2 * 4096**2 + 3 * 4096**2)  # the first product passes nothing back
+  assert flops["vision"] == 3 * 2 * (1024 * 588 * 1024 + layers + projector)
+  assert flops["vision attention"] == 3 * 4 * 24 * 1025**2 * 1024
+  assert flops["text"] == 6 * 100 * 32 * 218_103_808
+  factor = {
+    "vision_model.layers.mlp.fc1.kernel": 0.0,
+    "mlp1.fc1.kernel": 1.0,
+    "mlp1.fc2.kernel": 1.0,
+  }
+  assert trained_stages(factor | {"language_model.layers.mlp.up_proj.kernel": 1.0}) == stages
+  trained = step_flops(config, {"vision_model.layers", *stages}, [100.0], [3 * 1024.0])
+  assert trained["vision attention"] == 3 * flops["vision attention"]
 
 
 def test_stages_follow_the_learning_rates():
@@ -64,5 +89,21 @@ def test_xla_counts_about_the_same():
   )
   ours = step_flops(config, set(), [float(t)], [float(p)])
   # Forward only, and XLA computes the masked half of causal attention as well.
+  wanted = ours["text"] + 2 * ours["text attention"] / 3 + ours["vision"] + ours["vision attention"]
+  assert compiled.cost_analysis()["flops"] == pytest.approx(wanted, rel=0.15)
+
+
+def test_xla_counts_about_the_same_of_internvl():
+  """As above, with 64 tiles of 16 patches and the class token."""
+  config = InternVLConfig.tiny()
+  config = dataclasses.replace(
+    config,
+    text=dataclasses.replace(config.text, num_hidden_layers=1),
+    vision=dataclasses.replace(config.vision, num_hidden_layers=1, hidden_size=128),
+  )
+  graph, params = split(backbones.build(config, 0))
+  rows = empty_batch(InternVLImages(1, 56), 1, 128, 1024, 4)
+  compiled = jax.jit(lambda params, rows: merge(graph, params)(rows)).lower(params, rows).compile()
+  ours = step_flops(config, set(), [128.0], [1024.0])
   wanted = ours["text"] + 2 * ours["text attention"] / 3 + ours["vision"] + ours["vision attention"]
   assert compiled.cost_analysis()["flops"] == pytest.approx(wanted, rel=0.15)
