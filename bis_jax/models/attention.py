@@ -20,7 +20,7 @@ from bis_jax.models.triton import triton_attention
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
 _MASKED = -1e30  # finite, so that a query without any key stays finite; exp() of it is exactly 0
-_MIN_CHUNK = 128  # queries whose scores are held at once, in the XLA backend
+_MIN_CHUNK = 256  # queries whose scores are held at once, in the XLA backend
 _MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
