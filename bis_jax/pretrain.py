@@ -82,7 +82,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   model = backbones.model_config(config.model, len(reader.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
-  params = first_params(model, shapes, None, reader.prompt.special, config.corpus.toy.seed)
+  params = first_params(model, shapes, None, reader.prompt.special, config.pretrain.seed)
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, mesh)
@@ -134,7 +134,7 @@ def _batches(
     row_tokens=own.row_tokens,
     row_patches=inputs.row_patches,
     row_markers=inputs.row_markers,
-    seed=config.corpus.toy.seed,
+    seed=config.pretrain.seed,
     epochs=passes,
     lookahead=inputs.lookahead,
   )

@@ -52,7 +52,7 @@ def test_training_starts_from_the_pretrained_parameters(config, drawn, folder):
   mesh = sharding.make_mesh(1, 8, 1)
   _, shapes = backbones.structure(model, mesh)
   params = train.first_params(model, shapes, folder, special, 0)
-  random = train.first_params(model, shapes, None, special, config.corpus.toy.seed)
+  random = train.first_params(model, shapes, None, special, config.pretrain.seed)
   table = np.asarray(params["language_model.embed_tokens.embedding"])
   head = np.asarray(params["reward_head.kernel"])
   np.testing.assert_allclose(head, random["reward_head.kernel"], rtol=0.02)  # but for its decay
@@ -100,6 +100,7 @@ def test_a_backbone_that_is_there_is_kept(config, drawn, folder):
   [
     ("pretrain.learning_rate", 1e-4),
     ("pretrain.steps", 7),
+    ("pretrain.seed", 1),
     ("model.size", "tiny"),
     ("inputs.max_pixels", 112 * 112),
     ("inputs.separator", ""),
