@@ -1,9 +1,9 @@
 """The main job on the embedded corpus, from nothing: time, memory, and whether the model looks.
 
-  python -m benchmarks.main_job
+  python -m benchmarks.main_job [configs/internvl_bis10.py:toy]
 
-Runs the README's first command (after its install) with an empty cache in a folder of its own, and
-prints what was asked beside what came out.
+Runs the README's first command (after its install), or that of another recipe, with an empty cache
+in a folder of its own, and prints what was asked beside what came out.
 
 Last result (2 cores, no other work):
   wall time                      3.3 min   asked: at most 8
@@ -21,11 +21,11 @@ import tempfile
 import time
 
 
-def main() -> None:
+def main(config: str = "configs/toy_bis10.py") -> None:
   """Runs the job and prints the table."""
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "run"
-    command = [sys.executable, "-m", "bis_jax.main", "--config=configs/toy_bis10.py"]
+    command = [sys.executable, "-m", "bis_jax.main", f"--config={config}"]
     command += [f"--workdir={workdir}", f"--config.corpus.cache={folder}/cache"]
     start = time.monotonic()
     subprocess.run(command, check=True, cwd=pathlib.Path(__file__).resolve().parents[1])
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  main(*sys.argv[1:])

@@ -67,9 +67,12 @@ _DOWNLOADS = {
   "--repo-type dataset --local-dir {folder}",
   "evaluation.benchmark": "hf download OpenGVLab/VisualProcessBench --repo-type dataset "
   "--local-dir {path}",
-  "model.checkpoint": "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir {path}",
-  "inputs.tokenizer": "hf download Qwen/Qwen2.5-VL-7B-Instruct --include 'tokenizer*' "
-  "--local-dir {path}",
+  "model.checkpoint": "hf download {checkpoint} --local-dir {path}",
+  "inputs.tokenizer": "hf download {checkpoint} --include 'tokenizer*' --local-dir {path}",
+}
+_CHECKPOINTS = {
+  "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+  "internvl": "OpenGVLab/InternVL2_5-8B",
 }
 
 
@@ -102,7 +105,11 @@ def require(config: ConfigDict, where: Locations) -> Locations:
         lines.append(f"config.{key}: {error}")
       continue
     absolute = pathlib.Path(path).absolute()
-    command = _DOWNLOADS[key].format(path=path, folder=pathlib.Path(path).parent)
+    command = _DOWNLOADS[key].format(
+      path=path,
+      folder=pathlib.Path(path).parent,
+      checkpoint=_CHECKPOINTS[config.model.backbone],
+    )
     lines.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
   if lines:
     raise MissingInputError(

@@ -14,9 +14,10 @@ import pytest
 
 from bis_jax import aot, backbones, compiled_step, devices
 from bis_jax.devices import TopologyError
+from bis_jax.models.internvl import InternVLConfig
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.sharding import MeshError
-from configs import qwen_bis10
+from configs import internvl3_14b_bis10, qwen_bis10
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="compiles for TPUs: pip install -e '.[tpu]'"
@@ -44,16 +45,42 @@ def config(monkeypatch):
   return c
 
 
+def _compile(config, topology):
+  jax.config.update("jax_optimization_level", "O1")
+  try:
+    with jax.default_matmul_precision("default"):  # as outside of the tests
+      return compiled_step.compile_step(config, topology)
+  finally:
+    jax.config.update("jax_optimization_level", "UNKNOWN")
+
+
+@needs_libtpu
+def test_internvl_compiles(monkeypatch):
+  """Two layers each of the 14B model's decoder and tower; its odd vocabulary stays whole."""
+  full = InternVLConfig.internvl3_14b()
+  text = dataclasses.replace(full.text, num_hidden_layers=2)
+  vision = dataclasses.replace(full.vision, num_hidden_layers=2)
+  shallow = dataclasses.replace(full, text=text, vision=vision)
+  monkeypatch.setitem(backbones.SIZES["internvl"], "3-14b", lambda vocab_size: shallow)
+  c = internvl3_14b_bis10.get_config()
+  c.inputs.max_length = c.inputs.row_tokens = 1024
+  c.inputs.max_tiles, c.inputs.row_patches = 2, 3 * 1024
+  c.inputs.row_multiple, c.train.global_batch, c.mesh.tensor = 4, 3, 2
+  step = _compile(c, "v5e:2x4")
+  assert (step.rows, step.rollouts) == (4, 4 * 1024 / 1398)
+  layer = 2 * 5120 * (5120 + 1024) + 3 * 5120 * 13824
+  table, projector = 151_675 * 5120, 5120 * (4096 + 5120)
+  whole = 4 * table / 4  # of float32, over fsdp alone
+  assert step.optimizer == pytest.approx(2 * (4 * (2 * layer + projector) / 8 + whole), rel=0.01)
+  assert step.optimizer / 2 < step.parameters < 1.05 * step.optimizer / 2 + 4 * 26e6 / 8
+  assert step.total < 0.9 * step.chip.hbm_bytes and 0 < step.model_seconds < step.seconds
+
+
 @needs_libtpu
 @pytest.mark.parametrize("topology, chips, tensor", [("v5p:2x2x2", 8, 1), ("v5e:4x4", 16, 2)])
 def test_the_step_compiles_and_fits(config, topology, chips, tensor):
   config.mesh.tensor = tensor
-  jax.config.update("jax_optimization_level", "O1")
-  try:
-    with jax.default_matmul_precision("default"):  # as outside of the tests
-      step = compiled_step.compile_step(config, topology)
-  finally:
-    jax.config.update("jax_optimization_level", "UNKNOWN")
+  step = _compile(config, topology)
   assert step.mesh == {"data": 1, "fsdp": chips // tensor, "tensor": tensor}
   assert (step.rows, step.micro_batches) == (8, 1)
   # Two layers of 233 M, 152,064 rows, merger and head; the tower is frozen and has no moments.

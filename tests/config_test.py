@@ -121,6 +121,13 @@ def test_missing_inputs_are_all_named_with_the_command_that_gets_them(tmp_path):
   assert message.count("hf download") >= 4
 
 
+def test_the_command_gets_a_checkpoint_of_the_backbone(tmp_path):
+  c = internvl_bis10.get_config()
+  c.model.checkpoint = str(tmp_path / "gone")
+  with pytest.raises(locations.MissingInputError, match="hf download OpenGVLab/InternVL2_5-8B"):
+    locations.require(c, locations.locate(c))
+
+
 def test_the_toy_form_needs_nothing():
   c = common.in_form(common.get_config(), "toy")
   locations.require(c, locations.locate(c))
