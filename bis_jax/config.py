@@ -13,8 +13,8 @@ from bis_jax.reader import image_rule
 from bis_jax.selection.strategies import STRATEGIES
 
 
-def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
-  return lambda value: value in names, "one of " + ", ".join(names)
+def _one_of(*values: str | bool) -> tuple[Callable[[Any], bool], str]:
+  return lambda value: value in values, "one of " + ", ".join(map(str, values))
 
 
 def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
@@ -41,6 +41,13 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "corpus.toy.images": _at_least(300),
   "corpus.toy.seed": _at_least(0),
   "corpus.toy.benchmark_items": _at_least(18),
+  "corpus.toy.n_mc": _at_least(1),
+  "corpus.toy.rollouts_a_group": _at_least(1),
+  "corpus.toy.slip": _at_least(0),
+  "corpus.toy.recovery": _at_least(0),
+  "corpus.toy.lapse": _at_least(0),
+  "corpus.toy.continuation_slip": _at_least(0),
+  "corpus.toy.stop_at_zero": _one_of(True, False),
   "selection.strategy": _one_of(*STRATEGIES),
   "selection.fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
   "selection.alpha": _at_least(0),

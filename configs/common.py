@@ -29,6 +29,15 @@ def get_config() -> ConfigDict:
   c.corpus.toy.images = 16_000  # count, >= 300
   c.corpus.toy.seed = 0  # an integer >= 0
   c.corpus.toy.benchmark_items = 500  # count, >= 18
+  c.corpus.toy.n_mc = 16  # continuations a step, >= 1
+  c.corpus.toy.rollouts_a_group = 3  # count, >= 1
+  # Factors, >= 0, on every source's rate of wrong notes, of looking again at what was noted, and
+  # of continuations whose answer is lost; the last one on the wrong notes of continuations alone.
+  c.corpus.toy.slip = 1.0
+  c.corpus.toy.recovery = 1.0
+  c.corpus.toy.lapse = 1.0
+  c.corpus.toy.continuation_slip = 1.0
+  c.corpus.toy.stop_at_zero = False  # steps after one with MC score 0 stay unmeasured
 
   c.selection = ConfigDict()
   c.selection.strategy = "full"  # a name of bis_jax.selection.strategies.STRATEGIES

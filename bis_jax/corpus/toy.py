@@ -31,62 +31,28 @@ from tqdm import tqdm
 
 from bis_jax.corpus import toy_pictures, toy_policy, toy_questions, toy_records, toy_tokenizer
 from bis_jax.corpus.toy_questions import SOURCES
-from bis_jax.corpus.toy_records import Groups
-
-ROLLOUTS_A_GROUP = 3
+from bis_jax.corpus.toy_records import Groups, Knobs
 
 _IMAGE_PREFIX = "VisualPRM400K-v1.1-Raw/"
 _GROUPS_A_RUN = 500
 _CODE = (toy_pictures, toy_policy, toy_questions, toy_records, toy_tokenizer)
 
 
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-  """What a corpus is drawn from.
-
-  rollouts: count over all sources, >= 60.
-  images: count at most, >= 20; with fewer than question groups, some groups share images.
-  seed: an integer >= 0.
-  benchmark_items: count, >= 18 (one a source and policy).
-  n_mc: continuations a step.
-  slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
-    and of continuations whose answer is lost.
-  """
-
-  rollouts: int
-  images: int
-  seed: int
-  benchmark_items: int
-  n_mc: int
-  slip: float
-  recovery: float
-  lapse: float
-
-
-def draw(
-  out_dir: str | os.PathLike,
-  *,
-  rollouts: int = 48_000,
-  images: int = 16_000,
-  seed: int = 0,
-  benchmark_items: int = 500,
-  n_mc: int = 16,
-  slip: float = 1.0,
-  recovery: float = 1.0,
-  lapse: float = 1.0,
-  workers: int = 0,
-) -> pathlib.Path:
+def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: float) -> pathlib.Path:
   """Draws the corpus into `out_dir` and returns that folder; reuses one that is the same.
 
-  The arguments are those of `Knobs`; `workers` (processes; 0: one a core) does not change a byte
-  of what is written. The folder appears whole or not at all.
+    draw("corpus", rollouts=3000, n_mc=4)
+
+  Args:
+    out_dir: appears whole or not at all.
+    workers: processes; 0: one a core. It does not change a byte of what is written.
+    **knobs: the fields of `Knobs`.
 
   Raises:
     ValueError: an argument is out of range.
     FileExistsError: `out_dir` holds something else.
   """
-  knobs = Knobs(rollouts, images, seed, benchmark_items, n_mc, slip, recovery, lapse)
-  _check(knobs)
+  knobs = Knobs(**knobs)
   out = pathlib.Path(out_dir)
   identity = {"knobs": dataclasses.asdict(knobs), "code": code_digest()}
   if out.exists():
@@ -103,13 +69,10 @@ def draw(
   return out
 
 
-def _check(knobs: Knobs) -> None:
-  for name, least in (("rollouts", 60), ("images", 20), ("benchmark_items", 18), ("n_mc", 1)):
-    if getattr(knobs, name) < least:
-      raise ValueError(f"{name} is {getattr(knobs, name)}: give at least {least}")
-  for name in ("seed", "slip", "recovery", "lapse"):
-    if getattr(knobs, name) < 0:
-      raise ValueError(f"{name} is {getattr(knobs, name)}: give 0 or more")
+def read_truth(drawn: pathlib.Path) -> dict[tuple[str, int], list[int]]:
+  """Returns, by (source, line), for every step of a drawn corpus whether it is right: 1 or 0."""
+  lines = map(json.loads, (drawn / "truth.jsonl").read_text().splitlines())
+  return {(pathlib.PurePath(a["file"]).stem, a["line"]): a["truth"] for a in lines}
 
 
 def code_digest() -> str:
@@ -134,13 +97,7 @@ def _reuse(out: pathlib.Path, identity: dict) -> pathlib.Path:
 
 def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
   runs = list(_corpus_runs(knobs, part))
-  work = functools.partial(
-    toy_records.draw_rollouts,
-    n_mc=knobs.n_mc,
-    slip=knobs.slip,
-    recovery=knobs.recovery,
-    lapse=knobs.lapse,
-  )
+  work = functools.partial(toy_records.draw_rollouts, knobs=knobs)
   (part / "annotations").mkdir()
   texts: list[str] = []
   for groups, drawn in zip(tqdm(runs, "draw", disable=None), pool.imap(work, runs), strict=True):
@@ -165,13 +122,14 @@ def _append(path: pathlib.Path, data: bytes) -> None:
 def _corpus_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
   counts = zip(SOURCES, _shares(knobs.rollouts), _shares(knobs.images), strict=True)
   for source, (about, rollouts, images) in enumerate(counts):
-    n_groups = -(-rollouts // ROLLOUTS_A_GROUP)
+    size = knobs.rollouts_a_group
+    n_groups = -(-rollouts // size)
     for first in range(0, n_groups, _GROUPS_A_RUN):
       yield Groups(
         source=source,
         first=first,
-        rollouts=min(rollouts - first * ROLLOUTS_A_GROUP, _GROUPS_A_RUN * ROLLOUTS_A_GROUP),
-        rollouts_a_group=ROLLOUTS_A_GROUP,
+        rollouts=min(rollouts - first * size, _GROUPS_A_RUN * size),
+        rollouts_a_group=size,
         scenes=max(1, images // about.pictures),
         root=part / "images",
         folder=about.name,

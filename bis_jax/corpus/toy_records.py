@@ -19,12 +19,54 @@ from bis_jax.corpus.toy_questions import SCORES, SOURCES, Question, Source, ask,
 # Slip rates of the policies that write the benchmark's solutions.
 BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
 
+_LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
+_LEAST |= {"rollouts_a_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
 _TEXT_RECORDS = 400  # of each call: enough for every word
 _CAPTION_QUESTION = "What is to be seen?"
 _INSTRUCTION = (
   "Your task is to answer the question below. Give step by step reasoning before you answer, and "
   'when you\'re ready to answer, please use the format "Final answer: .."\n\nQuestion:\n\n'
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+  """What a corpus is drawn from.
+
+  rollouts: count over all sources, >= 60.
+  images: count at most, >= 20; with fewer than question groups, some groups share images.
+  seed: an integer >= 0.
+  benchmark_items: count, >= 18 (one a source and policy).
+  n_mc: continuations a step, >= 1.
+  rollouts_a_group: of one question about one scene, >= 1.
+  slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
+    and of continuations whose answer is lost.
+  continuation_slip: another factor (>= 0) on the wrong notes of continuations: how much less able
+    than the writer of the solutions the policy is that goes on from their steps.
+  stop_at_zero: steps after one with MC score 0 get no continuations and stay unmeasured.
+
+  Which solutions are written depends on neither n_mc, lapse, continuation_slip nor stop_at_zero.
+
+  Raises:
+    ValueError: one is out of range.
+  """
+
+  rollouts: int = 48_000
+  images: int = 16_000
+  seed: int = 0
+  benchmark_items: int = 500
+  n_mc: int = 16
+  rollouts_a_group: int = 3
+  slip: float = 1.0
+  recovery: float = 1.0
+  lapse: float = 1.0
+  continuation_slip: float = 1.0
+  stop_at_zero: bool = False
+
+  def __post_init__(self):
+    for name, least in _LEAST.items():
+      if getattr(self, name) < least:
+        raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,25 +108,22 @@ class _Asked:
   images: list[str]
 
 
-def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse: float) -> Drawn:
-  """Draws pictures and returns VisualPRM400K records, the truth of their steps, and captions.
-
-  `n_mc` continuations are run after every step; `slip`, `recovery` and `lapse` are factors on the
-  source's habits.
-  """
+def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
+  """Draws pictures and returns VisualPRM400K records, the truth of their steps, and captions."""
   source = SOURCES[groups.source]
   asked, captions = _draw_and_ask(groups)
   owners = np.arange(groups.rollouts) // groups.rollouts_a_group
   problems = _problems([asked[i] for i in owners])
-  habits = dataclasses.replace(
+  writer = dataclasses.replace(
     source.habits,
-    slip=min(1.0, source.habits.slip * slip),
-    again=min(1.0, source.habits.again * recovery),
-    lapse=min(1.0, source.habits.lapse * lapse),
+    slip=min(1.0, source.habits.slip * knobs.slip),
+    again=min(1.0, source.habits.again * knobs.recovery),
+    lapse=min(1.0, source.habits.lapse * knobs.lapse),
   )
+  continuer = dataclasses.replace(writer, slip=min(1.0, writer.slip * knobs.continuation_slip))
   rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
-  solutions = toy_policy.solve(rng, problems, habits)
-  counts = toy_policy.count_successes(rng, problems, solutions, habits, n_mc)
+  solutions = toy_policy.solve(rng, problems, writer)
+  counts = toy_policy.count_successes(rng, problems, solutions, continuer, knobs.n_mc)
   records, truths = [], []
   for row, owner in enumerate(owners):
     about = asked[owner]
@@ -98,11 +137,8 @@ def draw_rollouts(groups: Groups, n_mc: int, slip: float, recovery: float, lapse
         "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
         "answer": str(about.question.answer),
         "response": "\n\n".join(steps),
-        "num_mc_sequences": n_mc,
-        "steps_with_score": [
-          {"step": step, "score": n / n_mc, "num_mc_correct": n, "num_mc_total": n_mc}
-          for step, n in zip(steps, counts[row, slots].tolist(), strict=True)
-        ],
+        "num_mc_sequences": knobs.n_mc,
+        "steps_with_score": _scored(steps, counts[row, slots].tolist(), knobs),
         "question_orig": about.question.text,
       }
     )
@@ -140,6 +176,18 @@ def draw_benchmark(groups: Groups) -> bytes:
         "data_source": source.benchmark,
       }
   return _json_lines(items)
+
+
+def _scored(steps: list[str], successes: list[int], knobs: Knobs) -> list[dict]:
+  """Returns the steps with how many of their continuations reached the right answer."""
+  first_zero = successes.index(0) if knobs.stop_at_zero and 0 in successes else len(steps)
+  n_mc = knobs.n_mc
+  scored = [
+    {"step": step, "score": n / n_mc, "num_mc_correct": n, "num_mc_total": n_mc}
+    for step, n in zip(steps, successes, strict=True)
+  ]
+  unmeasured = {"score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
+  return [step if i <= first_zero else step | unmeasured for i, step in enumerate(scored)]
 
 
 def _json_lines(records: list[dict]) -> bytes:

@@ -1,5 +1,6 @@
 """The embedded corpus: layouts, determinism, truth that pictures bear out, measured MC scores."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,9 +11,12 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from bis_jax import locations
 from bis_jax.corpus import toy, toy_policy, toy_questions
 from bis_jax.corpus.toy_pictures import INKS, MOST_STRIPES, SIDE, TILE, Panel, draw_picture
 from bis_jax.corpus.toy_questions import SCORES
+from bis_jax.corpus.toy_records import Knobs
+from configs import common
 
 SMALL = dict(rollouts=900, images=280, benchmark_items=50, workers=2)
 
@@ -187,11 +191,97 @@ def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
   assert (corpus / "truth.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("bad", [{"rollouts": 3}, {"slip": -0.1}, {"n_mc": 0}])
+@pytest.mark.parametrize(
+  "bad",
+  [
+    {"rollouts": 3},
+    {"slip": -0.1},
+    {"n_mc": 0},
+    {"rollouts_a_group": 0},
+    {"continuation_slip": -1},
+  ],
+)
 def test_settings_out_of_range_are_named(tmp_path, bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
     toy.draw(tmp_path / "bad", **{**SMALL, **bad})
   assert not (tmp_path / "bad").exists()
+
+
+TINY = dict(rollouts=360, images=60, benchmark_items=18, workers=1)
+
+
+def draw_records(folder: pathlib.Path, **knobs) -> tuple[list[dict], list[list[int]]]:
+  """Returns the records of all sources, one behind the other, and the truth of their steps."""
+  corpus = toy.draw(folder, **TINY, **knobs)
+  truth = toy.read_truth(corpus)
+  records, truths = [], []
+  for path in sorted((corpus / "annotations").glob("*.jsonl")):
+    for line, record in enumerate(read_lines(path)):
+      records.append(record)
+      truths.append(truth[path.stem, line])
+  return records, truths
+
+
+def scores_of(record: dict) -> list[float]:
+  return [step["score"] for step in record["steps_with_score"]]
+
+
+def mean_of_right_steps(records: list[dict], truths: list[list[int]]) -> float:
+  scores = np.concatenate([scores_of(record) for record in records])
+  return scores[np.concatenate(truths) == 1].mean()
+
+
+def test_knobs_of_the_continuations_leave_the_solutions_as_they_are(tmp_path):
+  records, truths = draw_records(tmp_path / "plain")
+  mean = mean_of_right_steps(records, truths)
+  for name, value, low, high in (
+    ("n_mc", 64, 0.98, 1.02),
+    ("lapse", 4.0, 0.7, 0.9),
+    ("continuation_slip", 6.0, 0.6, 0.9),
+    ("continuation_slip", 0.0, 1.02, 1.1),
+  ):
+    others, other_truths = draw_records(tmp_path / f"{name} {value}", **{name: value})
+    assert other_truths == truths
+    assert [r["response"] for r in others] == [r["response"] for r in records]
+    assert low < mean_of_right_steps(others, truths) / mean < high, name
+    totals = {s["num_mc_total"] for r in others for s in r["steps_with_score"]}
+    assert totals == {value if name == "n_mc" else 16}
+
+
+def test_annotation_can_stop_at_the_first_zero(tmp_path):
+  records, _ = draw_records(tmp_path / "plain")
+  stopped, _ = draw_records(tmp_path / "stopped", stop_at_zero=True)
+  unmeasured = 0
+  for record, other in zip(records, stopped, strict=True):
+    scores, steps = scores_of(record), other["steps_with_score"]
+    end = scores.index(0.0) + 1 if 0.0 in scores else len(scores)
+    assert steps[:end] == record["steps_with_score"][:end]
+    assert [step["step"] for step in steps] == [s["step"] for s in record["steps_with_score"]]
+    for step in steps[end:]:
+      assert (step["score"], step["num_mc_correct"], step["num_mc_total"]) == (0.0, 0, 0)
+      unmeasured += 1
+  assert unmeasured > 20
+
+
+def test_a_group_has_as_many_rollouts_as_asked_for(tmp_path):
+  records, _ = draw_records(tmp_path / "five", rollouts_a_group=5)
+  bars = [r for r in records if str(r["image"]).split("/")[1] == "bars_sum"]
+  asked = [(r["image"], r["question_orig"]) for r in bars]
+  assert len(bars) == 72
+  for i in range(0, 72, 5):
+    assert len(set(asked[i : i + 5])) == 1
+    assert asked[i : i + 1] != asked[i + 5 : i + 6]
+
+
+def test_every_knob_is_a_setting_and_has_a_folder_of_its_own():
+  c = common.in_form(common.get_config(), "toy")
+  assert c.corpus.toy.to_dict() == dataclasses.asdict(Knobs())
+  folders = {locations.locate(c).toy}
+  for name, value in dataclasses.asdict(Knobs()).items():
+    other = c.copy_and_resolve_references()
+    other.corpus.toy[name] = True if value is False else 2 * value + 1
+    folders.add(locations.locate(other).toy)
+  assert len(folders) == 1 + len(dataclasses.fields(Knobs))
 
 
 def test_tokenizer_is_short_on_its_text_and_encodes_any(corpus, records):
