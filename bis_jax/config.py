@@ -50,7 +50,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "corpus.toy.stop_at_zero": _one_of(True, False),
   "selection.strategy": _one_of(*STRATEGIES),
   "selection.fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
+  "selection.per_source": _one_of(True, False),
   "selection.alpha": _at_least(0),
+  "selection.none_positive": _CLOSED_SHARE,
   "labels.kind": _one_of("hard", "soft", "banded"),
   "labels.band_low": _CLOSED_SHARE,
   "labels.band_high": _CLOSED_SHARE,
@@ -138,6 +140,10 @@ def check(config: ConfigDict) -> None:
   if c.model.drop_path and c.model.backbone != "internvl":
     faults.append(
       f"config.model.drop_path is {c.model.drop_path}, which {c.model.backbone} has not: set it to 0"
+    )
+  if c.inputs.system and c.model.backbone != "internvl":
+    faults.append(
+      f'config.inputs.system is set, but {c.model.backbone} has its tokenizer\'s: set it to ""'
     )
   if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
     faults.append(

@@ -73,18 +73,18 @@ def hugging_face_config(
 
   The LM head is never tied, because its two reward rows are apart from the embedding.
   """
-  own = _qwen_config if isinstance(config, Qwen2_5_VLConfig) else _internvl_config
-  return own(config, reader, base) | {
+  if isinstance(config, InternVLConfig):
+    content = _internvl_config(config, reader, base)
+  else:
+    content = _qwen_config(config, reader)
+  return content | {
     "tie_word_embeddings": False,
     "dtype": dtype,
     "step_marker_token_id": reader.prompt.special.prm,  # read back by `weights.load`
   }
 
 
-def _qwen_config(
-  config: Qwen2_5_VLConfig, reader: Reader, base: pathlib.Path | None
-) -> dict[str, Any]:
-  del base
+def _qwen_config(config: Qwen2_5_VLConfig, reader: Reader) -> dict[str, Any]:
   special, token_id = reader.prompt.special, reader.tokenizer.convert_tokens_to_ids
   content = config.to_hugging_face() | {
     "image_token_id": special.image_pad,
@@ -117,6 +117,7 @@ def _internvl_config(
       "use_thumbnail": True,
     }
   theirs = json.loads((base / "config.json").read_text()) if base else {}
+  theirs.pop("torch_dtype", None)  # an older name of "dtype"
   parts = {
     key: theirs.get(key, {}) | value for key, value in content.items() if isinstance(value, dict)
   }

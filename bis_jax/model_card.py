@@ -48,8 +48,9 @@ scores = logits[0, ids[0] == prm][:, [yes, no]].float().softmax(dim=-1)[:, 0]
 """
 
 _WITH_CODE = """\
-The folder has the layout of the InternVL release, whose own code Transformers needs to load it
-(`trust_remote_code=True`). bis_jax needs none: `python -m bis_jax.score`.
+The folder has the layout of the InternVL release. Transformers loads it with the release's code:
+copy the `*.py` files of the checkpoint that it started from into the folder, and say
+`trust_remote_code=True`. bis_jax needs neither: `python -m bis_jax.score` reads the workdir.
 """
 
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")

@@ -77,6 +77,7 @@ def test_images_that_cannot_fit_are_refused():
     ),
     ({"inputs.row_patches": 8000}, r"row_patches \(8000\) .* make it 8 \* 1024"),
     ({"model.size": "7b"}, r"model.size is '7b'; internvl has .*2\.5-8b"),
+    ({"model.backbone": "qwen2_5_vl", "inputs.system": "Hi"}, "qwen2_5_vl has its tokenizer's"),
     (
       {"model.backbone": "qwen2_5_vl", "model.drop_path": 0.1, "model.size": "7b"},
       "drop_path is 0.1",
