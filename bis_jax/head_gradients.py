@@ -133,9 +133,19 @@ def true_direction(steps: Steps, probability_S: np.ndarray, state_SD: np.ndarray
   against g gains in the true loss, to first order, at whatever student; fitted weights also depend
   on how they are regularised. With the features of `bis_jax.theory` and a student that has absorbed
   the prior both are u.
+
+  States have a mean, and a head without a bias learns the prior along it. `without_prior` leaves
+  what is about single steps.
   """
   ascent_D = (probability_S - steps.truth_S) @ state_SD
   return -ascent_D / np.linalg.norm(ascent_D)
+
+
+def without_prior(direction_D: np.ndarray, state_SD: np.ndarray) -> np.ndarray:
+  """Returns the direction with the mean of the states projected out, a unit vector float64[D]."""
+  mean_D = state_SD.mean(axis=0, dtype=np.float64)
+  left_D = direction_D - mean_D * (direction_D @ mean_D) / (mean_D @ mean_D)
+  return left_D / np.linalg.norm(left_D)
 
 
 def fitted_direction(steps: Steps, state_SD: np.ndarray, ridge: float = 1e-3) -> np.ndarray:

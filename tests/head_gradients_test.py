@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from benchmarks.study import theory as study
+from benchmarks.study import theory_on_model
 from bis_jax import backbones, checkpoint, head_gradients, locations, restored, run, train, workdir
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import theory_page
@@ -112,6 +113,15 @@ def test_the_parts_of_a_gradient(drawn):
   assert (steps_of * found.true_aligned).sum() == pytest.approx(rate)
 
 
+def test_the_prior_is_taken_out_of_a_direction(drawn):
+  _, _, state_SD = drawn
+  direction = np.ones(5) / np.sqrt(5)
+  left = head_gradients.without_prior(direction, state_SD)
+  mean = state_SD.mean(axis=0)
+  assert np.linalg.norm(left) == pytest.approx(1) and left @ mean == pytest.approx(0, abs=1e-12)
+  assert np.linalg.matrix_rank(np.stack([left, direction, mean])) == 2
+
+
 def test_the_fitted_direction_is_the_teachers():
   rng = np.random.default_rng(0)
   truth_S = rng.integers(0, 2, 4000).astype(float)
@@ -124,7 +134,7 @@ def test_the_fitted_direction_is_the_teachers():
 
 
 def test_the_study_measures_a_run(place, tmp_path):
-  measured = study.measure([str(place)], rollouts=240, draws=20)
+  measured = theory_on_model.measure([str(place)], rollouts=240, draws=20)
   assert measured["rollouts"] == 240 and measured["rollouts_for_direction"] == 120
   own, prior_alone = measured["students"]
   assert own["name"] == "run, step 3" and prior_alone["name"].startswith("prior alone")
@@ -133,10 +143,12 @@ def test_the_study_measures_a_run(place, tmp_path):
   pure = prior_alone["by_mixture"][0]
   assert pure["mixture"] == 0 and pure["contrast_square"] == pytest.approx(0, abs=1e-12)
   assert prior_alone["by_mixture"][-1]["contrast_square"] > 1e-6
+  assert 0 <= own["roc_auc"] <= 1 and prior_alone["roc_auc"] == 0.5
   rates = [rate for rate in measured["flips"]["rate"] if rate is not None]
   assert all(0 <= rate <= 1 for rate in rates) and measured["flips"]["rate"][16] < 0.1
   words = theory_page.measured_words(measured)
-  assert f"{own['all']['snr']:.2f}" in words
+  assert f"{100 * own['contrast_share_of_square']:.2f}" in words and "at 2 students" in words
+  assert sum(block["rollouts"] for block in own["by_kind"].values()) == 240
   results = {"simulation": study.compare(3), "curves": study.curves(), "measured": measured}
   theory_page.write(tmp_path, json.loads(json.dumps(results)))
   page = (tmp_path / "index.html").read_text()
@@ -148,7 +160,7 @@ def test_samples_share_no_picture_and_hold_nothing_that_was_trained_on(place):
   model = restored.restore(str(place))
   corpus = Corpus.open(locations.locate(model.config).prepared)
   kept = np.arange(0, 1000, 7)
-  (first, second), group = study._draw(corpus, kept, (200, 100))
+  (first, second), group = theory_on_model._draw(corpus, kept, (200, 100))
   assert len(first) == 200 and len(second) == 100
   assert not np.isin(np.concatenate([first, second]), kept).any()
   pictures = [{corpus.image_ids(int(i))[0] for i in part} for part in (first, second)]

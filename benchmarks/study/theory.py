@@ -21,14 +21,10 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
-from bis_jax import head_gradients, locations, restored, theory
+from benchmarks.study import theory_on_model
+from bis_jax import theory
 from bis_jax import theory_simulation as simulation
-from bis_jax.corpus.corpus import Corpus
-from bis_jax.evaluation import signal_statistics, theory_page
-from bis_jax.examples import RolloutExamples
-from bis_jax.head_gradients import Steps
-from bis_jax.selection import bis
-from bis_jax.selection.manifest import Manifest
+from bis_jax.evaluation import theory_page
 from bis_jax.theory_simulation import Setting
 from bis_jax.workdir import WorkdirError
 
@@ -36,13 +32,14 @@ _OUT = flags.DEFINE_string("out", "runs/theory", "folder to write into")
 _WORKDIR = flags.DEFINE_list(
   "workdir", [], "runs on one embedded corpus, the earliest student first"
 )
-_ROLLOUTS = flags.DEFINE_integer("rollouts", 8000, "measured; half as many more give the direction")
+_ROLLOUTS = flags.DEFINE_integer(
+  "rollouts", 16_000, "measured; half as many more give the direction"
+)
 _DRAWS = flags.DEFINE_integer("draws", 200, "of the bootstrap", lower_bound=20)
 
 # The rollouts of the curves: 8 steps, 16 continuations, as in the released corpus.
 _STEPS, _N_MC, _PRIOR, _DISTANCE = 8, 16, 0.8, 2.0
 _SKILL, _RECOVERY = (0.3, 0.6, 0.9, 0.97), (0.01, 0.03, 0.1, 0.2)
-_ALPHA = 0.2  # of BIS, as for a tenth of the corpus
 
 
 def compare(count: int = 50) -> dict:
@@ -102,9 +99,9 @@ def curves() -> dict:
   """Returns what the theory says over mixture, flips and MC score, with simulated points."""
   mixed = range(1, _STEPS)
   students = {
-    "the rollout's own mixture": [_setting(k, k / _STEPS) for k in mixed],
-    "undecided, 1/2": [_setting(k, 0.5) for k in range(_STEPS + 1)],
-    f"the corpus's prior, {_PRIOR:g}": [_setting(k, _PRIOR) for k in range(_STEPS + 1)],
+    "the rollout's own p": [_setting(k, k / _STEPS) for k in mixed],
+    "1/2 (undecided)": [_setting(k, 0.5) for k in range(_STEPS + 1)],
+    f"{_PRIOR:g} (the corpus's prior)": [_setting(k, _PRIOR) for k in range(_STEPS + 1)],
   }
   over_mixture = {
     name: _line(settings, [s.positives / _STEPS for s in settings])
@@ -145,184 +142,15 @@ def surface() -> dict:
   snr = np.zeros(grid_p.shape)  # a pure rollout has no contrast: 0, the limit
   kappa = 1 - grid_flip[:, 1:-1] - flip[0]
   snr[:, 1:-1] = np.sign(kappa) * np.sqrt(value)
-  score = (grid_p * (1 - grid_p) + _ALPHA) * (counts[:, None] / _N_MC)
+  score = (grid_p * (1 - grid_p) + theory_on_model.ALPHA) * (counts[:, None] / _N_MC)
   correlation = stats.spearmanr(snr.ravel(), score.ravel()).statistic
   return {
     "p": p.tolist(),
     "reliability": (counts / _N_MC).tolist(),
     "snr": snr.tolist(),
     "bis": score.tolist(),
-    "alpha": _ALPHA,
+    "alpha": theory_on_model.ALPHA,
     "rank_correlation": float(correlation),
-  }
-
-
-def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
-  """Returns what the head gradients of the runs' students are.
-
-  Raises:
-    WorkdirError: a run is not on the embedded corpus, or its corpus is gone.
-  """
-  runs = [restored.restore(workdir) for workdir in workdirs]
-  where = locations.locate(runs[0].config)
-  if not where.toy or not (where.toy / "truth.jsonl").exists():
-    raise WorkdirError(
-      f"{workdirs[0]}: no truth.jsonl in {where.toy}: measure a run on the embedded corpus, drawn "
-      "by this version of the code"
-    )
-  corpus = Corpus.open(where.prepared)
-  kept = [Manifest.load(f"{workdir}/manifest.json").rollout_indices(corpus) for workdir in workdirs]
-  parts, groups = _draw(corpus, np.concatenate(kept), (rollouts, rollouts // 2))
-  truth = _read_truth(where.toy / "truth.jsonl")
-  steps, others = (_read_steps(corpus, part, truth, runs[0].config.corpus.tau) for part in parts)
-  flip = _measured_flips(others, runs[0].config.corpus.toy.get("n_mc", _N_MC))
-  predictors = _predictors(steps, flip)
-  students = []
-  for workdir, run in zip(workdirs, runs, strict=True):
-    name = f"{pathlib.Path(workdir).name}, step {run.step}"
-    states = [
-      head_gradients.marker_states(run, RolloutExamples(corpus, part, run.config)) for part in parts
-    ]
-    own = [head_gradients.probabilities(run.params, state_SD) for state_SD in states]
-    students.append(_student(name, (steps, others), states, own, predictors, groups, draws))
-    if run is runs[0]:
-      prior = float(others.label_S.mean())
-      same = [np.full(len(state_SD), prior) for state_SD in states]
-      name = f"prior alone ({prior:.2f}) on the states of {name}"
-      students.append(_student(name, (steps, others), states, same, predictors, groups, draws))
-  return {
-    "workdirs": [pathlib.Path(workdir).name for workdir in workdirs],
-    "rollouts": len(parts[0]),
-    "rollouts_for_direction": len(parts[1]),
-    "mixed": float((predictors["p(1-p)"] > 0).mean()),
-    "flips": flip,
-    "students": students,
-  }
-
-
-def _draw(
-  corpus: Corpus, kept: np.ndarray, counts: tuple[int, int]
-) -> tuple[list[np.ndarray], np.ndarray]:
-  """Returns two samples of rollouts that are not kept and share no picture, int64[counts] each.
-
-  Also the group of each rollout of the first: int64, those about the same pictures have one.
-  """
-  group = np.array([corpus.image_ids(i)[0] for i in range(len(corpus))])
-  place = np.random.default_rng(0).permutation(group.max() + 1)[group]
-  left = np.setdiff1d(np.arange(len(corpus)), kept)
-  left = left[np.argsort(place[left], kind="stable")]
-  first = left[: counts[0]]
-  second = left[counts[0] :]
-  second = second[~np.isin(group[second], group[first])][: counts[1]]
-  return [first, second], group[first]
-
-
-def _read_truth(path: pathlib.Path) -> dict[tuple[str, int], list[int]]:
-  with open(path, encoding="utf-8") as lines:
-    records = [json.loads(line) for line in lines]
-  return {(r["file"].removesuffix(".jsonl"), r["line"]): r["truth"] for r in records}
-
-
-def _read_steps(corpus: Corpus, indices: np.ndarray, truth: dict, tau: float) -> Steps:
-  rollouts = [corpus.rollout(int(i)) for i in indices]
-  score_S = np.concatenate([rollout.scores for rollout in rollouts])
-  truths = [truth[rollout.source, rollout.line] for rollout in rollouts]
-  return Steps(
-    rollout_S=np.repeat(np.arange(len(rollouts)), [len(r.scores) for r in rollouts]),
-    label_S=(score_S > tau).astype(float),
-    truth_S=np.concatenate(truths).astype(float),
-    score_S=score_S,
-  )
-
-
-def _measured_flips(steps: Steps, n_mc: int) -> dict[str, list]:
-  """Returns the share of wrong labels at every MC score c / n_mc, None where there is no step."""
-  count_S = np.rint(steps.score_S * n_mc).astype(int)
-  wrong_S = steps.label_S != steps.truth_S
-  found = np.bincount(count_S, minlength=n_mc + 1)
-  wrong = np.bincount(count_S, wrong_S, n_mc + 1)
-  rates = [float(w / f) if f else None for w, f in zip(wrong, found, strict=True)]
-  return {"n_mc": n_mc, "steps": found.tolist(), "rate": rates}
-
-
-def _predictors(steps: Steps, flip: dict) -> dict[str, np.ndarray]:
-  """Returns what a selection could rank rollouts by, float64[M] each.
-
-  `closed form` is the contrast's signal: 1/n sum (y - p) P(right), with the flip rates measured on
-  the other sample: what a selection could know at best.
-  """
-  p = steps.mean(steps.label_S)
-  n = np.bincount(steps.rollout_S)
-  n_pos = np.rint(p * n).astype(int)
-  score_sum = np.bincount(steps.rollout_S, steps.score_S * (steps.label_S > 0))
-  rate_C = np.array([0.0 if rate is None else rate for rate in flip["rate"]])
-  flip_S = rate_C[np.rint(steps.score_S * flip["n_mc"]).astype(int)]
-  right_S = np.where(steps.label_S > 0, 1 - flip_S, flip_S)
-  return {
-    "p(1-p)": bis.mixture(n, n_pos),
-    "R": bis.reliability(n_pos, score_sum),
-    "BIS": bis.bis_scores(n, n_pos, score_sum, _ALPHA),
-    "average_stepwise": steps.mean(steps.score_S * (1 - steps.score_S)),
-    "closed form": steps.mean((steps.label_S - p[steps.rollout_S]) * right_S),
-  }
-
-
-def _student(
-  name: str,
-  parts: tuple[Steps, Steps],
-  states: list[np.ndarray],
-  probabilities: list[np.ndarray],
-  predictors: dict[str, np.ndarray],
-  groups: np.ndarray,
-  draws: int,
-) -> dict:
-  """Returns everything that is measured of one student."""
-  steps, others = parts
-  direction = head_gradients.true_direction(others, probabilities[1], states[1])
-  fitted = head_gradients.fitted_direction(others, states[1])
-  found = head_gradients.rollout_gradients(steps, probabilities[0], states[0], direction)
-  along_fitted = head_gradients.rollout_gradients(steps, probabilities[0], states[0], fitted)
-  mean_state = states[1].mean(axis=0) / np.linalg.norm(states[1].mean(axis=0))
-  measures = {
-    "square": found.square,
-    "aligned": found.aligned,
-    "contrast_square": found.contrast_square,
-    "contrast": found.contrast,
-    "aligned_fitted": along_fitted.aligned,
-    "contrast_fitted": along_fitted.contrast,
-  }
-  everyone = np.zeros(len(groups), np.int64)
-  one = {"group_M": groups, "draws": draws}
-  by_tenth = {
-    name: signal_statistics.signal_to_noise(
-      found.aligned, signal_statistics.tenths(score), 10, **one
-    )
-    for name, score in predictors.items()
-  }
-  mixture = np.digitize(predictors["p(1-p)"], theory_page.MIXTURE_EDGES)
-  return {
-    "name": name,
-    "cosine": {
-      "fitted_direction": float(direction @ fitted),
-      "mean_state": float(direction @ mean_state),
-    },
-    "contrast_share_of_square": float(found.contrast_square.mean() / found.square.mean()),
-    "shrinkage": float(found.aligned.mean() / found.true_aligned.mean()),
-    "rank_correlations": signal_statistics.rank_correlations(measures, predictors, groups, draws),
-    "all": signal_statistics.signal_to_noise(found.aligned, everyone, 1, **one)[0],
-    "by_tenth": by_tenth,
-    "contrast_by_tenth_of_bis": signal_statistics.signal_to_noise(
-      found.contrast, signal_statistics.tenths(predictors["BIS"]), 10, **one
-    ),
-    "by_mixture": [
-      {
-        "mixture": float(predictors["p(1-p)"][mixture == g].mean()),
-        "rollouts": int((mixture == g).sum()),
-        **{key: float(value[mixture == g].mean()) for key, value in measures.items()},
-      }
-      for g in range(len(theory_page.MIXTURE_EDGES) + 1)
-      if (mixture == g).any()
-    ],
   }
 
 
@@ -333,7 +161,7 @@ def main(argv: list[str]) -> None:
   results = {"simulation": compare(), "curves": curves()}
   if _WORKDIR.value:
     try:
-      results["measured"] = measure(_WORKDIR.value, _ROLLOUTS.value, _DRAWS.value)
+      results["measured"] = theory_on_model.measure(_WORKDIR.value, _ROLLOUTS.value, _DRAWS.value)
     except (WorkdirError, OSError) as error:
       sys.exit(f"theory: {error}")
   (out / "theory.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

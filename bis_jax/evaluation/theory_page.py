@@ -5,12 +5,12 @@ Every sentence with a number in it is made from theory.json.
 
 import html
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from bis_jax.evaluation import page_style, theory_plots
 
-# Between the bins of p(1-p): pure rollouts alone, then four of mixed ones.
-MIXTURE_EDGES = (1e-9, 0.12, 0.17, 0.21)
+# Between the bins of p(1-p): pure rollouts alone, then mixed ones.
+MIXTURE_EDGES = (1e-9, 0.17, 0.23)
 _MEASURES = {
   "square": "|g|\N{SUPERSCRIPT TWO}",
   "aligned": "along the teacher",
@@ -40,6 +40,7 @@ def write(out: pathlib.Path, results: Mapping) -> None:
       f'<p class="quiet">{html.escape(_METHOD)}</p>',
       f"<p>{html.escape(measured_words(measured))}</p>",
       *(_shown(figures, name) for name in ("by_tenth", "correlations", "by_mixture")),
+      _kind_table(measured),
       _selection_table(measured),
       _correlation_table(measured),
     ]
@@ -65,15 +66,17 @@ assumptions: <code>bis_jax/theory.py</code>.</p>"""
 _METHOD = (
   "g is the gradient of a rollout's mean loss in the reward head, under its noisy MC labels, for "
   "rollouts that no run trained on. The teacher is the direction along which the loss under the true "
-  "labels falls fastest, at the same student, taken from other rollouts about other pictures. The "
+  "labels falls fastest, at the same student, taken from other rollouts about other pictures, with "
+  "the mean state projected out: along that the head learns the prior, for want of a bias. The "
   "contrast part is what is left of g when every step's residual is taken relative to the rollout's "
-  "mean. Intervals of 95 % are from a bootstrap over pictures."
+  "mean. Correlations are rank correlations; intervals of 95 % are from a bootstrap over pictures. "
+  "With the prior left in, and along a classifier fitted to the truth, see theory.json."
 )
 
 
 def _shown(figures: Mapping[str, tuple[bytes, str]], *names: str) -> str:
   shown = "".join(page_style.figure(*figures[name]) for name in names)
-  return f'<div class="figures">{shown}</div>'
+  return f'<div class="figures" style="margin-top: .8rem">{shown}</div>'
 
 
 def _figures(results: Mapping) -> dict[str, tuple[bytes, str]]:
@@ -151,50 +154,68 @@ def _surface_words(surface: Mapping) -> str:
 
 def measured_words(measured: Mapping) -> str:
   """Returns the paragraph on the real model, made from the numbers alone."""
-  sentences = [
-    f"{measured['rollouts']:,} rollouts were measured, {measured['mixed']:.0%} of them mixed."
-  ]
-  for student in measured["students"]:
-    correlations = student["rank_correlations"]
-    square = ", ".join(
-      f"{name} {_value(correlations['square'][name])}" for name in ("p(1-p)", "R", "BIS")
-    )
-    aligned = ", ".join(
-      f"{name} {_value(correlations['aligned'][name])}" for name in ("p(1-p)", "R", "BIS")
-    )
-    tenths, everyone = student["by_tenth"], student["all"]
-    best = max(tenths, key=lambda name: _snr(tenths[name][9]))
-    sentences.append(
-      f"Student {student['name']}: |g|^2 ranks with {square}; the component along the teacher with "
-      f"{aligned}. Signal-to-noise of a rollout: all {_snr(everyone):.2f}, lowest tenth by BIS "
-      f"{_snr(tenths['BIS'][0]):.2f}, highest {_snr(tenths['BIS'][9]):.2f} "
-      f"({_compared(tenths['BIS'][9], everyone)}), highest by p(1-p) "
-      f"{_snr(tenths['p(1-p)'][9]):.2f} and by R {_snr(tenths['R'][9]):.2f}; best of the highest "
-      f"tenths: that by {best}. The contrast between steps makes "
-      f"{student['contrast_share_of_square']:.0%} of |g|^2. Label noise leaves "
-      f"{student['shrinkage']:.0%} of the component that true labels give."
-    )
-  return " ".join(sentences)
+  students = measured["students"]
+  count = len(students)
+
+  def top(student: Mapping, name: str) -> float:
+    return _snr(student["by_tenth"][name][9])
+
+  def better(name: str) -> int:
+    return sum(top(student, "BIS") > top(student, name) for student in students)
+
+  above = sum(_above(student["by_tenth"]["BIS"][9], student["all"]) for student in students)
+  kinds = [student["by_kind"] for student in students]
+  halves = [student["mixed_by_half"] for student in students]
+  return (
+    f"{measured['rollouts']:,} rollouts were measured, {measured['mixed']:.1%} of them mixed, at "
+    f"{count} students. The squared gradient {_tally(students, 'rank_correlations', 'square')}; of "
+    f"mixed rollouts it is {_span(s['square_of_mixed_over_pure'] for s in students)} times that of "
+    "pure ones, and the contrast between a rollout's own steps makes "
+    f"{_span(100 * s['contrast_share_of_square'] for s in students)} % of it: nearly all else is the "
+    "rollout as a whole against the prior. The component along the teacher "
+    f"{_tally(students, 'rank_correlations', 'aligned')}; among mixed rollouts alone it "
+    f"{_tally(students, 'rank_correlations_among_mixed', 'aligned')}, and its contrast part "
+    f"{_tally(students, 'rank_correlations_among_mixed', 'contrast')}. The signal-to-noise of one "
+    f"rollout is {_span(_snr(s['all']) for s in students)} over all rollouts, "
+    f"{_span(_snr(k['mixed']) for k in kinds)} for mixed ones, "
+    f"{_span(_snr(k['all positive']) for k in kinds)} where every step is positive and "
+    f"{_span(_snr(k['none positive']) for k in kinds)} where none is; among mixed ones it is higher "
+    f"in the upper half by R at {_higher(halves, 'R')} of {count} students, by BIS at "
+    f"{_higher(halves, 'BIS')}. The tenth with the highest BIS has "
+    f"{_span(top(s, 'BIS') for s in students)}: clearly more than all rollouts at {above} of {count} "
+    f"students, more than the highest tenth by p(1-p) at {better('p(1-p)')}, by R at {better('R')}, "
+    f"by average_stepwise at {better('average_stepwise')}."
+  )
+
+
+def _tally(students: Sequence[Mapping], table: str, measure: str) -> str:
+  """Returns e.g. "rises with p(1-p) at 3, falls at 1; ..." over students; intervals decide."""
+  words = []
+  for name in ("p(1-p)", "R", "BIS"):
+    intervals = [student[table][measure][name]["interval"] for student in students]
+    rises, falls = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+    words.append(f"rises with {name} at {rises} and falls at {falls}")
+  return ", ".join(words)
+
+
+def _span(values: Iterable[float]) -> str:
+  values = list(values)
+  return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _higher(halves: Sequence[Mapping], name: str) -> int:
+  return sum(_snr(half[name][1]) > _snr(half[name][0]) for half in halves)
 
 
 def _snr(block: Mapping) -> float:
   return float("-inf") if block["snr"] is None else block["snr"]
 
 
-def _value(found: Mapping) -> str:
-  low, high = found["interval"]
-  return f"{found['value']:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _compared(block: Mapping, other: Mapping) -> str:
-  """Returns whether a block's signal-to-noise is above another's: their intervals decide."""
+def _above(block: Mapping, other: Mapping) -> bool:
+  """Returns whether a block's signal-to-noise is above another's, intervals apart."""
   if block["snr"] is None or other["snr"] is None:
-    return "without an interval"
-  if block["interval"][0] > other["interval"][1]:
-    return "more than all rollouts"
-  if block["interval"][1] < other["interval"][0]:
-    return "less than all rollouts"
-  return "not told apart from all rollouts"
+    return False
+  return block["interval"][0] > other["interval"][1]
 
 
 def _selection_table(measured: Mapping) -> str:
@@ -204,7 +225,7 @@ def _selection_table(measured: Mapping) -> str:
   for student in measured["students"]:
     blocks = [student["all"], *(student["by_tenth"][name][9] for name in predictors)]
     cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
-    rows.append(f"<tr><td>{html.escape(student['name'])}</td>{cells}</tr>")
+    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
   heading = "<h2>Signal-to-noise of the tenth that each would keep</h2>"
   return heading + page_style.table(["student", "all (random)", *predictors], rows)
 
@@ -216,16 +237,38 @@ def _block(block: Mapping) -> str:
   return f"{block['snr']:.3f}<small>{low:.3f} to {high:.3f}</small>"
 
 
+def _kind_table(measured: Mapping) -> str:
+  """Returns the table of signal-to-noise by labels: pure, mixed, and halves of the mixed."""
+  kinds = list(measured["students"][0]["by_kind"])
+  headings = [*kinds, "mixed, lower half by R", "upper", "lower half by BIS", "upper"]
+  rows = []
+  for student in measured["students"]:
+    halves = [block for name in ("R", "BIS") for block in student["mixed_by_half"][name]]
+    blocks = [*(student["by_kind"][kind] for kind in kinds), *halves]
+    cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
+    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
+  return "<h2>Signal-to-noise by labels</h2>" + page_style.table(["student", *headings], rows)
+
+
+def _about(student: Mapping) -> str:
+  return (
+    f"{html.escape(student['name'])}<small>ROC-AUC of its answers {student['roc_auc']:.2f}</small>"
+  )
+
+
 def _correlation_table(measured: Mapping) -> str:
+  """Returns the table of rank correlations over all rollouts and among mixed ones."""
   predictors = list(measured["students"][0]["by_tenth"])
   rows = []
   for student in measured["students"]:
-    for measure, words in _MEASURES.items():
-      found = student["rank_correlations"][measure]
-      cells = "".join(
-        f"<td>{found[name]['value']:+.3f}<small>{found[name]['interval'][0]:+.3f} to "
-        f"{found[name]['interval'][1]:+.3f}</small></td>"
-        for name in predictors
-      )
-      rows.append(f"<tr><td>{html.escape(student['name'])}<small>{words}</small></td>{cells}</tr>")
+    for table, among in (("rank_correlations", ""), ("rank_correlations_among_mixed", ", mixed")):
+      for measure, words in _MEASURES.items():
+        found = student[table][measure]
+        cells = "".join(
+          f"<td>{found[name]['value']:+.3f}<small>{found[name]['interval'][0]:+.3f} to "
+          f"{found[name]['interval'][1]:+.3f}</small></td>"
+          for name in predictors
+        )
+        first = f"{html.escape(student['name'])}<small>{words}{among}</small>"
+        rows.append(f"<tr><td>{first}</td>{cells}</tr>")
   return "<h2>Rank correlations</h2>" + page_style.table(["student", *predictors], rows)
