@@ -158,7 +158,15 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
   s = config.selection
   part = (jax.process_index(), jax.process_count())
   mine = ScoreTable.load(corpus.path / "score_table.npz", part=part)
-  manifest = select(mine, strategy=s.strategy, fraction=s.fraction, alpha=s.alpha, seed=config.seed)
+  manifest = select(
+    mine,
+    strategy=s.strategy,
+    fraction=s.fraction,
+    alpha=s.alpha,
+    none_positive=s.none_positive,
+    scope="per_source" if s.per_source else "global",
+    seed=config.seed,
+  )
   if distributed.is_first():
     if not path.exists():
       manifest.save(path)
@@ -310,7 +318,7 @@ def write_page(
     history=history,
     selection=(
       bis.mixture(table.n, table.n_pos),
-      bis.reliability(table.n_pos, table.score_sum),
+      bis.reliability(table.n_pos, table.score_sum, config.selection.none_positive),
       kept,
     ),
     alpha=config.selection.alpha if config.selection.strategy == "bis" else None,

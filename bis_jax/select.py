@@ -39,6 +39,9 @@ _FRACTION = flags.DEFINE_float(
 )
 _COUNT = flags.DEFINE_integer("count", None, "rollouts to keep, instead of a fraction")
 _ALPHA = flags.DEFINE_float("alpha", 0.2, "BIS smoothing (paper: 0.05 from fraction 0.25 on)")
+_NONE_POSITIVE = flags.DEFINE_float(
+  "none_positive", 1.0, "reliability of a rollout without a positive step, in [0, 1]; 1: paper"
+)
 _ORDER = flags.DEFINE_string("order", "strict", "strict: valid records only; paper: its builder's")
 _SCOPE = flags.DEFINE_string("scope", "per_source", "per_source (paper) or global")
 _SEED = flags.DEFINE_integer("seed", 0, "of the random strategies")
@@ -78,6 +81,7 @@ def run() -> None:
     fraction=fraction,
     count=_COUNT.value,
     alpha=_ALPHA.value,
+    none_positive=_NONE_POSITIVE.value,
     order=_ORDER.value,
     scope=_SCOPE.value,
     seed=_SEED.value,

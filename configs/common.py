@@ -42,7 +42,9 @@ def get_config() -> ConfigDict:
   c.selection = ConfigDict()
   c.selection.strategy = "full"  # a name of bis_jax.selection.strategies.STRATEGIES
   c.selection.fraction = 1.0  # of the rollouts of every source, in (0, 1]
+  c.selection.per_source = True  # False: of all rollouts together, in one ranking
   c.selection.alpha = 0.2  # BIS smoothing, >= 0; paper: 0.05 at fraction >= 0.25, 0.2 at 0.10
+  c.selection.none_positive = 1.0  # reliability of rollouts without a positive step, in [0, 1]
 
   c.labels = ConfigDict()
   c.labels.kind = "hard"  # "hard": MC > tau; "soft": the MC score; "banded": see the bands

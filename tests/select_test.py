@@ -120,6 +120,7 @@ def test_dataset_and_report_folders(tmp_path, annotations):
   done = run(
     f"--annotations={annotations}",
     "--format=dataset",
+    "--none_positive=0",
     f"--out={tmp_path / 'ds'}",
     f"--report={tmp_path / 'report'}",
   )
@@ -130,7 +131,10 @@ def test_dataset_and_report_folders(tmp_path, annotations):
     "manifest.json",
     "rejections.jsonl",
   }
-  assert "Selection by bis" in (tmp_path / "report" / "index.html").read_text()
+  page = (tmp_path / "report" / "index.html").read_text()
+  assert "Selection by bis" in page and "R 0 without a positive step" in page
+  assert Manifest.load(tmp_path / "ds" / "manifest.json").none_positive == 0
+  assert "| none_positive | 0.0 |" in (tmp_path / "ds" / "README.md").read_text()
 
 
 def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations):

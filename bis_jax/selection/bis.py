@@ -19,16 +19,23 @@ def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
   return p * (1.0 - p)
 
 
-def reliability(n_pos: np.ndarray, score_sum: np.ndarray) -> np.ndarray:
-  """Returns R, the mean MC score of the positive steps, and 1 where there is none: float64.
+def reliability(n_pos: np.ndarray, score_sum: np.ndarray, none_positive: float = 1.0) -> np.ndarray:
+  """Returns R, the mean MC score of the positive steps: float64.
 
   Args:
     n_pos: int[rollouts].
     score_sum: float64[rollouts], sum of the positive steps' MC scores.
+    none_positive: R where no step is positive, in [0, 1]; 1 in the paper.
   """
-  return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), 1.0)
+  return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), none_positive)
 
 
-def bis_scores(n: np.ndarray, n_pos: np.ndarray, score_sum: np.ndarray, alpha: float) -> np.ndarray:
+def bis_scores(
+  n: np.ndarray,
+  n_pos: np.ndarray,
+  score_sum: np.ndarray,
+  alpha: float,
+  none_positive: float = 1.0,
+) -> np.ndarray:
   """Returns (p (1 - p) + alpha) R of each rollout: float64. Arguments as above."""
-  return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum)
+  return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum, none_positive)

@@ -23,6 +23,7 @@ class Rule:
     fraction: share kept of each source (scope "per_source") or of all rollouts ("global"), (0, 1].
     count: instead of `fraction`: rollouts kept of each source, or of all.
     alpha: BIS smoothing, at least 0.
+    none_positive: reliability of a rollout without a positive step, in [0, 1]; 1 in the paper.
     order: "strict" ranks valid rollouts only; "paper" ranks every scorable rollout and drops the
       invalid ones among those kept, as the paper's builder does.
     scope: "per_source" (paper) or "global".
@@ -36,6 +37,7 @@ class Rule:
   fraction: float | None = None
   count: int | None = None
   alpha: float = 0.2
+  none_positive: float = 1.0
   order: str = "strict"
   scope: str = "per_source"
   seed: int = 0
@@ -52,6 +54,8 @@ class Rule:
       raise ValueError(f"count is {self.count}; it must be at least 1")
     if not (self.alpha >= 0 and np.isfinite(self.alpha)):
       raise ValueError(f"alpha is {self.alpha}; it must be at least 0 (paper: 0.05 or 0.2)")
+    if not 0 <= self.none_positive <= 1:
+      raise ValueError(f"none_positive is {self.none_positive}; it must be in [0, 1] (paper: 1)")
     if self.order not in ("strict", "paper"):
       raise ValueError(f"order is {self.order!r}; it must be 'strict' or 'paper'")
     if self.scope not in ("per_source", "global"):
@@ -73,11 +77,11 @@ class Rule:
 
   def scores(self, table: ScoreTable) -> np.ndarray:
     """Returns float64[rows], -inf for what is never kept (not ranked, refused by the strategy)."""
-    scores = np.empty(len(table))
+    scores, score = np.empty(len(table)), STRATEGIES[self.strategy]
     for start in range(0, len(table), _CHUNK):
       rows = slice(start, start + _CHUNK)
       with np.errstate(invalid="ignore"):  # infinite MC scores, which only `paper` order takes
-        scores[rows] = STRATEGIES[self.strategy](table.take(rows), self.alpha, self.seed)
+        scores[rows] = score(table.take(rows), self.alpha, self.none_positive, self.seed)
     scores[np.isnan(scores) | ~self.ranked(table)] = -np.inf
     return scores
 

@@ -56,6 +56,7 @@ class Manifest:
   corpus_digest: str
   table_checksum: str
   sources: tuple[KeptSource, ...]
+  none_positive: float = 1.0
 
   def __len__(self) -> int:
     return sum(source.lines.size for source in self.sources)
@@ -63,7 +64,10 @@ class Manifest:
   @property
   def digest(self) -> str:
     """Returns 64 hex digits of everything in the manifest."""
-    digest = hashlib.sha256(json.dumps(self._head(), sort_keys=True).encode())
+    head = self._head()
+    if head["none_positive"] == 1:  # as manifests have it that were written before the setting
+      del head["none_positive"]
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for source in self.sources:
       digest.update(np.ascontiguousarray(source.lines, "<i4"))
     return digest.hexdigest()

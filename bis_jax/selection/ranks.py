@@ -14,7 +14,9 @@ from bis_jax.selection.bis import bis_scores
 NO_STEP = 255  # stands in `counts_SB` where a rollout has no scored step
 
 
-def rank_table(alpha: float, *, steps: int, continuations: int = 16) -> np.ndarray:
+def rank_table(
+  alpha: float, *, steps: int, continuations: int = 16, none_positive: float = 1.0
+) -> np.ndarray:
   """Returns the rank of every possible rollout: int32[n, n_pos, sum of counts].
 
   A higher score has a higher rank, and scores that tie in float64 share one; -1 where no rollout
@@ -25,6 +27,7 @@ def rank_table(alpha: float, *, steps: int, continuations: int = 16) -> np.ndarr
     steps: most scored steps of a rollout.
     continuations: MC continuations of every step, a power of two up to 128: then sums of counts
       are exactly the float64 sums of scores, in whatever order.
+    none_positive: reliability of a rollout without a positive step, in [0, 1].
 
   Raises:
     ValueError: `continuations` is no such power of two.
@@ -37,7 +40,8 @@ def rank_table(alpha: float, *, steps: int, continuations: int = 16) -> np.ndarr
   n, n_pos, total = np.indices((steps + 1, steps + 1, steps * continuations + 1))
   possible = (n > 0) & (n_pos <= n) & (n_pos <= total) & (total <= n_pos * continuations)
   ranks = np.full(n.shape, -1, np.int32)
-  scores = bis_scores(n[possible], n_pos[possible], total[possible] / continuations, alpha)
+  sums = total[possible] / continuations
+  scores = bis_scores(n[possible], n_pos[possible], sums, alpha, none_positive)
   ranks[possible] = np.unique(scores, return_inverse=True)[1]
   return ranks
 

@@ -60,7 +60,7 @@ def write_report(folder: pathlib.Path, table: ScoreTable, rule: Rule) -> None:
     ranked=rule.ranked(table),
     mixed=(table.n_pos > 0) & (table.n_pos < table.n),
     mixture=bis.mixture(table.n, table.n_pos),
-    reliability=bis.reliability(table.n_pos, table.score_sum),
+    reliability=bis.reliability(table.n_pos, table.score_sum, rule.none_positive),
   )
   kept = {name: _written(table, dataclasses.replace(rule, strategy=name)) for name in STRATEGIES}
   chosen = kept[rule.strategy]
@@ -188,6 +188,8 @@ def _page(rule, measured, kept, others, cuts, pictures) -> str:
   chosen = kept[rule.strategy]
   amount = f"fraction {rule.fraction:g}" if rule.count is None else f"count {rule.count:,}"
   alpha = f", alpha {rule.alpha:g}" if rule.strategy == "bis" else ""
+  if rule.none_positive != 1:
+    alpha += f", R {rule.none_positive:g} without a positive step"
   title = f"Selection by {rule.strategy}: {amount}{alpha}, {rule.order} order, {rule.scope}"
   shown = {name: page_style.figure(*picture) for name, picture in pictures.items() if picture[0]}
   middle = "".join(shown[name] for name in ("scores", "overlap") if name in shown)

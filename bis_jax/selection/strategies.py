@@ -14,7 +14,8 @@ import numpy as np
 from bis_jax.corpus.score_table import ScoreTable, mix64
 from bis_jax.selection import bis
 
-Strategy = Callable[[ScoreTable, float, int], np.ndarray]
+# Of a table, BIS's alpha, the reliability of rollouts without a positive step, and a seed.
+Strategy = Callable[[ScoreTable, float, float, int], np.ndarray]
 
 
 def _uniform(table: ScoreTable, seed: int, purpose: str) -> np.ndarray:
@@ -28,39 +29,41 @@ def _uniform(table: ScoreTable, seed: int, purpose: str) -> np.ndarray:
   return (mix64(start + step) >> np.uint64(11)) * 2.0**-53
 
 
-def _bis(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
-  return bis.bis_scores(table.n, table.n_pos, table.score_sum, alpha)
+def _bis(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
+  return bis.bis_scores(table.n, table.n_pos, table.score_sum, alpha, none_positive)
 
 
-def _full(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _full(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
   return np.zeros(len(table))
 
 
-def _random(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _random(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
   return _uniform(table, seed, "random")
 
 
-def _mixed(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _mixed(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
   """Random among the mixed rollouts, then random among the rest."""
   is_mixed = (table.n_pos > 0) & (table.n_pos < table.n)
   return is_mixed + _uniform(table, seed, "mixed")
 
 
-def _reliability(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
-  return bis.reliability(table.n_pos, table.score_sum)
+def _reliability(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
+  return bis.reliability(table.n_pos, table.score_sum, none_positive)
 
 
-def _low_mc(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _low_mc(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
   """Lowest mean MC score of the positive steps first; rollouts without one are never kept."""
   return np.where(table.n_pos > 0, -bis.reliability(table.n_pos, table.score_sum), -np.inf)
 
 
-def _average_stepwise(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _average_stepwise(
+  table: ScoreTable, alpha: float, none_positive: float, seed: int
+) -> np.ndarray:
   """Mean over the scored steps of s (1 - s): how undecided the continuations are."""
   return table.spread_sum / table.n
 
 
-def _mixture(table: ScoreTable, alpha: float, seed: int) -> np.ndarray:
+def _mixture(table: ScoreTable, alpha: float, none_positive: float, seed: int) -> np.ndarray:
   return bis.mixture(table.n, table.n_pos)
 
 

@@ -158,11 +158,9 @@ def _card(manifest: Manifest) -> str:
     f"a fraction of {manifest.fraction:g}" if manifest.count is None else f"{manifest.count:,}"
   )
   where = "of each source" if manifest.scope == "per_source" else "of all rollouts together"
-  parameters = "\n".join(
-    f"| {name} | {getattr(manifest, name)} |"
-    for name in ("strategy", "fraction", "count", "alpha", "order", "scope", "seed", "tau")
-    + ("unmeasured", "table_checksum", "digest")
-  )
+  names = ("strategy", "fraction", "count", "alpha", "none_positive", "order", "scope", "seed")
+  names += ("tau", "unmeasured", "table_checksum", "digest")
+  parameters = "\n".join(f"| {name} | {getattr(manifest, name)} |" for name in names)
   sources = "\n".join(f"| {s.name} | {s.scorable:,} | {s.lines.size:,} |" for s in manifest.sources)
   return f"""\
 ---

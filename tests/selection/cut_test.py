@@ -67,6 +67,8 @@ def test_strict_ranks_valid_rollouts_only_and_paper_drops_after_ranking(table_of
     ({"fraction": None}, "not neither"),
     ({"fraction": None, "count": 0}, "at least 1"),
     ({"alpha": -0.1}, "at least 0"),
+    ({"none_positive": 1.1}, r"none_positive is 1.1; it must be in \[0, 1\]"),
+    ({"none_positive": float("nan")}, r"must be in \[0, 1\]"),
     ({"order": "file"}, "'strict' or 'paper'"),
     ({"scope": "all"}, "'per_source' or 'global'"),
   ],
@@ -93,13 +95,13 @@ def slow_sum(values):
   return total
 
 
-def slow_score(strategy, steps, alpha):
+def slow_score(strategy, steps, alpha, none_positive):
   """A rollout's score as the paper writes it, each operation exact and then rounded once."""
   steps = [Fraction(s) for s in steps]
   positive = [s for s in steps if s > 0]
   p = rounded(Fraction(len(positive), len(steps)))
   mixture = rounded(p * rounded(1 - p))
-  reliability = rounded(slow_sum(positive) / len(positive)) if positive else Fraction(1)
+  reliability = rounded(slow_sum(positive) / len(positive)) if positive else none_positive
   spread = slow_sum(rounded(s * rounded(1 - s)) for s in steps)
   return {
     "bis": rounded(rounded(mixture + Fraction(alpha)) * reliability),
@@ -111,9 +113,10 @@ def slow_score(strategy, steps, alpha):
   }[strategy]
 
 
-def slow_select(strategy, rollouts, fraction, alpha):
+def slow_select(strategy, rollouts, fraction, alpha, none_positive=1.0):
   """The paper's loop over one file: sort by score, ties in file order, keep the top."""
-  scores = [slow_score(strategy, rollout, alpha) for rollout in rollouts]
+  none_positive = Fraction(none_positive)
+  scores = [slow_score(strategy, rollout, alpha, none_positive) for rollout in rollouts]
   candidates = [i for i, score in enumerate(scores) if score is not None]
   candidates.sort(key=lambda i: scores[i], reverse=True)
   return sorted(candidates[: max(1, int(len(rollouts) * fraction))])
@@ -139,9 +142,14 @@ RANKED_BY_STATISTICS = st.sampled_from(
 )
 
 
+NONE_POSITIVE = st.sampled_from([1.0, 0.0, 0.3, 0.5])
+
+
 @settings(max_examples=400, deadline=None)
-@given(corpora(), FRACTIONS, ALPHAS, RANKED_BY_STATISTICS)
-def test_kept_set_is_that_of_rational_arithmetic(table_of, corpus, fraction, alpha, strategy):
+@given(corpora(), FRACTIONS, ALPHAS, RANKED_BY_STATISTICS, NONE_POSITIVE)
+def test_kept_set_is_that_of_rational_arithmetic(
+  table_of, corpus, fraction, alpha, strategy, none_positive
+):
   names = tuple("abc"[: len(corpus)])
   table = table_of(
     sum(corpus, []),
@@ -149,11 +157,27 @@ def test_kept_set_is_that_of_rational_arithmetic(table_of, corpus, fraction, alp
     line=[line for rollouts in corpus for line in range(len(rollouts))],
     names=names,
   )
-  manifest = select(table, strategy=strategy, fraction=fraction, alpha=alpha)
-  assert kept(manifest) == {
-    name: slow_select(strategy, rollouts, fraction, alpha)
+  rule = {"strategy": strategy, "fraction": fraction, "alpha": alpha}
+  rule["none_positive"] = none_positive
+  assert kept(select(table, **rule)) == {
+    name: slow_select(strategy, rollouts, fraction, alpha, none_positive)
     for name, rollouts in zip(names, corpus, strict=True)
   }
+  together = slow_select(strategy, sum(corpus, []), fraction, alpha, none_positive)
+  places = [(name, line) for name, of in zip(names, corpus, strict=True) for line in range(len(of))]
+  assert kept(select(table, **rule, scope="global")) == {
+    name: [line for source, line in (places[i] for i in together) if source == name]
+    for name in names
+  }
+
+
+def test_without_its_rule_a_rollout_without_a_positive_step_comes_last(table_of):
+  rollouts = [[0.0, 0.0], [1 / 16], [0.0], [1 / 16, 1 / 16]]
+  rule = {"strategy": "bis", "fraction": 0.5}
+  assert kept(select(table_of(rollouts), **rule)) == {"a": [0, 2]}
+  assert kept(select(table_of(rollouts), **rule, none_positive=0.0)) == {"a": [1, 3]}
+  tied = select(table_of(rollouts), **rule, none_positive=1 / 16)
+  assert kept(tied) == {"a": [0, 1]}
 
 
 @settings(max_examples=100, deadline=None)

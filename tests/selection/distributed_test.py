@@ -22,6 +22,8 @@ RULES = [
   {"strategy": "random", "fraction": 0.1, "seed": 3},
   {"strategy": "mixed", "count": 700, "scope": "global"},
   {"strategy": "low_mc", "fraction": 0.9},
+  {"strategy": "bis", "fraction": 0.1, "scope": "global"},
+  {"strategy": "bis", "fraction": 0.1, "scope": "global", "none_positive": 0.0},
   {"strategy": "average_stepwise", "fraction": 0.3, "scope": "global", "order": "paper"},
 ]
 
@@ -67,6 +69,7 @@ def test_real_processes_agree_with_one_host(tmp_path, table, processes):
   ]
   answers = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in started]
   expected = [cut.select(table, **rule).digest for rule in RULES]
+  assert len(set(expected)) == len(RULES)
   for answer in answers:
     assert answer["digests"] == expected
     assert answer["devices"] == 2 * processes

@@ -1,6 +1,7 @@
 """A manifest says what was kept, cannot be altered unseen, and fits one corpus only."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -46,11 +47,23 @@ def test_digest_follows_every_part(table):
     for m in (
       manifest,
       dataclasses.replace(manifest, alpha=0.05),
+      dataclasses.replace(manifest, scope="global"),
+      dataclasses.replace(manifest, none_positive=0.0),
       dataclasses.replace(manifest, corpus_digest="corpus-2"),
       dataclasses.replace(manifest, sources=(other, *rest)),
     )
   }
-  assert len(digests) == 4
+  assert len(digests) == 6
+
+
+def test_a_manifest_from_before_a_setting_is_read_as_its_default(tmp_path, table):
+  manifest = select(table, strategy="bis", fraction=0.5)
+  assert manifest.digest == "b71759d60fd9c4dbf208639d4a40773664d4d6b4494077c038bbaf90595b0254"
+  manifest.save(tmp_path / "manifest.json")
+  held = json.loads((tmp_path / "manifest.json").read_text())
+  assert (held.pop("none_positive"), held["scope"]) == (1.0, "per_source")
+  (tmp_path / "manifest.json").write_text(json.dumps(held))
+  assert Manifest.load(tmp_path / "manifest.json").digest == manifest.digest
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,21 @@ def counts_of(rollouts, steps):
   return counts
 
 
-@pytest.mark.parametrize(("continuations", "alpha"), [(16, 0.2), (16, 0.05), (4, 0.2), (64, 0.0)])
-def test_kept_set_by_ranks_is_that_by_scores(table_of, continuations, alpha):
+@pytest.mark.parametrize(
+  ("continuations", "alpha", "none_positive"),
+  [(16, 0.2, 1.0), (16, 0.05, 1.0), (4, 0.2, 1.0), (64, 0.0, 1.0), (16, 0.2, 0.3), (8, 0.2, 0.0)],
+)
+def test_kept_set_by_ranks_is_that_by_scores(table_of, continuations, alpha, none_positive):
   rng = np.random.default_rng(continuations)
   rollouts = [rng.integers(0, continuations + 1, rng.integers(1, 9)).tolist() for _ in range(3000)]
-  ranks = step_ranks(
-    counts_of(rollouts, 8), rank_table(alpha, steps=8, continuations=continuations)
-  )
+  ranks = rank_table(alpha, steps=8, continuations=continuations, none_positive=none_positive)
+  ranks = step_ranks(counts_of(rollouts, 8), ranks)
   table = table_of([[c / continuations for c in rollout] for rollout in rollouts])
-  expected = select(table, strategy="bis", fraction=0.1, alpha=alpha).sources[0].lines
-  assert np.flatnonzero(top(np.asarray(ranks, float), 300)).tolist() == expected.tolist()
+  rule = {"strategy": "bis", "alpha": alpha, "none_positive": none_positive}
+  for fraction, rollouts_kept in ((0.1, 300), (0.9, 2700)):
+    expected = select(table, fraction=fraction, **rule).sources[0].lines
+    chosen = np.flatnonzero(top(np.asarray(ranks, float), rollouts_kept))
+    assert chosen.tolist() == expected.tolist()
 
 
 def test_rollouts_tie_exactly_where_their_scores_do():
