@@ -227,22 +227,28 @@ def information(
 ) -> np.ndarray:
   """Returns the squared signal-to-noise of `absorbed`, what a rollout adds to a mean over many:
 
-      n p (1 - p) distance^2 (1 - flip+ - flip-)^2 / (1 + distance^2 V).
+      n p (1 - p) distance^2 (1 - flip+ - flip-)^2 / (1 + distance^2 V),
+
+  0 for a pure rollout. Arguments and V are those of `absorbed`.
 
   Where BIS = (p (1 - p) + alpha) R comes from: with alpha = 0, no missed steps (flip- = 0), and MC
   scores that are calibrated, P(z=1 | c) = c / N at every positive step, 1 - flip+ averages to R and
   BIS *is* E a / distance. Where it departs from the exact information:
 
-  1. It is the signal and not the signal-to-noise: that is linear in n and quadratic in 1 - flip+ -
-     flip-. BIS does not know n.
+  1. It is the signal, not the signal-to-noise, whose square grows with n and with the square of
+     1 - flip+ - flip-. BIS does not know n.
   2. MC scores are not P(right): `flip_rate` is near 0 from a few successes on, so BIS marks down
      steps that are hard but surely right. R and 1 - flip+ share their order, not their scale.
   3. flip- is not in it; R = 1 where no step is positive stands for "nothing can be pseudo-positive".
-  4. alpha: a pure rollout teaches no contrast. What it does teach is the first term of
-     `bias_only`: (1 - s) (1 - flip+ - centre) where all are positive, s (centre - flip-) where none
-     is. So alpha R has the form of the exact term at centre = 0 and flip- = 0, alpha = 1 - s.
+  4. alpha: a pure rollout teaches no contrast. What it does teach is the first term of `bias_only`,
+     over the distance: (1 - s) (1 - flip+ - centre) where all are positive, s (centre - flip-) where
+     none is. So alpha R is exact for the former at centre = 0 and alpha = 1 - s, for the latter at
+     alpha = s (centre - flip-).
   """
-  return absorbed(p, n, flip_positive, flip_negative, distance=distance, width=1).snr ** 2
+  p, n = np.asarray(p, np.float64), np.asarray(n, np.float64)
+  kappa = 1 - flip_positive - flip_negative
+  doubt = (1 - p) * flip_positive * (1 - flip_positive) + p * flip_negative * (1 - flip_negative)
+  return n * p * (1 - p) * (distance * kappa) ** 2 / (1 + distance**2 * doubt)
 
 
 def along_teacher(

@@ -168,3 +168,5 @@ def test_information_is_the_squared_signal_to_noise():
   flipped = theory.information(0.5, 8, 0.2, 0.1, distance=2.0)
   by_hand = 8 * 0.25 * 4 * 0.7**2 / (1 + 4 * (0.5 * 0.16 + 0.5 * 0.09))
   assert flipped == pytest.approx(by_hand)
+  assert flipped == pytest.approx(theory.absorbed(0.5, 8, 0.2, 0.1, **FEATURES).snr ** 2)
+  assert theory.information(np.array([0, 1]), 8, 0.2, 0.1, distance=2.0).tolist() == [0, 0]

@@ -136,12 +136,8 @@ def surface() -> dict:
   p = np.linspace(0, 1, 33)
   flip = theory.flip_rate(_N_MC, _PRIOR, _SKILL, _RECOVERY)
   grid_p, grid_flip = np.meshgrid(p, flip[counts])
-  value = theory.information(
-    grid_p[:, 1:-1], _STEPS, grid_flip[:, 1:-1], flip[0], distance=_DISTANCE
-  )
-  snr = np.zeros(grid_p.shape)  # a pure rollout has no contrast: 0, the limit
-  kappa = 1 - grid_flip[:, 1:-1] - flip[0]
-  snr[:, 1:-1] = np.sign(kappa) * np.sqrt(value)
+  value = theory.information(grid_p, _STEPS, grid_flip, flip[0], distance=_DISTANCE)
+  snr = np.sign(1 - grid_flip - flip[0]) * np.sqrt(value)
   score = (grid_p * (1 - grid_p) + theory_on_model.ALPHA) * (counts[:, None] / _N_MC)
   correlation = stats.spearmanr(snr.ravel(), score.ravel()).statistic
   return {
