@@ -13,8 +13,8 @@ from bis_jax.reader import image_rule
 from bis_jax.selection.strategies import STRATEGIES
 
 
-def _one_of(*values: str | bool) -> tuple[Callable[[Any], bool], str]:
-  return lambda value: value in values, "one of " + ", ".join(map(str, values))
+def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
+  return lambda value: value in names, "one of " + ", ".join(names)
 
 
 def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
@@ -47,13 +47,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "corpus.toy.recovery": _at_least(0),
   "corpus.toy.lapse": _at_least(0),
   "corpus.toy.continuation_slip": _at_least(0),
-  "corpus.toy.stop_at_zero": _one_of(True, False),
   "selection.strategy": _one_of(*STRATEGIES),
   "selection.fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
-  "selection.per_source": _one_of(True, False),
   "selection.alpha": _at_least(0),
   "selection.none_positive": _CLOSED_SHARE,
-  "labels.kind": _one_of("hard", "soft", "banded"),
+  "labels.kind": _one_of("hard", "soft", "banded", "truth"),
   "labels.band_low": _CLOSED_SHARE,
   "labels.band_high": _CLOSED_SHARE,
   "inputs.max_length": _at_least(16),
@@ -149,6 +147,11 @@ def check(config: ConfigDict) -> None:
     faults.append(
       f"config.pretrain.steps is {c.pretrain.steps}, but only the embedded corpus has captions, for "
       'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""'
+    )
+  if c.labels.kind == "truth" and c.corpus.name != "toy":
+    faults.append(
+      "config.labels.kind is 'truth', but only the embedded corpus knows it: set corpus.name to "
+      '"toy", or labels.kind to "hard", "soft" or "banded"'
     )
   if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
     faults.append("at most one of config.mesh.data, .fsdp and .tensor may be -1")

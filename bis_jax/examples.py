@@ -13,6 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from bis_jax import locations
+from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem, encoded_images, shown_sizes
 from bis_jax.inputs.pipeline import Example
@@ -20,12 +22,14 @@ from bis_jax.labels import step_labels
 
 
 class RolloutExamples:
-  """The kept rollouts of a corpus, labelled from their MC scores."""
+  """The kept rollouts of a corpus, labelled as `labels.step_labels` says."""
 
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
     """Holds rollouts `indices` int64[k] of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices
     self._labels = config.labels.to_dict()
+    by_truth = config.labels.kind == "truth"
+    self._truth = toy.read_truth(locations.locate(config).toy) if by_truth else None
     self._tau, self._unmeasured = config.corpus.tau, config.corpus.unmeasured
 
   def __len__(self) -> int:
@@ -33,12 +37,14 @@ class RolloutExamples:
 
   def __getitem__(self, i: int) -> Example:
     rollout = self._corpus.rollout(int(self._indices[i]))
+    truth = self._truth[rollout.source, rollout.line] if self._truth else None
     targets, weights = step_labels(
       np.asarray(rollout.scores),
       np.asarray(rollout.measured),
       ConfigDict(self._labels),
       self._tau,
       self._unmeasured,
+      truth,
     )
     return Example(
       id=rollout.id,

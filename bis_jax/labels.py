@@ -1,11 +1,16 @@
-"""Training labels of steps from their MC scores."""
+"""Training labels of steps: from their MC scores, or the truth where it is known."""
 
 import numpy as np
 from ml_collections import ConfigDict
 
 
 def step_labels(
-  scores: np.ndarray, measured: np.ndarray, labels: ConfigDict, tau: float, unmeasured: str
+  scores: np.ndarray,
+  measured: np.ndarray,
+  labels: ConfigDict,
+  tau: float,
+  unmeasured: str,
+  truth: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the target (probability of "correct") and the weight of every step.
 
@@ -13,14 +18,18 @@ def step_labels(
     scores: float64[n], MC scores in [0, 1].
     measured: bool[n], False where no continuation was sampled.
     labels: `config.labels`; kind "hard" is 1 where MC > tau, "soft" the MC score itself, "banded"
-      1 above `band_high`, 0 at or below `band_low`, and no label between.
+      1 above `band_high`, 0 at or below `band_low`, and no label between; "truth" is `truth`, and
+      labels unmeasured steps too.
     tau: the threshold of positive steps.
     unmeasured: "negative" labels unmeasured steps 0, "ignore" gives them weight 0.
+    truth: [n], 1 for a right step, else 0; needed by kind "truth" alone.
 
   Returns:
     float32[n] targets in [0, 1] and float32[n] weights, 0 or 1. Source: arXiv 2602.04145,
     section 3 (hard labels); the other two are common practice for MC-annotated steps.
   """
+  if labels.kind == "truth":
+    return np.asarray(truth, np.float32), np.ones(len(scores), np.float32)
   labelled = np.ones_like(measured) if unmeasured == "negative" else measured.copy()
   if labels.kind == "soft":
     targets = scores

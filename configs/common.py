@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
   c.selection.none_positive = 1.0  # reliability of rollouts without a positive step, in [0, 1]
 
   c.labels = ConfigDict()
-  c.labels.kind = "hard"  # "hard": MC > tau; "soft": the MC score; "banded": see the bands
+  # "hard": MC > tau; "soft": the MC score; "banded": see the bands; "truth": of the embedded corpus
+  c.labels.kind = "hard"
   c.labels.band_low = 0.0  # banded: label 0 at or below; in [0, 1]
   c.labels.band_high = 0.5  # banded: label 1 above; in [band_low, 1]
 

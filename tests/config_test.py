@@ -35,6 +35,9 @@ def test_every_recipe_is_in_range_in_every_form(name):
     ("selection.fraction", 1.5),
     ("selection.strategy", "best"),
     ("selection.alpha", -0.1),
+    ("selection.none_positive", 1.5),
+    ("corpus.toy.n_mc", 0),
+    ("labels.kind", "true"),
     ("corpus.tau", 1.0),
     ("inputs.row_patches", 100),
     ("inputs.max_tiles", 0),
@@ -50,6 +53,15 @@ def test_a_value_outside_its_range_is_named(key, value):
   c.update_from_flattened_dict({key: value})
   with pytest.raises(config.ConfigError, match=f"config.{key} is {value!r}"):
     config.check(c)
+
+
+def test_the_truth_is_known_of_the_embedded_corpus_alone():
+  c = common.get_config()
+  c.labels.kind = "truth"
+  with pytest.raises(config.ConfigError, match="only the embedded corpus knows it"):
+    config.check(c)
+  c = common.in_form(c, "toy")
+  config.check(c)
 
 
 def test_every_fault_is_named_at_once():

@@ -29,6 +29,14 @@ def test_labels(kind, tau, targets, weights):
   np.testing.assert_array_equal(got[1], np.float32(weights))
 
 
+def test_the_truth_labels_every_step_whatever_its_score():
+  truth = [1, 0, 1, 0, 1]
+  for unmeasured in ("negative", "ignore"):
+    targets, weights = step_labels(SCORES, MEASURED, _labels("truth"), 0.0, unmeasured, truth)
+    assert (targets.tolist(), weights.tolist()) == (truth, [1] * 5)
+    assert targets.dtype == weights.dtype == np.float32
+
+
 def test_unmeasured_steps_can_be_ignored():
   _, weights = step_labels(SCORES, MEASURED, _labels("hard"), 0.0, "ignore")
   np.testing.assert_array_equal(weights, [0, 1, 1, 1, 1])
