@@ -71,7 +71,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "model.attention": _one_of("auto", "splash", "triton", "xla"),
   "model.marker_noise": _at_least(0),
   "model.drop_path": _SHARE,
-  "pretrain.seed": _at_least(0),
+  "pretrain.seed": _at_least(-1),
   "pretrain.steps": _at_least(0),
   "pretrain.rows": _at_least(1),
   "pretrain.row_tokens": _at_least(16),

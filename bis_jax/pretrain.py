@@ -54,12 +54,16 @@ def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
   made_of = (
     [model[key] for key in ("backbone", "size", "dtype")],
     [inputs[key] for key in _INPUTS],
-    sorted(config.pretrain.items()),
+    sorted((dict(config.pretrain) | {"seed": _seed(config)}).items()),
     _OPTIM,
     pathlib.Path(__file__).read_text(),
   )
   key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
   return drawn.with_name(f"{drawn.name}-backbone-{key}")
+
+
+def _seed(config: ConfigDict) -> int:
+  return config.seed if config.pretrain.seed < 0 else config.pretrain.seed
 
 
 def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
@@ -82,7 +86,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   model = backbones.model_config(config.model, len(reader.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
-  params = first_params(model, shapes, None, reader.prompt.special, config.pretrain.seed)
+  params = first_params(model, shapes, None, reader.prompt.special, _seed(config))
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, mesh)
@@ -134,7 +138,7 @@ def _batches(
     row_tokens=own.row_tokens,
     row_patches=inputs.row_patches,
     row_markers=inputs.row_markers,
-    seed=config.pretrain.seed,
+    seed=_seed(config),
     epochs=passes,
     lookahead=inputs.lookahead,
   )

@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
   c.model.learning_rates = ((r"visual\.(?!merger)|vision_model\.", 0.0), (r".*", 1.0))
 
   c.pretrain = ConfigDict()  # on captions of the embedded corpus, where model.checkpoint is ""
-  c.pretrain.seed = 0  # random weights and the order of the captions; an integer >= 0
+  c.pretrain.seed = 0  # random weights and the order of the captions; -1: the run's seed
   c.pretrain.steps = 0  # before the run, once a corpus; 0: none
   c.pretrain.rows = 4  # packed rows a step, >= 1
   c.pretrain.row_tokens = 192  # tokens of a row, a caption with its pictures at least

@@ -128,6 +128,15 @@ def test_what_does_not_change_the_backbone_shares_it(config, drawn, folder, key,
   assert pretrain.folder(other, drawn) == folder
 
 
+def test_a_backbone_can_follow_the_seed_of_the_run(config, drawn):
+  first = config.copy_and_resolve_references()
+  first.update_from_flattened_dict({"pretrain.seed": -1})
+  second = first.copy_and_resolve_references()
+  second.update_from_flattened_dict({"seed": 1})
+  assert pretrain.folder(first, drawn) == pretrain.folder(config, drawn)  # both of seed 0
+  assert pretrain.folder(second, drawn) != pretrain.folder(first, drawn)
+
+
 def test_captions_are_not_of_the_benchmark(drawn):
   captions = [json.loads(line) for line in (drawn / "captions.jsonl").read_text().splitlines()]
   for path in (path for caption in captions for path in caption["image"]):

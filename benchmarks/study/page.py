@@ -1,0 +1,216 @@
+"""Writes the study's page, its numbers and the README's table from its workdirs."""
+
+import html
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.study import results
+from benchmarks.study.arms import Part
+from bis_jax.evaluation import page_style, plots
+from bis_jax.evaluation.run_table import Row, Run
+
+_WORDS = "overall_source_weighted x 100, tuned on test"
+_CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth
+_PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
+
+Entry = Mapping[str, Any]
+
+
+def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
+  """Writes results.json, table.md, plots/*.png and index.html; returns the plain paragraph."""
+  entries = results.read(folder, parts)
+  if not entries:
+    raise SystemExit(f"study: no arm in {folder} is done")
+  compared = results.comparisons(entries)
+  timings = _lines(folder / "timings.jsonl")
+  rates = folder / "learning_rates.json"
+  content = {
+    "arms": entries,
+    "comparisons": compared,
+    "learning_rates": json.loads(rates.read_text()) if rates.exists() else [],
+    "timings": timings,
+  }
+  (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+  (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
+  words = paragraph(entries, compared)
+  figures = _figures(entries)
+  (folder / "plots").mkdir(exist_ok=True)
+  for name, (png, _) in figures.items():
+    (folder / "plots" / f"{name}.png").write_bytes(png)
+  body = [
+    "<h1>Does a tenth do?</h1>",
+    f"<p>{html.escape(words)}</p>",
+    f'<p class="quiet">{html.escape(_cost(entries, content))}</p>',
+    f'<div class="figures">{"".join(page_style.figure(*one) for one in figures.values())}</div>',
+    "<h2>Strategies and fractions</h2>",
+    _arm_table([e for e in entries if e["part"] in ("full", "grid")], compared),
+    "<h2>Ablations, at a tenth</h2>",
+    _arm_table([e for e in entries if e["part"] not in ("full", "grid")], compared),
+    "<h2>Every measure under its name</h2>",
+    _measure_table(entries),
+  ]
+  page = page_style.document("Does a tenth do?", "\n".join(body))
+  (folder / "index.html").write_text(page, encoding="utf-8")
+  return f"{words}\nsee {folder / 'index.html'}"
+
+
+def _lines(path: pathlib.Path) -> list[Any]:
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _arm(strategy: str, fraction: float) -> str:
+  return "full" if strategy == "full" else f"{strategy} {100 * fraction:g} %"
+
+
+def _value(by_seed: results.BySeed) -> str:
+  mean, deviation = results.spread(by_seed)
+  return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+
+
+def _relative(one: Entry) -> str:
+  words = f"{100 * one['relative']:+.1f} %"
+  if one["relative_interval"]:
+    words += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in one["relative_interval"]))
+  return words
+
+
+def _difference(compared: Sequence[Entry], entry: Entry, against: str) -> Entry | None:
+  key = entry["part"], entry["strategy"], entry["fraction"], against
+  return next(
+    (c for c in compared if (c["part"], c["strategy"], c["fraction"], c["against"]) == key), None
+  )
+
+
+def paragraph(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
+  """Returns what came out, in plain words made from the numbers."""
+  said = []
+  bis, random = (results.find(entries, "grid", name, 0.1) for name in ("bis", "random"))
+  if bis and random:
+    gain = _difference(compared, bis, "random")
+    said.append(
+      f"On {_WORDS}, BIS 10 % reaches {_value(results.headline(bis))} and random 10 % "
+      f"{_value(results.headline(random))}: a relative gain of {_relative(gain)} over "
+      f"{gain['seeds']} paired seeds, 95 % interval in brackets; the paper's is "
+      f"{100 * _PAPER_GAIN:+.1f} %."
+    )
+  full = results.find(entries, "full", "full", 1.0)
+  if bis and full:
+    said.append(
+      f"All rollouts reach {_value(results.headline(full))} in {full['steps']:,} steps, so a tenth by "
+      f"BIS, in {bis['steps']:,}, is {_relative(_difference(compared, bis, 'full'))} off; the paper's "
+      "is no loss."
+    )
+  said += [_where(entries, compared, sign) for sign in (1, 0, -1)]
+  return " ".join(words for words in said if words)
+
+
+def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> str:
+  """Returns in which settings BIS is surely better (1) or worse (-1) than random, or neither (0)."""
+  found = []
+  for entry in entries:
+    one = _difference(compared, entry, "random") if entry["strategy"] == "bis" else None
+    if not one or not one["interval"]:
+      continue
+    low, high = one["interval"]
+    if (low > 0) - (high < 0) == sign:
+      name = f"{100 * entry['fraction']:g} %" + (f", {entry['words']}" if entry["words"] else "")
+      found.append(f"{name}: {_relative(one)}")
+  if not found:
+    return ""
+  words = {
+    1: "BIS is better than random beyond the seeds' noise at",
+    0: "The seeds do not tell BIS from random at",
+    -1: "BIS is worse than random beyond the seeds' noise at",
+  }
+  return f"{words[sign]} {'; '.join(found)}."
+
+
+def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
+  seconds = sum(line["seconds"] for line in content["timings"])
+  cores = max((line["cores"] for line in content["timings"]), default=0)
+  runs = sum(len(results.headline(entry)) for entry in entries)
+  words = f"{len(entries)} arms, {runs} runs"
+  if seconds:
+    words += f", {seconds / 3600:.1f} hours on {cores} cores, backbones and learning rate included"
+  tried = ", ".join(
+    f"{line['rate']:g}: {100 * line['full']:.1f} and {100 * line['random']:.1f}"
+    for line in content["learning_rates"]
+  )
+  return words + (f". Learning rates, by full and random 10 %: {tried}." if tried else ".")
+
+
+def readme_table(entries: Sequence[Entry]) -> str:
+  """Returns the Markdown table of strategies by fractions; "" in a cell that has not run."""
+  main = [entry for entry in entries if entry["part"] in ("full", "grid")]
+  fractions = sorted({entry["fraction"] for entry in main if entry["fraction"] < 1})
+  strategies = list(dict.fromkeys(e["strategy"] for e in main if e["strategy"] != "full"))
+  lines = ["| | " + " | ".join(f"{100 * f:g} %" for f in fractions) + " | all |"]
+  lines.append("|---|" + "---|" * (len(fractions) + 1))
+  for strategy in [*strategies, "full"]:
+    found = [results.find(entries, "grid", strategy, fraction) for fraction in fractions]
+    found.append(results.find(entries, "full", strategy, 1.0))
+    cells = [_value(results.headline(entry)) if entry else "" for entry in found]
+    if any(cells):
+      lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
+  rows = []
+  for entry in entries:
+    cells = [
+      _arm(entry["strategy"], entry["fraction"]),
+      entry["words"],
+      f"{entry['steps']:,}",
+      _value(results.headline(entry)),
+      *(
+        _relative(one) if (one := _difference(compared, entry, against)) else ""
+        for against in ("random", "full", "recipe")
+      ),
+    ]
+    rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+  heads = ["arm", "setting", "steps", "overall x 100"]
+  return page_style.table(
+    heads + ["against its random", "against full", "against the recipe's arm"], rows
+  )
+
+
+def _measure_table(entries: Sequence[Entry]) -> str:
+  rows = []
+  for entry in entries:
+    for threshold, measures in entry["values"].items():
+      cells = [_arm(entry["strategy"], entry["fraction"]), entry["words"], threshold]
+      cells += [_value(measures[name]) for name in results.MEASURES]
+      rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+  return page_style.table(["arm", "setting", "threshold", *results.MEASURES], rows)
+
+
+def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
+  main = [entry for entry in entries if entry["part"] in ("full", "grid")]
+  rows = [
+    Row(
+      entry["strategy"],
+      entry["fraction"],
+      dict(results.headline(entry)),
+      *results.spread(results.headline(entry)),
+    )
+    for entry in main
+  ]
+  runs = [
+    Run("", entry["strategy"], entry["fraction"], seed, 0.0, tuple(map(tuple, curve)))
+    for entry in main
+    if entry["strategy"] in _CURVES and entry["fraction"] in (0.1, 1.0)
+    for seed, curve in entry["curves"].items()
+  ]
+  return {
+    "overall_against_fraction": (
+      plots.against_fraction(rows, _WORDS),
+      "Against the share of the rollouts that was trained on; means over seeds, bars one deviation.",
+    ),
+    "overall_against_step": (
+      plots.against_step(runs, _WORDS),
+      "Against the training step, on a part of the benchmark; means over seeds, shades their range.",
+    ),
+  }

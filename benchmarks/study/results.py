@@ -1,0 +1,148 @@
+"""What the study's workdirs say: every measure of every arm, and paired differences between arms."""
+
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.study.arms import RATES, Part
+from bis_jax.evaluation import run_table
+
+# The four things that are called "overall", the ROC-AUC, and the measure of first errors.
+MEASURES = (
+  "overall_source_weighted",
+  "macro_f1_pooled",
+  "macro_f1_source_mean",
+  "accuracy",
+  "roc_auc",
+  "first_error_f1",
+)
+THRESHOLDS = ("tuned_on_test", "tuned_on_dev", "fixed_0.5")
+HEADLINE = ("tuned_on_test", "overall_source_weighted")  # as in the paper's tables
+
+BySeed = Mapping[int, float]
+
+
+def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
+  """Returns an entry for every arm of `parts` that has a finished seed, in their order.
+
+  {"part", "words", "strategy", "fraction", "steps", "values": {threshold: {measure: {seed: value}}},
+  "curves": {seed: [[step, headline measure], ...]}}. Arms of folders that two parts share stand
+  once. Thresholds that an arm has not are absent.
+  """
+  entries = []
+  for part in parts:
+    for strategy in part.strategies:
+      for fraction in part.fractions:
+        pattern = f"{strategy}_{fraction:g}_seed*/evaluation.json"
+        workdirs = [path.parent for path in sorted((folder / part.name).glob(pattern))]
+        if workdirs:
+          entries.append(
+            {"part": part.name, "words": part.words, "strategy": strategy, "fraction": fraction}
+            | _of_seeds(workdirs)
+          )
+  return entries
+
+
+def _of_seeds(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
+  values: dict = {}
+  curves, steps = {}, []
+  for workdir in workdirs:
+    run = run_table.read_run(str(workdir), *HEADLINE)
+    blocks = json.loads((workdir / "evaluation.json").read_text())["thresholds"]
+    for threshold in THRESHOLDS:
+      for measure in MEASURES if threshold in blocks else ():
+        by_seed = values.setdefault(threshold, {}).setdefault(measure, {})
+        by_seed[run.seed] = blocks[threshold][measure]
+    curves[run.seed] = [list(point) for point in run.curve]
+    last = (workdir / "metrics.jsonl").read_text().splitlines()[-1]
+    steps.append(json.loads(last)["step"])
+  return {"steps": round(statistics.fmean(steps)), "values": values, "curves": curves}
+
+
+def headline(entry: Mapping[str, Any]) -> BySeed:
+  """Returns {seed: `overall_source_weighted`, tuned on test} of an arm."""
+  threshold, measure = HEADLINE
+  return entry["values"][threshold][measure]
+
+
+def find(
+  entries: Sequence[Mapping[str, Any]], part: str, strategy: str, fraction: float
+) -> Mapping[str, Any] | None:
+  """Returns the entry of an arm, or None where it has not run."""
+  wanted = part, strategy, fraction
+  return next((e for e in entries if (e["part"], e["strategy"], e["fraction"]) == wanted), None)
+
+
+def spread(by_seed: BySeed) -> tuple[float, float | None]:
+  """Returns mean and sample deviation over seeds; None for one seed."""
+  values = list(by_seed.values())
+  return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired(ours: BySeed, theirs: BySeed) -> dict[str, Any] | None:
+  """Returns how `ours` differs from `theirs`, over the seeds that both have.
+
+  {"seeds", "difference", "interval", "relative", "relative_interval"}: means over seeds of the
+  difference and of the ratio less 1, with Student's 95 % intervals of paired samples, None with one
+  seed. None where they share no seed.
+  """
+  seeds = sorted(set(ours) & set(theirs))
+  if not seeds:
+    return None
+  a, b = (np.array([one[seed] for seed in seeds]) for one in (ours, theirs))
+  difference, relative = a - b, a / b - 1
+  return {
+    "seeds": len(seeds),
+    "difference": float(difference.mean()),
+    "interval": _interval(difference),
+    "relative": float(relative.mean()),
+    "relative_interval": _interval(relative),
+  }
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  if len(values) < 2:
+    return None
+  reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+  return [float(values.mean() - reach), float(values.mean() + reach)]
+
+
+def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
+
+  Every arm against `random` of its own part and fraction and against `full` of the recipe; every
+  ablation also against the recipe's own arm of the same strategy and fraction.
+  """
+  full = find(entries, "full", "full", 1.0)
+  compared = []
+  for entry in entries:
+    part, strategy, fraction = entry["part"], entry["strategy"], entry["fraction"]
+    others = [("full", full), ("recipe", find(entries, "grid", strategy, fraction))]
+    # An ablation of the selection alone has no `random` of its own: it would be the recipe's.
+    own = find(entries, part, "random", fraction) or find(entries, "grid", "random", fraction)
+    others.append(("random", own))
+    for against, other in others:
+      if other is None or other is entry:
+        continue
+      difference = paired(headline(entry), headline(other))
+      if difference:
+        arm = {"part": part, "strategy": strategy, "fraction": fraction}
+        compared.append(arm | {"against": against} | difference)
+  return compared
+
+
+def judge_rates(folder: pathlib.Path, seed: int) -> list[dict[str, float]]:
+  """Returns {"rate", "full", "random", "mean"}, the headline measure at every learning rate tried."""
+  judged = []
+  for rate in RATES:
+    full, random = (
+      run_table.read_run(str(folder / f"rates/{rate:g}/{arm}_seed{seed}"), *HEADLINE).value
+      for arm in ("full_1", "random_0.1")
+    )
+    judged.append({"rate": rate, "full": full, "random": random, "mean": (full + random) / 2})
+  return judged

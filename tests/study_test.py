@@ -1,0 +1,187 @@
+"""The study: what is run, what is resumed, how arms are compared, and that its page says so."""
+
+import json
+import pathlib
+import stat
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.study import __main__ as study
+from benchmarks.study import arms, page, recipe, results
+from benchmarks.study.arms import Part
+from bis_jax import config as config_lib
+from bis_jax.selection.strategies import STRATEGIES
+
+# Stands for Python in a sweep: writes what an arm leaves, and fails where it is told to.
+STUB = """#!/bin/sh
+for flag in "$@"; do case $flag in
+  --workdir=*) workdir=${flag#*=} ;;
+  --config.seed=*) seed=${flag#*=} ;;
+esac; done
+case $workdir in *$FAIL*) exit 3 ;; esac
+mkdir -p "$workdir"
+echo "$workdir" >> "$ORDER"
+echo "$@" > "$workdir/arguments"
+echo "{}" > "$workdir/evaluation.json"
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+  """Runs of sweeps become a file of their workdirs, in order."""
+  script = tmp_path / "python"
+  script.write_text(STUB)
+  script.chmod(script.stat().st_mode | stat.S_IXUSR)
+  monkeypatch.setattr(sys, "executable", str(script))
+  monkeypatch.setenv("ORDER", str(tmp_path / "order"))
+  monkeypatch.setenv("FAIL", "nothing")
+  return lambda: (
+    [pathlib.Path(line).name for line in (tmp_path / "order").read_text().splitlines()]
+    if (tmp_path / "order").exists()
+    else []
+  )
+
+
+PART = Part("grid", ("random", "bis"), (0.1, 0.25), {"selection.alpha": 0.2})
+
+
+def test_every_arm_of_a_part_runs_once_with_its_settings(tmp_path, stub):
+  study.sweep(PART, tmp_path / "out", {"optim.learning_rate": 0.001}, [0, 1, 2])
+  wanted = {f"{s}_{f}_seed{n}" for s in PART.strategies for f in PART.fractions for n in range(3)}
+  assert set(stub()) == wanted and len(stub()) == 12
+  said = (tmp_path / "out" / "grid" / "bis_0.25_seed2" / "arguments").read_text()
+  for flag in (
+    "--config=benchmarks/study/recipe.py",
+    "--config.optim.learning_rate=0.001",
+    "--config.selection.alpha=0.2",
+    "--config.selection.strategy=bis",
+    "--config.selection.fraction=0.25",
+    "--config.seed=2",
+  ):
+    assert flag in said.split()
+  [timing] = map(json.loads, (tmp_path / "out" / "timings.jsonl").read_text().splitlines())
+  assert (timing["part"], timing["arms"]) == ("grid", 12)
+
+
+def test_arms_that_are_done_are_not_run_again(tmp_path, stub):
+  study.sweep(PART, tmp_path / "out", {}, [0])
+  (tmp_path / "out" / "grid" / "bis_0.1_seed0" / "evaluation.json").unlink()
+  study.sweep(PART, tmp_path / "out", {}, [0])
+  assert len(stub()) == 5 and stub()[-1] == "bis_0.1_seed0"
+  study.sweep(PART, tmp_path / "out", {}, [0])
+  assert len(stub()) == 5
+
+
+def test_the_first_arm_on_a_corpus_runs_alone(tmp_path, stub):
+  part = Part("n_mc_4", ("random", "bis"), (0.1,), {"corpus.toy.n_mc": 4})
+  assert part.draws and not PART.draws
+  study.sweep(part, tmp_path / "out", {}, [0, 1])
+  assert stub()[0] == "random_0.1_seed0" and len(stub()) == 4
+
+
+def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monkeypatch):
+  monkeypatch.setenv("FAIL", "bis_0.1_seed1")
+  with pytest.raises(SystemExit, match="arms of grid failed"):
+    study.sweep(PART, tmp_path / "out", {}, [0, 1])
+  assert len(stub()) == 7
+
+
+def test_what_is_compared_can_be_run():
+  """Every setting is a key with a value in its range, and every strategy but the twin is there."""
+  compared = {strategy for part in arms.MAIN for strategy in part.strategies}
+  assert compared == set(STRATEGIES) - {"reliability_only"}
+  assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}
+  every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *arms.rate_part(1e-3))
+  for part in every:
+    for quick in ({}, arms.QUICK_SETTINGS):
+      c = recipe.get_config()
+      c.update_from_flattened_dict(dict(quick) | dict(part.settings))
+      c.selection.strategy, c.selection.fraction = part.strategies[0], part.fractions[0]
+      config_lib.check(c)
+  names = [(p.name, s, f) for p in (*arms.MAIN, *arms.ABLATIONS) for s in p.strategies
+           for f in p.fractions]  # fmt: skip
+  assert len(set(names)) == len(names)
+
+
+def test_paired_differences_are_students():
+  rng = np.random.default_rng(0)
+  a = {seed: float(value) for seed, value in enumerate(rng.normal(0.8, 0.02, 6))}
+  b = {seed: float(value) for seed, value in enumerate(rng.normal(0.7, 0.05, 5))}
+  ours = results.paired(a, b)
+  x, y = np.array([a[s] for s in range(5)]), np.array([b[s] for s in range(5)])
+  interval = stats.ttest_rel(x, y).confidence_interval(0.95)
+  assert ours["seeds"] == 5 and ours["difference"] == pytest.approx((x - y).mean())
+  assert ours["interval"] == pytest.approx([interval.low, interval.high])
+  ratio = stats.ttest_1samp(x / y - 1, 0).confidence_interval(0.95)
+  assert ours["relative_interval"] == pytest.approx([ratio.low, ratio.high])
+  assert results.paired(a, {9: 1.0}) is None
+  assert results.paired({0: 0.5}, {0: 0.4})["interval"] is None
+
+
+def _workdir(folder: pathlib.Path, strategy: str, fraction: float, seed: int, value: float):
+  place = folder / f"{strategy}_{fraction:g}_seed{seed}"
+  place.mkdir(parents=True)
+  block = dict.fromkeys(results.MEASURES, value / 2) | {"overall_source_weighted": value}
+  thresholds = {"tuned_on_test": block, "fixed_0.5": block}
+  (place / "evaluation.json").write_text(json.dumps({"thresholds": thresholds}))
+  config = {"seed": seed, "selection": {"strategy": strategy, "fraction": fraction}}
+  (place / "config.json").write_text(json.dumps(config))
+  key = "evaluation/tuned_on_test/overall_source_weighted"
+  lines = [{"step": step, "loss": 0.5, key: value * step / 200} for step in (100, 200)]
+  (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def finished(tmp_path):
+  """Two seeds of every arm of a small study: BIS above random at a tenth, below at a quarter."""
+  scores = {
+    ("grid", "bis", 0.1): (0.80, 0.81),
+    ("grid", "random", 0.1): (0.700, 0.708),
+    ("grid", "bis", 0.25): (0.70, 0.71),
+    ("grid", "random", 0.25): (0.80, 0.81),
+    ("full", "full", 1.0): (0.82, 0.80),
+    ("alpha_0", "bis", 0.1): (0.79, 0.80),
+  }
+  for (part, strategy, fraction), values in scores.items():
+    for seed, value in enumerate(values):
+      _workdir(tmp_path / part, strategy, fraction, seed, value)
+  return tmp_path
+
+
+def test_the_page_says_what_the_workdirs_hold(finished):
+  words = page.write(finished, arms.QUICK)
+  assert "BIS 10 % reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
+  assert "a relative gain of +14.3 %" in words
+  assert "BIS is better than random beyond the seeds' noise at 10 %: +14.3 %" in words
+  assert "BIS is worse than random beyond the seeds' noise at 25 %: -12.4 %" in words
+  written = json.loads((finished / "results.json").read_text())
+  [row] = [e for e in written["arms"] if e["part"] == "alpha_0"]
+  assert row["values"]["tuned_on_test"]["overall_source_weighted"] == {"0": 0.79, "1": 0.80}
+  assert row["values"]["fixed_0.5"]["accuracy"] == {"0": 0.395, "1": 0.40} and row["steps"] == 200
+  [recipe_gap] = [
+    c for c in written["comparisons"] if (c["part"], c["against"]) == ("alpha_0", "recipe")
+  ]
+  assert recipe_gap["difference"] == pytest.approx(-0.01)
+  assert (finished / "table.md").read_text().splitlines() == [
+    "| | 10 % | 25 % | all |",
+    "|---|---|---|---|",
+    "| random | 70.40 ± 0.57 | 80.50 ± 0.71 |  |",
+    "| bis | 80.50 ± 0.71 | 70.50 ± 0.71 |  |",
+    "| full |  |  | 81.00 ± 1.41 |",
+  ]
+  html = (finished / "index.html").read_text()
+  for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71"):
+    assert text in html
+  for name in ("overall_against_fraction", "overall_against_step"):
+    assert (finished / "plots" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_learning_rate_is_judged_by_full_and_random(tmp_path):
+  for rate, (full, random) in {3e-4: (0.7, 0.6), 1e-3: (0.8, 0.7), 3e-3: (0.9, 0.5)}.items():
+    for strategy, fraction, value in (("full", 1.0, full), ("random", 0.1, random)):
+      _workdir(tmp_path / f"rates/{rate:g}", strategy, fraction, 1000, value)
+  judged = results.judge_rates(tmp_path, 1000)
+  assert [line["mean"] for line in judged] == pytest.approx([0.65, 0.75, 0.7])
