@@ -33,7 +33,7 @@ _WORKDIR = flags.DEFINE_list(
   "workdir", [], "runs on one embedded corpus, the earliest student first"
 )
 _ROLLOUTS = flags.DEFINE_integer(
-  "rollouts", 16_000, "measured; half as many more give the direction"
+  "rollouts", 10_000, "measured; half as many more give the direction"
 )
 _DRAWS = flags.DEFINE_integer("draws", 200, "of the bootstrap", lower_bound=20)
 

@@ -4,13 +4,13 @@ Array names end in their dims: S steps of all rollouts one behind the other, M r
 C = n_mc + 1 counts.
 """
 
-import json
 import pathlib
 
 import numpy as np
 from scipy import stats
 
 from bis_jax import head_gradients, locations, restored
+from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import signal_statistics, theory_page
 from bis_jax.examples import RolloutExamples
@@ -50,7 +50,7 @@ def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
       )
   kept = [manifest.rollout_indices(corpus) for manifest in manifests]
   parts, groups = _draw(corpus, np.concatenate(kept), (rollouts, rollouts // 2))
-  truth = _read_truth(where.toy / "truth.jsonl")
+  truth = toy.read_truth(where.toy)
   steps, others = (_read_steps(corpus, part, truth, runs[0].config.corpus.tau) for part in parts)
   flip = _measured_flips(others, runs[0].config.corpus.toy.n_mc)
   predictors = _predictors(steps, flip)
@@ -92,12 +92,6 @@ def _draw(
   second = left[counts[0] :]
   second = second[~np.isin(group[second], group[first])][: counts[1]]
   return [first, second], group[first]
-
-
-def _read_truth(path: pathlib.Path) -> dict[tuple[str, int], list[int]]:
-  with open(path, encoding="utf-8") as lines:
-    records = [json.loads(line) for line in lines]
-  return {(r["file"].removesuffix(".jsonl"), r["line"]): r["truth"] for r in records}
 
 
 def _read_steps(corpus: Corpus, indices: np.ndarray, truth: dict, tau: float) -> Steps:
