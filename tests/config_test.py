@@ -163,6 +163,7 @@ def test_a_checkpoint_on_the_hub_becomes_its_folder(tmp_path, monkeypatch):
   fetched = []
 
   def fetch(name, allow_patterns):
+    assert "*.model" in allow_patterns  # SentencePiece's, of InternLM2.5
     fetched.append((name, "*.safetensors" in allow_patterns))
     return str(tmp_path / name)
 
