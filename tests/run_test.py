@@ -99,6 +99,10 @@ def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_con
   os.kill(process.pid, signal.SIGKILL)
   process.wait()
   assert not (folder / "evaluation.json").exists(), "it was killed too late to test anything"
+  # As a kill in the midst of a save leaves it, whether or not this one did.
+  cut_off = folder / "checkpoints" / "4.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+  cut_off.mkdir(parents=True, exist_ok=True)
+  (cut_off / "manifest.ocdbt").write_bytes(b"half of a file")
   run.run(small_config, str(folder))
   _assert_bit_equal(folder, unbroken)
   lines = (folder / "metrics.jsonl").read_text().splitlines()
