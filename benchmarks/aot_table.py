@@ -11,14 +11,14 @@ work beside it (whole command; the seconds of processor time are the steadier fi
 
     | slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB a device | spare | model-FLOPs bound | roofline | processor, wall |
     |---|---|---|---|---|---|---|---|---|---|
+    | v4:2x2x4 | 4096 | 16 x 1 | 5 | 530 | 16.6 of 34 | 52% | 163 rollouts/s | 118 rollouts/s | not noted, 638 s |
+    | v4:2x2x4 | 8192 | 16 x 1 | 2 | 424 | 20.7 of 34 | 40% | 163 rollouts/s | 111 rollouts/s | not noted, 579 s |
     | v5e:8x8 | 4096 | 16 x 4 | 5 | 530 | 5.7 of 16 | 65% | 468 rollouts/s | 261 rollouts/s | 118 s, 744 s |
     | v5e:8x8 | 8192 | 16 x 4 | 2 | 424 | 7.2 of 16 | 55% | 468 rollouts/s | 209 rollouts/s | 118 s, 144 s |
     | v5p:2x2x4 | 4096 | 16 x 1 | 1 | 530 | 25.6 of 95 | 73% | 273 rollouts/s | 197 rollouts/s | 117 s, 258 s |
     | v5p:2x2x4 | 8192 | 16 x 1 | 1 | 424 | 23.0 of 95 | 76% | 273 rollouts/s | 185 rollouts/s | not noted |
     | v6e:4x4 | 4096 | 16 x 1 | 5 | 530 | 16.6 of 32 | 48% | 545 rollouts/s | 170 rollouts/s | 168 s, 156 s |
     | v6e:4x4 | 8192 | 16 x 1 | 2 | 424 | 20.7 of 32 | 35% | 545 rollouts/s | 137 rollouts/s | 187 s, 421 s |
-
-v4 has not been compiled yet.
 
 The same of InternVL, whose rollouts are longer (rows of 28 tiles); asked: fits a stated slice. 14B on
 v5e:8x8 with these settings has less than 10 % to spare:
