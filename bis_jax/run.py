@@ -40,7 +40,7 @@ from bis_jax.evaluation import (
 )
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.evaluator import Evaluator
-from bis_jax.examples import RolloutExamples
+from bis_jax.examples import BenchmarkExamples, RolloutExamples
 from bis_jax.inputs import pack, pipeline
 from bis_jax.models import weights
 from bis_jax.models.attention import BackendError, check_backend
@@ -240,7 +240,11 @@ def make_evaluator(
   mesh: Mesh,
   model_config: Any,
 ) -> Evaluator | None:
-  """Returns what judges the run, None for a run without a benchmark."""
+  """Returns what judges the run, None for a run without a benchmark.
+
+  Raises:
+    UnscoredStepError: an item of the benchmark is too long.
+  """
   if where.benchmark is None:
     return None
   graph, _ = backbones.structure(model_config, mesh)
@@ -259,6 +263,8 @@ def make_evaluator(
     )
   dev = held_out.HeldOut(corpus, indices, config) if len(indices) else None
   items = visual_process_bench.load(where.benchmark)
+  examples = BenchmarkExamples(items, config.evaluation.images)
+  scoring.check_lengths(examples, reader, config.inputs)  # now, and not after the training
   return Evaluator(config.evaluation, items, dev, scorer_of)
 
 

@@ -76,12 +76,7 @@ class Scorer:
       UnscoredStepError: an example is too long; targets and weights are not read.
     """
     scores, refused = self.score_each(examples)
-    if refused:
-      names = "; ".join(f"{examples[i].id}: {why}" for i, why in list(refused.items())[:10])
-      raise UnscoredStepError(
-        f"{len(refused)} examples are too long to score every step: raise config.inputs.max_length, "
-        f"row_tokens, row_patches and row_markers. {names}"
-      )
+    _check_none_refused(examples, refused)
     return scores
 
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
@@ -198,6 +193,22 @@ def load(workdir: str, **inputs: int) -> Scorer:
   run.config.inputs.update(inputs)
   name = f"{workdir} step {run.step}"
   return Scorer(run.reader, run.config.inputs, run.mesh, run.graph, run.params, name)
+
+
+def check_lengths(examples: Examples, reader: Reader, inputs: ConfigDict) -> None:
+  """Raises UnscoredStepError if `Scorer.score` would; reads texts and image sizes alone."""
+  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  _check_none_refused(examples, _refused(measured, inputs))
+
+
+def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
+  if refused:
+    names = "; ".join(f"{examples[i].id}: {why}" for i, why in list(refused.items())[:10])
+    raise UnscoredStepError(
+      f"{len(refused)} examples are too long to score every step: raise config.inputs.max_length, "
+      "row_tokens, row_patches and row_markers, or put an item's images on one canvas "
+      f"(config.evaluation.images). {names}"
+    )
 
 
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:

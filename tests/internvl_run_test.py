@@ -163,6 +163,15 @@ def test_transformers_loads_the_folder_whole_and_so_does_training(config, unbrok
     np.testing.assert_array_equal(np.asarray(again[path]), np.asarray(value), err_msg=path)
 
 
+def test_a_benchmark_that_does_not_fit_stops_a_run_before_it_trains(config, unbroken, tmp_path):
+  del unbroken  # has made the corpus
+  short = config.copy_and_resolve_references().unlock()
+  short.inputs.max_length = 70
+  with pytest.raises(scoring.UnscoredStepError, match="steps fit into 70 tokens"):
+    run.run(short, str(tmp_path / "run"))
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_drop_path_is_drawn_anew_every_step():
   """With a learning rate of 0 nothing else can change the loss from one step to the next."""
   model = dataclasses.replace(InternVLConfig.tiny(64), drop_path=0.5)
