@@ -148,6 +148,10 @@ def test_the_study_measures_a_run(place, tmp_path):
   assert all(0 <= rate <= 1 for rate in rates) and measured["flips"]["rate"][16] < 0.1
   words = theory_page.measured_words(measured)
   assert f"{100 * own['contrast_share_of_square']:.2f}" in words and "at 2 students" in words
+  assert sum(measured["kinds"].values()) == pytest.approx(1)
+  assert measured["kinds"]["mixed"] == pytest.approx(measured["mixed"])
+  top = measured["highest_tenth"]["p(1-p)"]["mixed"]
+  assert top == pytest.approx(min(1, 10 * measured["mixed"]))  # they are the highest by p(1-p)
   assert sum(block["rollouts"] for block in own["by_kind"].values()) == 240
   results = {"simulation": study.compare(3), "curves": study.curves(), "measured": measured}
   theory_page.write(tmp_path, json.loads(json.dumps(results)))

@@ -72,6 +72,11 @@ def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
     "rollouts": len(parts[0]),
     "rollouts_for_direction": len(parts[1]),
     "mixed": float((predictors["p(1-p)"] > 0).mean()),
+    "kinds": _shares(_kinds(steps)),
+    "highest_tenth": {
+      name: _shares(_kinds(steps)[signal_statistics.tenths(score) == 9])
+      for name, score in predictors.items()
+    },
     "flips": flip,
     "students": students,
   }
@@ -216,12 +221,23 @@ def _signal(aligned: np.ndarray, score: np.ndarray | None, groups: np.ndarray, d
   return signal_statistics.signal_to_noise(aligned, tenth, 10, groups, draws)
 
 
+_KINDS = ("all positive", "none positive", "mixed")
+
+
+def _kinds(steps: Steps) -> np.ndarray:
+  """Returns int[M], what the labels of every rollout are: an index into `_KINDS`."""
+  p = steps.mean(steps.label_S)
+  return np.select([p == 1, p == 0], [0, 1], 2)
+
+
+def _shares(kind: np.ndarray) -> dict[str, float]:
+  return {name: float((kind == i).mean()) for i, name in enumerate(_KINDS)}
+
+
 def _by_kind(aligned: np.ndarray, steps: Steps, groups: np.ndarray, draws: int) -> dict[str, dict]:
   """Returns signal-to-noise of pure rollouts, all or none of their steps positive, and of mixed."""
-  p = steps.mean(steps.label_S)
-  kind = np.select([p == 1, p == 0], [0, 1], 2)
-  blocks = signal_statistics.signal_to_noise(aligned, kind, 3, groups, draws)
-  return dict(zip(("all positive", "none positive", "mixed"), blocks, strict=True))
+  blocks = signal_statistics.signal_to_noise(aligned, _kinds(steps), 3, groups, draws)
+  return dict(zip(_KINDS, blocks, strict=True))
 
 
 def _by_mixture(measures: dict[str, np.ndarray], mixture: np.ndarray) -> list[dict]:

@@ -171,8 +171,8 @@ def measured_words(measured: Mapping) -> str:
     f"{count} students. The squared gradient {_tally(students, 'rank_correlations', 'square')}; of "
     f"mixed rollouts it is {_span(s['square_of_mixed_over_pure'] for s in students)} times that of "
     "pure ones, and the contrast between a rollout's own steps makes "
-    f"{_span(100 * s['contrast_share_of_square'] for s in students)} % of it: nearly all else is the "
-    "rollout as a whole against the prior. The component along the teacher "
+    f"{_span(100 * s['contrast_share_of_square'] for s in students)} % of it. The component along the "
+    "teacher "
     f"{_tally(students, 'rank_correlations', 'aligned')}; among mixed rollouts alone it "
     f"{_tally(students, 'rank_correlations_among_mixed', 'aligned')}, and its contrast part "
     f"{_tally(students, 'rank_correlations_among_mixed', 'contrast')}. The signal-to-noise of one "
@@ -184,8 +184,15 @@ def measured_words(measured: Mapping) -> str:
     f"{_higher(halves, 'BIS')}. The tenth with the highest BIS has "
     f"{_span(top(s, 'BIS') for s in students)}: clearly more than all rollouts at {above} of {count} "
     f"students, more than the highest tenth by p(1-p) at {better('p(1-p)')}, by R at {better('R')}, "
-    f"by average_stepwise at {better('average_stepwise')}."
+    f"by average_stepwise at {better('average_stepwise')}. {_composition_words(measured)}"
   )
+
+
+def _composition_words(measured: Mapping) -> str:
+  """Returns what the highest tenth by BIS is made of, beside all rollouts."""
+  highest, everyone = measured["highest_tenth"]["BIS"], measured["kinds"]
+  parts = [f"{share:.0%} {kind} (of all {everyone[kind]:.0%})" for kind, share in highest.items()]
+  return f"By labels that tenth is {', '.join(parts)}."
 
 
 def _tally(students: Sequence[Mapping], table: str, measure: str) -> str:

@@ -183,7 +183,7 @@ def measured_correlations(students: Sequence[Mapping]) -> bytes:
 
 def measured_by_mixture(students: Sequence[Mapping]) -> bytes:
   """Returns mean |g|^2 and its contrast part over p(1-p), each of its highest bin."""
-  figure = Figure(figsize=(8.2, 4), dpi=DPI, layout="constrained")
+  figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
   titles = {"square": "squared gradient", "contrast_square": "its contrast part, squared"}
   for axes, (measure, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
     style_axes(axes, "mixture  p (1 - p)", "mean, of the highest bin's")
