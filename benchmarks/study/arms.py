@@ -10,7 +10,7 @@ from typing import Any
 GRID = ("random", "mixed", "reliable", "low_mc", "average_stepwise", "mixture_only", "bis")
 # Of arms on a corpus of their own, whose backbone must be trained too: one for all seeds.
 _ONE_BACKBONE = {"pretrain.seed": 0}
-RATES = (3e-4, 1e-3, 3e-3)  # peak learning rates to choose from
+RATES = (1e-4, 3e-4, 1e-3)  # peak learning rates to choose from
 
 
 @dataclasses.dataclass(frozen=True)
