@@ -1,7 +1,8 @@
 """InternVL through every command, on a small embedded corpus: train, resume, evaluate, score, export.
 
-Mistakes that these tests were seen to catch: image tokens that start one tile late; an image's rows
-and columns of tiles exchanged; labels one step late; a marker's score read at the token before it.
+Mutations that these tests caught (each tried once): rows and columns of tiles exchanged; the thumbnail
+first; neighbouring image tokens with one feature; scores read one token before the marker; the rows
+of Yes and No exchanged in an export; the same drop path at every step.
 """
 
 import dataclasses
