@@ -94,7 +94,7 @@ def test_what_is_compared_can_be_run():
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}
   assert compared == set(STRATEGIES) - {"reliability_only"}
   assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}
-  every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *arms.rate_part(1e-3))
+  every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *arms.rate_part(1e-3), arms.START)
   for part in every:
     for quick in ({}, arms.QUICK_SETTINGS):
       c = recipe.get_config()

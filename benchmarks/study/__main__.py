@@ -8,7 +8,8 @@ First the peak learning rate is chosen on `full` and `random 10 %` alone, by the
 `overall_source_weighted` with a seed that no arm has. Then every part of `arms` is swept
 (`launch/sweep.sh`, one workdir an arm), as many arms abreast as there are cores. The same command
 goes on where it was stopped, or a finished arm was deleted. OUT/index.html has the figures and
-tables, OUT/results.json every number of it, OUT/table.md what the README shows.
+tables, OUT/results.json every number of it, OUT/table.md what the README shows; OUT/theory says why
+selection should work (`benchmarks.study.theory`; not with --quick).
 
 Seeds are not batched on one device: arms abreast, a core each, use the cores fully as it is.
 """
@@ -141,6 +142,14 @@ def learning_rate(folder: pathlib.Path, settings: Mapping[str, Any]) -> float:
   return best["rate"]
 
 
+def measure_theory(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Writes folder/theory: closed forms, and the signal of rollouts on a student before and after."""
+  sweep(arms.START, folder, settings, [0])
+  runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid")]
+  command = [sys.executable, "-m", "benchmarks.study.theory", f"--out={folder / 'theory'}"]
+  subprocess.run([*command, f"--workdir={','.join(map(str, runs))}"], cwd=ROOT, check=True)
+
+
 def main(argv: list[str]) -> None:
   """Runs what is left of the study and writes its page."""
   if len(argv) > 1:
@@ -156,6 +165,8 @@ def main(argv: list[str]) -> None:
     settings["optim.learning_rate"] = learning_rate(folder, settings)
     for part in parts:
       sweep(part, folder, settings, seeds)
+    if not _QUICK.value and not (folder / "theory" / "index.html").exists():
+      measure_theory(folder, settings)
   print(page.write(folder, parts))
 
 

@@ -94,6 +94,8 @@ QUICK = (
   Part("grid", ("random", "bis"), (0.25,), {"selection.alpha": 0.05}),
   _ablation("alpha_0", "alpha 0", {"selection.alpha": 0.0}, "bis"),
 )
+# A student that is saved but has not moved: what a selection meets, for the theory's measurement.
+START = Part("start", ("random",), (0.1,), {"train.steps": 1, "optim.learning_rate": 1e-9})
 # A smaller corpus, and one backbone for all seeds: 20 minutes.
 QUICK_SETTINGS = {
   "corpus.toy.rollouts": 16_000,

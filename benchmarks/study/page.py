@@ -51,6 +51,10 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     "<h2>Every measure under its name</h2>",
     _measure_table(entries),
   ]
+  if (folder / "theory" / "index.html").exists():
+    body.append(
+      '<p><a href="theory/index.html">Why it should work: the theory, and its test</a></p>'
+    )
   page = page_style.document("Does a tenth do?", "\n".join(body))
   (folder / "index.html").write_text(page, encoding="utf-8")
   return f"{words}\nsee {folder / 'index.html'}"
