@@ -53,6 +53,7 @@ ABLATIONS = (
   ),
   _ablation("plain_r", "R = 0 without positives", {"selection.none_positive": 0.0}, "bis"),
   _ablation("global", "one ranking over all sources", {"selection.per_source": False}, "bis"),
+  _ablation("passes_5", "five passes", {"train.epochs": 5}, "random", "bis"),
   _ablation("truth", "true labels", {"labels.kind": "truth"}, "random", "bis"),
   Part("truth", ("full",), (1.0,), {"labels.kind": "truth"}, "true labels"),
   *(

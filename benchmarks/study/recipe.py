@@ -19,6 +19,7 @@ def get_config():
   """Returns the recipe; strategy, fraction and seed are the sweep's."""
   c = qwen_bis10.get_config("toy")
   c.corpus.toy.rollouts, c.corpus.toy.images = 32_000, 12_000
+  c.corpus.workers = 1  # arms run abreast
   c.pretrain.seed = -1
   c.inputs.row_multiple = 4
   c.model.remat = "dots"  # faster than "none" on a CPU, which waits for its memory
