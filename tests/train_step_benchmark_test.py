@@ -17,7 +17,9 @@ def test_the_step_at_7b_width_takes_the_rows_that_are_drawn():
   ours = our_step(size)
   state = train.abstract_state(ours.optimizer, ours.trained, ours.mesh)
   rows = {
-    key: jax.ShapeDtypeStruct((size.rows, 1, *array.shape[1:]), array.dtype)
+    key: jax.ShapeDtypeStruct(
+      (size.micro_batches, size.rows // size.micro_batches, *array.shape[1:]), array.dtype
+    )
     for key, array in batch.items()
     if key not in HOST_KEYS
   }
