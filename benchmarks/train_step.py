@@ -25,10 +25,10 @@ So 1.42 times and 0.60 times against the same rollouts in one batch (1.44 and 0.
 met. Against torch's best, one by one, which pads nothing and holds one rollout's activations at a
 time, 1.03 and 1.12 times. Not yet measured on a GPU.
 
-What was changed until it came out so: heads are 128 wide on both sides (they were 32), ours
-are two micro-batches of two rows, our backward pass keeps products alone ("dots"), our attention takes 256 queries
-at once (128 made a program that needed more to compile), parameters are filled one by one as weights
-are read, and our side does not import torch. The sides start from different random weights, so losses
+What was changed until it came out so: heads are 128 wide on both sides (they were 32), our rows go in
+two micro-batches, our backward pass keeps products alone ("dots"), our attention takes 256 queries at
+once (128 made a program that needed more to compile), parameters are filled one by one as weights are
+read, and our side does not import torch. The sides start from different random weights, so losses
 are not compared here; tests/models/ does that.
 """
 
