@@ -12,10 +12,10 @@ Last result (2 cores, no other work):
   less that of blanked images    0.703     asked: at least 0.15
 
 Of configs/internvl_bis10.py:toy, which was asked to take at most 10 minutes on two cores and to reach
-0.75 (on 2 cores with other work beside it, at a load of 4 to 5 in all; 8.6 min at 4 to 7):
-  wall time                      6.1 min
-  processor time                 6.3 min
-  peak resident memory           1.52 GB
+0.75 (on 2 cores, no other work; 6.1 min at a load of 4 to 5):
+  wall time                      3.5 min
+  processor time                 6.1 min
+  peak resident memory           1.51 GB
   pooled macro-F1 at 0.5         0.983
   less that of blanked images    0.701
 """
