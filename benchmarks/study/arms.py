@@ -10,7 +10,7 @@ from typing import Any
 GRID = ("random", "mixed", "reliable", "low_mc", "average_stepwise", "mixture_only", "bis")
 # Of arms on a corpus of their own, whose backbone must be trained too: one for all seeds.
 _ONE_BACKBONE = {"pretrain.seed": 0}
-RATES = (1e-4, 3e-4, 1e-3)  # peak learning rates to choose from
+RATES = (3e-4, 1e-3, 3e-3)  # peak learning rates to choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +99,8 @@ QUICK = (
 START = Part("start", ("random",), (0.1,), {"train.steps": 1, "optim.learning_rate": 1e-9})
 # A smaller corpus, and one backbone for all seeds: 20 minutes.
 QUICK_SETTINGS = {
-  "corpus.toy.rollouts": 16_000,
-  "corpus.toy.images": 6_000,
+  "corpus.toy.rollouts": 24_000,
+  "corpus.toy.images": 8_000,
   "pretrain.seed": 0,
   "evaluation.dev_rollouts": 200,
 }
