@@ -23,6 +23,7 @@ from bis_jax.examples import BenchmarkExamples
 from bis_jax.inputs import pipeline
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.preemption import Preempted
+from bis_jax.reader import make_reader
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest
 
@@ -180,8 +181,9 @@ def test_a_run_that_keeps_everything_says_that_nothing_is_held_out(config, caplo
   corpus = Corpus.open(where.prepared)
   manifest = select(corpus.score_table, strategy="full", fraction=1.0, alpha=0.2, seed=0)
   mesh, model = sharding.make_mesh(**config.mesh), Qwen2_5_VLConfig.tiny(vocab_size=64)
+  reader = make_reader(config, where.tokenizer)
   with caplog.at_level(logging.INFO, logger="absl"):
-    evaluator = run.make_evaluator(config, where, corpus, manifest, None, mesh, model)
+    evaluator = run.make_evaluator(config, where, corpus, manifest, reader, mesh, model)
   assert evaluator.held_out is None
   assert f"0 of {DEV} rollouts held out: the selection keeps all others" in caplog.text
 

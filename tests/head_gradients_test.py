@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from benchmarks.study import theory as study
-from benchmarks.study import theory_on_model
+from benchmarks.study import theory_curves, theory_on_model
 from bis_jax import backbones, checkpoint, head_gradients, locations, restored, run, train, workdir
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import theory_page
@@ -153,7 +152,11 @@ def test_the_study_measures_a_run(place, tmp_path):
   top = measured["highest_tenth"]["p(1-p)"]["mixed"]
   assert top == pytest.approx(min(1, 10 * measured["mixed"]))  # they are the highest by p(1-p)
   assert sum(block["rollouts"] for block in own["by_kind"].values()) == 240
-  results = {"simulation": study.compare(3), "curves": study.curves(), "measured": measured}
+  results = {
+    "simulation": theory_curves.compare(3),
+    "curves": theory_curves.curves(),
+    "measured": measured,
+  }
   theory_page.write(tmp_path, json.loads(json.dumps(results)))
   page = (tmp_path / "index.html").read_text()
   assert page.count("data:image/png") == len(list((tmp_path / "plots").iterdir())) == 8

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.study import __main__ as study
-from benchmarks.study import arms, page, recipe, results
+from benchmarks.study import arms, page, recipe, results, sweeps
 from benchmarks.study.arms import Part
 from bis_jax import config as config_lib
 from bis_jax.selection.strategies import STRATEGIES
@@ -49,7 +48,7 @@ PART = Part("grid", ("random", "bis"), (0.1, 0.25), {"selection.alpha": 0.2})
 
 
 def test_every_arm_of_a_part_runs_once_with_its_settings(tmp_path, stub):
-  study.sweep(PART, tmp_path / "out", {"optim.learning_rate": 0.001}, [0, 1, 2])
+  sweeps.sweep(PART, tmp_path / "out", {"optim.learning_rate": 0.001}, [0, 1, 2])
   wanted = {f"{s}_{f}_seed{n}" for s in PART.strategies for f in PART.fractions for n in range(3)}
   assert set(stub()) == wanted and len(stub()) == 12
   said = (tmp_path / "out" / "grid" / "bis_0.25_seed2" / "arguments").read_text()
@@ -67,25 +66,25 @@ def test_every_arm_of_a_part_runs_once_with_its_settings(tmp_path, stub):
 
 
 def test_arms_that_are_done_are_not_run_again(tmp_path, stub):
-  study.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep(PART, tmp_path / "out", {}, [0])
   (tmp_path / "out" / "grid" / "bis_0.1_seed0" / "evaluation.json").unlink()
-  study.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep(PART, tmp_path / "out", {}, [0])
   assert len(stub()) == 5 and stub()[-1] == "bis_0.1_seed0"
-  study.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep(PART, tmp_path / "out", {}, [0])
   assert len(stub()) == 5
 
 
 def test_the_first_arm_on_a_corpus_runs_alone(tmp_path, stub):
   part = Part("n_mc_4", ("random", "bis"), (0.1,), {"corpus.toy.n_mc": 4})
   assert part.draws and not PART.draws
-  study.sweep(part, tmp_path / "out", {}, [0, 1])
+  sweeps.sweep(part, tmp_path / "out", {}, [0, 1])
   assert stub()[0] == "random_0.1_seed0" and len(stub()) == 4
 
 
 def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monkeypatch):
   monkeypatch.setenv("FAIL", "bis_0.1_seed1")
   with pytest.raises(SystemExit, match="arms of grid failed"):
-    study.sweep(PART, tmp_path / "out", {}, [0, 1])
+    sweeps.sweep(PART, tmp_path / "out", {}, [0, 1])
   assert len(stub()) == 7
 
 
