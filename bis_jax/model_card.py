@@ -56,6 +56,15 @@ copy the `*.py` files of the checkpoint that it started from into the folder, an
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 
 
+_SCOPES = {"per_source": "of every source", "global": "of all rollouts together"}
+_LABELS = {
+  "hard": "correct where the MC score is above {tau:g}",
+  "soft": "the MC score",
+  "banded": "correct where the MC score is above {band_high:g}, wrong at or below {band_low:g}",
+  "truth": "the truth, which the embedded corpus knows",
+}
+
+
 def model_card(
   *,
   run: Mapping[str, Any],
@@ -69,7 +78,8 @@ def model_card(
 
   Args:
     run: the run's config.json.
-    manifest: the head of the run's manifest.json: digest, strategy, fraction, alpha, seed, rollouts.
+    manifest: the head of the run's manifest.json: digest, strategy, fraction, scope, alpha,
+      none_positive, seed, rollouts.
     evaluation: the run's evaluation.json; None if it was not evaluated.
     step: training steps of this checkpoint.
     other_rows: where the LM head's rows beside `Yes` and `No` come from.
@@ -77,11 +87,12 @@ def model_card(
   """
   optim, train = run["optim"], run["train"]
   recipe = {
-    "selection": f"{manifest['strategy']}, fraction {manifest['fraction']}, "
-    f"alpha {manifest['alpha']}, seed {manifest['seed']}: {manifest['rollouts']:,} rollouts",
+    "selection": f"{manifest['strategy']}, fraction {manifest['fraction']} "
+    f"{_SCOPES[manifest['scope']]}, alpha {manifest['alpha']}, R {manifest['none_positive']:g} without "
+    f"a positive step, seed {manifest['seed']}: {manifest['rollouts']:,} rollouts",
     "manifest digest": f"`{manifest['digest']}`",
     "started from": run["model"]["checkpoint"] or "random weights",
-    "labels": f"{run['labels']['kind']}, positive above {run['corpus']['tau']}",
+    "labels": _LABELS[run["labels"]["kind"]].format(tau=run["corpus"]["tau"], **run["labels"]),
     "optimiser": f"AdamW, learning rate {optim['learning_rate']:g} (cosine, warm-up "
     f"{optim['warmup']:.0%}), weight decay {optim['weight_decay']:g}, clipped at {optim['clip']:g}",
     "batch": f"about {train['global_batch']} rollouts, {train['epochs']} epochs, {step} steps",

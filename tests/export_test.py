@@ -242,7 +242,8 @@ def test_a_damaged_base_is_named(config, model, reader, tmp_path):
 
 def test_the_card_tells_recipe_digest_and_evaluation(small_config):
   run = json.loads(small_config.to_json())
-  manifest = {"strategy": "bis", "fraction": 0.1, "alpha": 0.2, "seed": 0, "rollouts": 4800}
+  manifest = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2}
+  manifest |= {"none_positive": 1.0, "seed": 0, "rollouts": 4800}
   block = {"threshold": 0.5, "overall_source_weighted": 0.8123, "roc_auc": None}
   card = model_card(
     run=run,
@@ -251,7 +252,11 @@ def test_the_card_tells_recipe_digest_and_evaluation(small_config):
     step=12,
     other_rows="zero",
   )
-  assert "abc123" in card and "bis, fraction 0.1, alpha 0.2, seed 0: 4,800 rollouts" in card
+  assert "abc123" in card
+  assert (
+    "bis, fraction 0.1 of every source, alpha 0.2, R 1 without a positive step, seed 0: 4,800 rollouts"
+  ) in card
+  assert "| labels | correct where the MC score is above 0 |" in card
   assert "| fixed_0.5 (0.5000) | 81.23 |" in card
   assert EXAMPLE in card
 
@@ -264,7 +269,8 @@ def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, ca
   checkpoint.save(checkpoints, 7, TrainState(jax.numpy.int32(7), model[1], {}))
   checkpoints.wait_until_finished()
   checkpoints.close()
-  manifest = {"strategy": "bis", "fraction": 0.1, "alpha": 0.2, "seed": 0, "rollouts": 4800}
+  manifest = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2}
+  manifest |= {"none_positive": 1.0, "seed": 0, "rollouts": 4800}
   (place / "manifest.json").write_text(json.dumps(manifest | {"digest": "abc123"}))
   out = tmp_path / "out"
   export_run(str(place), out, "float32", None)

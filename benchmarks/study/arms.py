@@ -80,13 +80,13 @@ ABLATIONS = (
   ),
   *(
     _ablation(
-      f"slip_{slip:g}",
-      f"wrong notes x {slip:g}",
-      {"corpus.toy.slip": slip} | _ONE_BACKBONE,
-      "random",
-      "bis",
+      f"{key}_{factor:g}", words, {f"corpus.toy.{key}": factor} | _ONE_BACKBONE, "random", "bis"
     )
-    for slip in (0.5, 3.0)
+    for key, factor, words in (
+      ("slip", 0.67, "half the wrong notes"),
+      ("slip", 4.0, "three times the wrong notes"),
+      ("recovery", 30.0, "unreliable positives: wrong states recover 30 times as often"),
+    )
   ),
 )
 QUICK = (
