@@ -102,16 +102,16 @@ def paragraph(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
   full = results.find(entries, "full", "full", 1.0)
   if bis and full:
     said.append(
-      f"All rollouts reach {_value(results.headline(full))} in {full['steps']:,} steps, so a tenth by "
-      f"BIS, in {bis['steps']:,}, is {_relative(_difference(compared, bis, 'full'))} off; the paper's "
-      "is no loss."
+      f"All rollouts reach {_value(results.headline(full))} in {full['steps']:,} steps, so a tenth "
+      f"by BIS, in {bis['steps']:,}, is {_relative(_difference(compared, bis, 'full'))} off; the "
+      "paper's is no loss."
     )
   said += [_where(entries, compared, sign) for sign in (1, 0, -1)]
   return " ".join(words for words in said if words)
 
 
 def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> str:
-  """Returns in which settings BIS is surely better (1) or worse (-1) than random, or neither (0)."""
+  """Returns where BIS is surely better (1) or worse (-1) than random, or neither (0)."""
   found = []
   for entry in entries:
     one = _difference(compared, entry, "random") if entry["strategy"] == "bis" else None
@@ -211,10 +211,10 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
   return {
     "overall_against_fraction": (
       plots.against_fraction(rows, _WORDS),
-      "Against the share of the rollouts that was trained on; means over seeds, bars one deviation.",
+      "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
     ),
     "overall_against_step": (
       plots.against_step(runs, _WORDS),
-      "Against the training step, on a part of the benchmark; means over seeds, shades their range.",
+      "Against the training step, on a part of the benchmark; means and ranges over seeds.",
     ),
   }

@@ -5,9 +5,9 @@ How it was set, by what `full` and `random` do and by nothing else:
 - The backbone is pre-trained on captions as in every toy run. A seed gives the arm its own random
   weights and order of captions, so seeds differ in initialisation as well as in the order of the
   rollouts and in what `random` and `mixed` draw; arms of one seed start from the same backbone.
-- The corpus is the embedded one, with the wrong notes 1.33 times as frequent: then 89.2 % of the last
+- The corpus is the embedded one, with wrong notes 1.33 times as frequent: then 89.2 % of the last
   steps score above 0.5, as in the released corpus. That is the one factor its statistics tell; what
-  the others come to, `python -m benchmarks.study.corpus_statistics slip=1.33` says. 40,000 rollouts,
+  else it comes to, `python -m benchmarks.study.corpus_statistics slip=1.33` says. 40,000 rollouts,
   so that the whole study ends in hours.
 - One pass and 16 rollouts a step, for every arm. A rehearsal with 8 (16,000 rollouts, 3 seeds) had
   `full` at 70.6 and random 10 % at 53.2 (BIS 10 % at 57.5); with 16 `full` had reached 93 in the

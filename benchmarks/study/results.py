@@ -1,4 +1,4 @@
-"""What the study's workdirs say: every measure of every arm, and paired differences between arms."""
+"""What the study's workdirs say: every measure of every arm, and paired differences of arms."""
 
 import json
 import pathlib
@@ -30,8 +30,8 @@ BySeed = Mapping[int, float]
 def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
   """Returns an entry for every arm of `parts` that has a finished seed, in their order.
 
-  {"part", "words", "strategy", "fraction", "steps", "values": {threshold: {measure: {seed: value}}},
-  "curves": {seed: [[step, headline measure], ...]}}. Arms of folders that two parts share stand
+  {"part", "words", "strategy", "fraction", "steps",
+  "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}. Arms of folders that two parts share stand
   once. Thresholds that an arm has not are absent.
   """
   entries = []
@@ -137,7 +137,7 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def judge_rates(folder: pathlib.Path, seed: int) -> list[dict[str, float]]:
-  """Returns {"rate", "full", "random", "mean"}, the headline measure at every learning rate tried."""
+  """Returns {"rate", "full", "random", "mean"}: the headline measure at every rate tried."""
   judged = []
   for rate in RATES:
     full, random = (
