@@ -31,8 +31,8 @@ def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
   """Returns an entry for every arm of `parts` that has a finished seed, in their order.
 
   {"part", "words", "strategy", "fraction", "steps",
-  "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}. Arms of folders that two parts share stand
-  once. Thresholds that an arm has not are absent.
+  "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}.
+  Arms of folders that two parts share stand once. Thresholds that an arm has not are absent.
   """
   entries = []
   for part in parts:
