@@ -20,6 +20,9 @@ work beside it (whole command; the seconds of processor time are the steadier fi
     | v6e:4x4 | 4096 | 16 x 1 | 5 | 530 | 16.6 of 32 | 48% | 545 rollouts/s | 170 rollouts/s | 168 s, 156 s |
     | v6e:4x4 | 8192 | 16 x 1 | 2 | 424 | 20.7 of 32 | 35% | 545 rollouts/s | 137 rollouts/s | 187 s, 421 s |
 
+On 2 cores without other work the compilations at 4096 took 40 s (v5e), 45 s (v5p) and 67 s (v6e), and
+v5p at 8192 43 s.
+
 The same of InternVL, whose rollouts are longer (rows of 28 tiles); asked: fits a stated slice. 14B on
 v5e:8x8 with these settings has less than 10 % to spare:
 
