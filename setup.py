@@ -32,6 +32,7 @@ setup(
     "pillow>=11.0",
     "protobuf>=5.0",  # sentencepiece reads its models with it but does not declare it
     "safetensors>=0.6",
+    "scipy>=1.13",
     "sentencepiece>=0.2",  # InternLM2.5's tokenizer
     "tensorboardX>=2.6.4",  # event files without TensorFlow
     "tensorflow-datasets>=4.9.9",

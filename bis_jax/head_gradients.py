@@ -13,15 +13,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Examples, InputError
-from bis_jax.reader import Reader
 from bis_jax.restored import Restored
-from bis_jax.state import Params, merge
+from bis_jax.state import merge
 from bis_jax.train_step import HOST_KEYS
 
 HEAD = "reward_head.kernel"
@@ -76,17 +72,7 @@ def marker_states(run: Restored, examples: Examples) -> np.ndarray:
   Raises:
     InputError: a step does not fit the run's length limit.
   """
-  return _states(run.graph, run.params, run.mesh, run.reader, run.config.inputs, examples)
-
-
-def _states(
-  graph: nnx.GraphDef,
-  params: Params,
-  mesh: Mesh,
-  reader: Reader,
-  inputs: ConfigDict,
-  examples: Examples,
-) -> np.ndarray:
+  reader, inputs = run.reader, run.config.inputs
   measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
   if measured.dropped_steps.any():
     raise InputError(
@@ -101,17 +87,18 @@ def _states(
     shuffle=False,
     lookahead=inputs.lookahead,
   )
-  width = params[HEAD].shape[0]
-  params = params | {HEAD: jnp.eye(width, dtype=params[HEAD].dtype)}
+  head = run.params[HEAD]
+  width = head.shape[0]
+  params = run.params | {HEAD: jnp.eye(width, dtype=head.dtype)}
   first_step = np.cumsum(measured.marker_counts) - measured.marker_counts
   state_SD = np.zeros((measured.marker_counts.sum(), width), np.float32)
-  step = jax.jit(lambda params, batch: merge(graph, params)(batch))
+  step = jax.jit(lambda params, batch: merge(run.graph, params)(batch))
   # Fewer rows than a batch are filled up with empty ones.
   for batch in pipeline.batches(
     examples, measured, plan, reader.images, rows_per_batch=inputs.row_multiple
   ):
     arrays = {key: value for key, value in batch.items() if key not in HOST_KEYS}
-    with jax.set_mesh(mesh):  # which attention kernels read
+    with jax.set_mesh(run.mesh):  # which attention kernels read
       state_BRD = np.asarray(step(params, arrays))
     used_BR = batch["example_index"] >= 0
     place = first_step[batch["example_index"][used_BR]] + batch["step_index"][used_BR]

@@ -7,12 +7,12 @@ C = n_mc + 1 counts.
 import pathlib
 
 import numpy as np
-from scipy import stats
 
 from bis_jax import head_gradients, locations, restored
 from bis_jax.corpus import toy
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import signal_statistics, theory_page
+from bis_jax.evaluation.step_metrics import roc_auc, tied_counts
 from bis_jax.examples import RolloutExamples
 from bis_jax.head_gradients import Steps
 from bis_jax.selection import bis
@@ -174,7 +174,7 @@ def _student(
   mixed = predictors["p(1-p)"] > 0
   return {
     "name": name,
-    "roc_auc": _area(probabilities[0], steps.truth_S),
+    "roc_auc": float(roc_auc(*tied_counts(steps.truth_S, probabilities[0]))),
     "cosine": {
       "fitted": float(teacher @ fitted),
       "with_prior": float(teacher @ with_prior),
@@ -248,11 +248,3 @@ def _by_mixture(measures: dict[str, np.ndarray], mixture: np.ndarray) -> list[di
     | {key: float(value[bins == g].mean()) for key, value in measures.items()}
     for g in np.unique(bins)
   ]
-
-
-def _area(probability_S: np.ndarray, truth_S: np.ndarray) -> float:
-  """Returns the area under the ROC curve of the student's answers against the truth."""
-  rank_S = stats.rankdata(probability_S)
-  right = truth_S.sum()
-  wrong = len(truth_S) - right
-  return float((rank_S[truth_S > 0].sum() - right * (right + 1) / 2) / (right * wrong))
