@@ -48,7 +48,7 @@ PART = Part("grid", ("random", "bis"), (0.1, 0.25), {"selection.alpha": 0.2})
 
 
 def test_every_arm_of_a_part_runs_once_with_its_settings(tmp_path, stub):
-  sweeps.sweep(PART, tmp_path / "out", {"optim.learning_rate": 0.001}, [0, 1, 2])
+  sweeps.sweep([(PART, [0, 1, 2])], tmp_path / "out", {"optim.learning_rate": 0.001})
   wanted = {f"{s}_{f}_seed{n}" for s in PART.strategies for f in PART.fractions for n in range(3)}
   assert set(stub()) == wanted and len(stub()) == 12
   said = (tmp_path / "out" / "grid" / "bis_0.25_seed2" / "arguments").read_text()
@@ -61,30 +61,44 @@ def test_every_arm_of_a_part_runs_once_with_its_settings(tmp_path, stub):
     "--config.seed=2",
   ):
     assert flag in said.split()
-  [timing] = map(json.loads, (tmp_path / "out" / "timings.jsonl").read_text().splitlines())
-  assert (timing["part"], timing["arms"]) == ("grid", 12)
+  lines = map(json.loads, (tmp_path / "out" / "timings.jsonl").read_text().splitlines())
+  assert {(line["part"], line["arm"]) for line in lines} == {("grid", arm) for arm in wanted}
 
 
 def test_arms_that_are_done_are_not_run_again(tmp_path, stub):
-  sweeps.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep([(PART, [0])], tmp_path / "out", {})
   (tmp_path / "out" / "grid" / "bis_0.1_seed0" / "evaluation.json").unlink()
-  sweeps.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep([(PART, [0])], tmp_path / "out", {})
   assert len(stub()) == 5 and stub()[-1] == "bis_0.1_seed0"
-  sweeps.sweep(PART, tmp_path / "out", {}, [0])
+  sweeps.sweep([(PART, [0])], tmp_path / "out", {})
   assert len(stub()) == 5
 
 
-def test_the_first_arm_on_a_corpus_runs_alone(tmp_path, stub):
-  part = Part("n_mc_4", ("random", "bis"), (0.1,), {"corpus.toy.n_mc": 4})
-  assert part.draws and not PART.draws
-  sweeps.sweep(part, tmp_path / "out", {}, [0, 1])
-  assert stub()[0] == "random_0.1_seed0" and len(stub()) == 4
+def test_no_two_runs_abreast_make_the_same_corpus_or_backbone(tmp_path, stub, monkeypatch):
+  monkeypatch.setattr(sweeps.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+  monkeypatch.setattr(sweeps.os, "sched_setaffinity", lambda pid, cores: None)
+  part = Part("n_mc_4", ("random", "bis"), (0.1, 0.25), {"corpus.toy.n_mc": 4})
+  seen = []
+  next_arm = sweeps._next
+
+  def spied(waiting, made, running):
+    arm = next_arm(waiting, made, running)
+    if arm:
+      others = [other for other, _, _ in running.values()]
+      seen.append((arm, frozenset(made), others))
+    return arm
+
+  monkeypatch.setattr(sweeps, "_next", spied)
+  sweeps.sweep([(PART, [0, 1]), (part, [0, 1])], tmp_path / "out", {})
+  assert len(stub()) == 16 and any(others for _, _, others in seen)
+  for arm, made, others in seen:
+    assert not any((arm.makes & other.makes) - made for other in others)
 
 
 def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monkeypatch):
   monkeypatch.setenv("FAIL", "bis_0.1_seed1")
-  with pytest.raises(SystemExit, match="arms of grid failed"):
-    sweeps.sweep(PART, tmp_path / "out", {}, [0, 1])
+  with pytest.raises(SystemExit, match="bis_0.1_seed1.log"):
+    sweeps.sweep([(PART, [0, 1])], tmp_path / "out", {})
   assert len(stub()) == 7
 
 
@@ -93,7 +107,8 @@ def test_what_is_compared_can_be_run():
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}
   assert compared == set(STRATEGIES) - {"reliability_only"}
   assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}
-  every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *arms.rate_part(1e-3), arms.START)
+  tried = [part for name in arms.CANDIDATES for part in arms.candidate_parts(name)]
+  every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *tried, arms.DRAWN, arms.START)
   for part in every:
     for quick in ({}, arms.QUICK_SETTINGS):
       c = recipe.get_config()
@@ -178,9 +193,12 @@ def test_the_page_says_what_the_workdirs_hold(finished):
     assert (finished / "plots" / f"{name}.png").stat().st_size > 10_000
 
 
-def test_the_learning_rate_is_judged_by_full_and_random(tmp_path):
-  for rate, (full, random) in {3e-4: (0.7, 0.6), 1e-3: (0.8, 0.7), 3e-3: (0.9, 0.5)}.items():
-    for strategy, fraction, value in (("full", 1.0, full), ("random", 0.1, random)):
-      _workdir(tmp_path / f"rates/{rate:g}", strategy, fraction, 1000, value)
-  judged = results.judge_rates(tmp_path, 1000)
+def test_the_recipe_is_chosen_by_full_and_random(tmp_path, stub):
+  scores = dict(zip(arms.CANDIDATES, [(0.7, 0.6), (0.8, 0.7), (0.9, 0.5)], strict=True))
+  for name, values in scores.items():
+    for part, value in zip(arms.candidate_parts(name), values, strict=True):
+      _workdir(tmp_path / part.name, part.strategies[0], part.fractions[0], 1000, value)
+  judged = results.judge(tmp_path, 1000)
   assert [line["mean"] for line in judged] == pytest.approx([0.65, 0.75, 0.7])
+  assert sweeps.choose(tmp_path, {}, []) == arms.CANDIDATES[judged[1]["name"]]
+  assert stub() == []  # nothing is run again

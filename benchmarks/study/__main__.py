@@ -4,10 +4,10 @@
   python -m benchmarks.study --out=runs/study --quick    # its outline
   python -m benchmarks.study --out=runs/study --page     # the page again, from what has run
 
-First the peak learning rate is chosen on `full` and `random 10 %` alone, by their mean
-`overall_source_weighted` with a seed that no arm has. Then every part of `arms` is swept
-(`launch/sweep.sh`, one workdir an arm), as many arms abreast as there are cores. The same command
-goes on where it was stopped, or a finished arm was deleted. OUT/index.html has the figures and
+First the peak learning rate and the rollouts a step are chosen on `full` and `random 10 %` alone,
+by their mean `overall_source_weighted` with a seed that no arm has. Then every part of `arms` is
+swept (`launch/sweep.sh`, one workdir an arm), an arm a core. The same command goes on where it was
+stopped, or where a finished arm was deleted. OUT/index.html has the figures and
 tables, OUT/results.json every number of it, OUT/table.md what the README shows; OUT/theory says why
 selection should work (`benchmarks.study.theory`; not with --quick).
 
@@ -22,7 +22,9 @@ from absl import app, flags
 from benchmarks.study import arms, page, sweeps
 
 _OUT = flags.DEFINE_string("out", "runs/study", "folder of all arms and of the page")
-_SEEDS = flags.DEFINE_integer("seeds", 0, "of every arm; 0: 5, or 3 with --quick", lower_bound=0)
+_SEEDS = flags.DEFINE_integer(
+  "seeds", 5, "of every arm; of ablations, and with --quick, at most 3", lower_bound=1
+)
 _QUICK = flags.DEFINE_bool("quick", False, "few arms on a smaller corpus")
 _PAGE = flags.DEFINE_bool("page", False, "train nothing, write the page of the arms that are done")
 _CORPUS_CACHE = flags.DEFINE_string(
@@ -41,12 +43,14 @@ def main(argv: list[str]) -> None:
     settings = dict(arms.QUICK_SETTINGS) if _QUICK.value else {}
     if _CORPUS_CACHE.value:
       settings["corpus.cache"] = _CORPUS_CACHE.value
-    seeds = range(_SEEDS.value or (3 if _QUICK.value else 5))
-    settings["optim.learning_rate"] = sweeps.learning_rate(folder, settings)
-    for part in parts:
-      sweeps.sweep(part, folder, settings, seeds)
+    many, few = range(_SEEDS.value), range(min(_SEEDS.value, 3))
+    sweeps.sweep([(arms.DRAWN, [0])], folder, settings)
+    start = [(arms.START, few[:1] if "pretrain.seed" in settings else many)]
+    settings |= sweeps.choose(folder, settings, start)
+    last = sorted(parts, key=lambda part: part.fractions == (0.5,))  # which costs most
+    sweeps.sweep([(part, many if part in arms.MAIN else few) for part in last], folder, settings)
     if not _QUICK.value and not (folder / "theory" / "index.html").exists():
-      sweeps.measure_theory(folder, settings)
+      sweeps.measure_theory(folder)
   print(page.write(folder, parts))
 
 

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 GRID = ("random", "mixed", "reliable", "low_mc", "average_stepwise", "mixture_only", "bis")
-# Of arms on a corpus of their own, whose backbone must be trained too: one for all seeds.
-_ONE_BACKBONE = {"pretrain.seed": 0}
-RATES = (3e-4, 1e-3, 3e-3)  # peak learning rates to choose from
+# Peak learning rates and rollouts a step to choose from.
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
+  f"learning rate {rate:g}, {batch} rollouts a step": {
+    "optim.learning_rate": rate,
+    "train.global_batch": batch,
+    "inputs.row_multiple": batch // 2,
+  }
+  for rate, batch in ((3e-4, 4), (1e-3, 4), (2e-3, 16))
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +36,6 @@ class Part:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   words: str = ""
 
-  @property
-  def draws(self) -> bool:
-    """Whether it may be the first on its corpus, which is then drawn before arms run abreast."""
-    return any(key.startswith("corpus.") for key in self.settings)
-
 
 def _ablation(name: str, words: str, settings: dict[str, Any], *strategies: str) -> Part:
   return Part(name, strategies, (0.1,), settings, words)
@@ -44,7 +45,8 @@ def _ablation(name: str, words: str, settings: dict[str, Any], *strategies: str)
 MAIN = (
   Part("full", ("full",), (1.0,)),
   Part("grid", GRID, (0.1, 0.05), {"selection.alpha": 0.2}),
-  Part("grid", GRID, (0.25, 0.5), {"selection.alpha": 0.05}),
+  Part("grid", GRID, (0.25,), {"selection.alpha": 0.05}),
+  Part("grid", GRID, (0.5,), {"selection.alpha": 0.05}),
 )
 ABLATIONS = (
   *(
@@ -68,20 +70,17 @@ ABLATIONS = (
     _ablation(
       f"stopped_{policy}",
       f"annotation stops at a zero, steps after it {word}",
-      {"corpus.toy.stop_at_zero": True, "corpus.unmeasured": policy} | _ONE_BACKBONE,
+      {"corpus.toy.stop_at_zero": True, "corpus.unmeasured": policy},
       "random",
       "bis",
     )
     for policy, word in (("negative", "negative"), ("ignore", "left out"))
   ),
   *(
-    _ablation(f"n_mc_{n}", f"N = {n}", {"corpus.toy.n_mc": n} | _ONE_BACKBONE, "random", "bis")
-    for n in (4, 8, 64)
+    _ablation(f"n_mc_{n}", f"N = {n}", {"corpus.toy.n_mc": n}, "random", "bis") for n in (4, 8, 64)
   ),
   *(
-    _ablation(
-      f"{key}_{factor:g}", words, {f"corpus.toy.{key}": factor} | _ONE_BACKBONE, "random", "bis"
-    )
+    _ablation(f"{key}_{factor:g}", words, {f"corpus.toy.{key}": factor}, "random", "bis")
     for key, factor, words in (
       ("slip", 0.67, "half the wrong notes"),
       ("slip", 4.0, "three times the wrong notes"),
@@ -95,21 +94,17 @@ QUICK = (
   Part("grid", ("random", "bis"), (0.25,), {"selection.alpha": 0.05}),
   _ablation("alpha_0", "alpha 0", {"selection.alpha": 0.0}, "bis"),
 )
-# A student that is saved but has not moved: what a selection meets, for the theory's measurement.
-START = Part("start", ("random",), (0.1,), {"train.steps": 1, "optim.learning_rate": 1e-9})
+# What the others need, made first: the corpus; then, of each seed, the backbone, and a student that
+# is saved but has not moved, which is what a selection meets: for the theory's measurement.
+_UNMOVED = {"train.steps": 1, "optim.learning_rate": 1e-9}
+DRAWN = Part("drawn", ("random",), (0.1,), _UNMOVED | {"pretrain.steps": 0})
+START = Part("start", ("random",), (0.1,), _UNMOVED)
 # A smaller corpus, and one backbone for all seeds: 20 minutes.
-QUICK_SETTINGS = {
-  "corpus.toy.rollouts": 24_000,
-  "corpus.toy.images": 8_000,
-  "pretrain.seed": 0,
-  "evaluation.dev_rollouts": 200,
-}
+QUICK_SETTINGS = {"corpus.toy.rollouts": 12_000, "corpus.toy.images": 4_000, "pretrain.seed": 0}
 
 
-def rate_part(rate: float) -> tuple[Part, ...]:
-  """Returns the arms that one learning rate is judged by."""
-  settings = {"optim.learning_rate": rate}
-  return (
-    Part(f"rates/{rate:g}", ("full",), (1.0,), settings),
-    Part(f"rates/{rate:g}", ("random",), (0.1,), settings),
-  )
+def candidate_parts(name: str) -> tuple[Part, ...]:
+  """Returns the arms that one of `CANDIDATES` is judged by, on the backbone of seed 0."""
+  place = "candidates/" + "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
+  settings = dict(CANDIDATES[name]) | {"pretrain.seed": 0}
+  return Part(place, ("full",), (1.0,), settings), Part(place, ("random",), (0.1,), settings)

@@ -25,11 +25,11 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     raise SystemExit(f"study: no arm in {folder} is done")
   compared = results.comparisons(entries)
   timings = _lines(folder / "timings.jsonl")
-  rates = folder / "learning_rates.json"
+  candidates = folder / "candidates.json"
   content = {
     "arms": entries,
     "comparisons": compared,
-    "learning_rates": json.loads(rates.read_text()) if rates.exists() else [],
+    "candidates": json.loads(candidates.read_text()) if candidates.exists() else [],
     "timings": timings,
   }
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -133,16 +133,15 @@ def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> st
 
 def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
   seconds = sum(line["seconds"] for line in content["timings"])
-  cores = max((line["cores"] for line in content["timings"]), default=0)
   runs = sum(len(results.headline(entry)) for entry in entries)
   words = f"{len(entries)} arms, {runs} runs"
   if seconds:
-    words += f", {seconds / 3600:.1f} hours on {cores} cores, backbones and learning rate included"
+    words += f", {seconds / 3600:.1f} hours of a core, backbones and choice of the recipe included"
   tried = ", ".join(
-    f"{line['rate']:g}: {100 * line['full']:.1f} and {100 * line['random']:.1f}"
-    for line in content["learning_rates"]
+    f"{line['name']}: {100 * line['full']:.1f} and {100 * line['random']:.1f}"
+    for line in content["candidates"]
   )
-  return words + (f". Learning rates, by full and random 10 %: {tried}." if tried else ".")
+  return words + (f". Chosen by full and random 10 %: {tried}." if tried else ".")
 
 
 def readme_table(entries: Sequence[Entry]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.arms import RATES, Part
+from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
 from bis_jax.evaluation import run_table
 
 # The four things that are called "overall", the ROC-AUC, and the measure of first errors.
@@ -136,13 +136,16 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   return compared
 
 
-def judge_rates(folder: pathlib.Path, seed: int) -> list[dict[str, float]]:
-  """Returns {"rate", "full", "random", "mean"}: the headline measure at every rate tried."""
+def judge(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:
+  """Returns {"name", "full", "random", "mean"}: the headline measure of every candidate."""
   judged = []
-  for rate in RATES:
+  for name in CANDIDATES:
     full, random = (
-      run_table.read_run(str(folder / f"rates/{rate:g}/{arm}_seed{seed}"), *HEADLINE).value
-      for arm in ("full_1", "random_0.1")
+      run_table.read_run(
+        str(folder / part.name / f"{part.strategies[0]}_{part.fractions[0]:g}_seed{seed}"),
+        *HEADLINE,
+      ).value
+      for part in candidate_parts(name)
     )
-    judged.append({"rate": rate, "full": full, "random": random, "mean": (full + random) / 2})
+    judged.append({"name": name, "full": full, "random": random, "mean": (full + random) / 2})
   return judged

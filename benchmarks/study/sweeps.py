@@ -1,5 +1,7 @@
-"""Runs the study's arms, as many abreast as there are cores, and what is chosen from them."""
+"""Runs the study's arms, one a core, and what is chosen from them."""
 
+import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -18,104 +20,147 @@ from benchmarks.study.arms import Part
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # glibc keeps freed memory: a step of a small model spends a fifth of its time on fresh pages else.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-_RATE_SEED = 1000  # of the runs that choose the learning rate
+_CHOICE_SEED = 1000  # of the runs that choose the batch and the learning rate
 
 
-def sweep(part: Part, folder: pathlib.Path, settings: Mapping[str, Any], seeds: Sequence[int]):
-  """Runs the arms of a part that are not done, as many abreast as there are cores.
+@dataclasses.dataclass(frozen=True)
+class _Arm:
+  """One run.
 
-  Raises SystemExit: 1 where an arm failed, 75 where it was told to stop.
+  makes: what it makes where it is missing, its corpus and its backbone; two runs abreast must not
+    make the same.
   """
-  cores = sorted(os.sched_getaffinity(0))
-  place = folder / part.name
-  wanted = [
-    place / f"{strategy}_{fraction:g}_seed{seed}" / "evaluation.json"
-    for strategy in part.strategies
-    for fraction in part.fractions
-    for seed in seeds
-  ]
-  if all(path.exists() for path in wanted):
-    return
-  started = time.monotonic()
-  done_before = sum(path.exists() for path in wanted)
-  if part.draws and not wanted[0].exists():
-    _run([_command(part, place, settings, seeds[:1], first_alone=True)], [cores], wanted, part.name)
-  jobs = min(len(cores), len(seeds))
-  commands = [_command(part, place, settings, seeds[job::jobs]) for job in range(jobs)]
-  _run(commands, [cores[job::jobs] for job in range(jobs)], wanted, part.name)
-  with open(folder / "timings.jsonl", "a") as file:
-    line = {"part": part.name, "arms": len(wanted) - done_before, "cores": len(cores)}
-    file.write(json.dumps(line | {"seconds": time.monotonic() - started}) + "\n")
+
+  part: str
+  place: pathlib.Path
+  strategy: str
+  fraction: float
+  seed: int
+  settings: Mapping[str, Any]
+  makes: frozenset[Hashable]
+
+  @property
+  def name(self) -> str:
+    return f"{self.strategy}_{self.fraction:g}_seed{self.seed}"
+
+  @property
+  def done(self) -> bool:
+    return (self.place / self.name / "evaluation.json").exists()
+
+  def command(self) -> list[str]:
+    return [
+      str(ROOT / "launch" / "sweep.sh"),
+      str(self.place),
+      f"--fractions={self.fraction:g}",
+      f"--strategies={self.strategy}",
+      f"--seeds={self.seed}",
+      "--",
+      "--config=benchmarks/study/recipe.py",
+      *(f"--config.{key}={value}" for key, value in self.settings.items()),
+    ]
 
 
-def _command(
-  part: Part,
-  place: pathlib.Path,
-  settings: Mapping[str, Any],
-  seeds: Sequence[int],
-  first_alone: bool = False,
-) -> list[str]:
-  end = 1 if first_alone else None
-  return [
-    str(ROOT / "launch" / "sweep.sh"),
-    str(place),
-    "--fractions=" + ",".join(f"{fraction:g}" for fraction in part.fractions[:end]),
-    "--strategies=" + ",".join(part.strategies[:end]),
-    "--seeds=" + ",".join(map(str, seeds)),
-    "--",
-    "--config=benchmarks/study/recipe.py",
-    *(f"--config.{key}={value}" for key, value in (settings | dict(part.settings)).items()),
-  ]
-
-
-def _run(
-  commands: list[list[str]], cores: list[list[int]], wanted: list[pathlib.Path], name: str
+def sweep(
+  parts: Iterable[tuple[Part, Sequence[int]]], folder: pathlib.Path, settings: Mapping[str, Any]
 ) -> None:
-  """Runs sweeps abreast, each on its own cores, under a bar of the arms that are done."""
-  env = os.environ | _MEMORY | {"RUN": f"{sys.executable} -m bis_jax.main"}
-  every, children = os.sched_getaffinity(0), []
-  for command, own in zip(commands, cores, strict=True):
-    os.sched_setaffinity(0, own)  # which a child inherits
-    children.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=sys.stderr))
-  os.sched_setaffinity(0, every)
+  """Runs the arms that are not done: of every part with its seeds, in order, one a core.
+
+  Raises SystemExit: 1 where an arm failed, after the others; 75 where it was told to stop.
+  """
+  every = [arm for part, seeds in parts for arm in _arms_of(part, seeds, folder, settings)]
+  made = {thing for arm in every if arm.done for thing in arm.makes}
+  waiting = [arm for arm in every if not arm.done]
+  if not waiting:
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  cores = sorted(os.sched_getaffinity(0))
+  free = collections.deque(cores)
+  running: dict[subprocess.Popen, tuple[_Arm, int, float]] = {}
+  failed, stopped = [], False
 
   def stop(number, frame):
-    for child in children:
+    nonlocal stopped
+    stopped = True
+    for child in running:
       child.terminate()
 
   before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    with tqdm(total=len(wanted), desc=name, unit="arm", disable=not sys.stderr.isatty()) as bar:
-      while any(child.poll() is None for child in children):
-        bar.n = sum(path.exists() for path in wanted)
-        bar.refresh()
-        time.sleep(0.5)
+    with tqdm(total=len(waiting), unit="arm", disable=not sys.stderr.isatty()) as bar:
+      while running or (waiting and not stopped):
+        while free and not stopped and (arm := _next(waiting, made, running)):
+          waiting.remove(arm)
+          core = free.popleft()
+          running[_start(arm, core, cores)] = arm, core, time.monotonic()
+        time.sleep(0.2)
+        for child in [child for child in running if child.poll() is not None]:
+          arm, core, started = running.pop(child)
+          free.append(core)
+          bar.update()
+          if child.returncode:
+            failed.append(arm)
+          else:
+            made |= arm.makes
+            _note_time(folder, arm, time.monotonic() - started)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-  codes = [child.returncode for child in children]
-  if 75 in codes or -signal.SIGTERM in codes:
+  if stopped:
     print("study: stopped; the same command goes on", file=sys.stderr)
     sys.exit(75)
-  if any(codes):
-    sys.exit(f"study: arms of {name} failed; see {wanted[0].parents[1]}/*.log")
+  if failed:
+    sys.exit("study: failed: " + ", ".join(f"{arm.place / arm.name}.log" for arm in failed))
 
 
-def learning_rate(folder: pathlib.Path, settings: Mapping[str, Any]) -> float:
-  """Returns the peak learning rate that serves `full` and `random 10 %` best; runs what it needs."""
-  for rate in arms.RATES:
-    for part in arms.rate_part(rate):
-      sweep(part, folder, settings, [_RATE_SEED])
-  judged = results.judge_rates(folder, _RATE_SEED)
-  (folder / "learning_rates.json").write_text(json.dumps(judged, indent=2) + "\n")
+def _arms_of(
+  part: Part, seeds: Sequence[int], folder: pathlib.Path, settings: Mapping[str, Any]
+) -> Iterable[_Arm]:
+  own = dict(settings) | dict(part.settings)
+  corpus = frozenset((key, value) for key, value in own.items() if key.startswith("corpus."))
+  for seed in seeds:
+    makes = frozenset({corpus})
+    if own.get("pretrain.steps") != 0:
+      makes |= {("backbone", own.get("pretrain.seed", seed))}
+    for fraction in part.fractions:
+      for strategy in part.strategies:
+        yield _Arm(part.name, folder / part.name, strategy, fraction, seed, own, makes)
+
+
+def _next(waiting: Sequence[_Arm], made: set[Hashable], running: Mapping) -> _Arm | None:
+  """Returns the first arm that makes nothing that another one is making."""
+  being_made = {thing for arm, _, _ in running.values() for thing in arm.makes} - made
+  return next((arm for arm in waiting if not arm.makes & being_made), None)
+
+
+def _start(arm: _Arm, core: int, cores: Sequence[int]) -> subprocess.Popen:
+  env = os.environ | _MEMORY | {"RUN": f"{sys.executable} -m bis_jax.main"}
+  os.sched_setaffinity(0, {core})  # which the child inherits
+  try:
+    return subprocess.Popen(arm.command(), cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+  finally:
+    os.sched_setaffinity(0, cores)
+
+
+def _note_time(folder: pathlib.Path, arm: _Arm, seconds: float) -> None:
+  with open(folder / "timings.jsonl", "a") as file:
+    file.write(json.dumps({"part": arm.part, "arm": arm.name, "seconds": seconds}) + "\n")
+
+
+def choose(
+  folder: pathlib.Path, settings: Mapping[str, Any], first: Iterable[tuple[Part, Sequence[int]]]
+) -> Mapping[str, Any]:
+  """Sweeps `first`, and returns the one of `arms.CANDIDATES` that serves `full` and `random` best."""
+  parts = [part for name in arms.CANDIDATES for part in arms.candidate_parts(name)]
+  sweep([*first, *((part, [_CHOICE_SEED]) for part in parts)], folder, settings)
+  judged = results.judge(folder, _CHOICE_SEED)
+  (folder / "candidates.json").write_text(json.dumps(judged, indent=2) + "\n")
   best = max(judged, key=lambda line: line["mean"])
-  print(f"study: learning rate {best['rate']:g}", file=sys.stderr)
-  return best["rate"]
+  print(f"study: {best['name']}", file=sys.stderr)
+  return arms.CANDIDATES[best["name"]]
 
 
-def measure_theory(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def measure_theory(folder: pathlib.Path) -> None:
   """Writes folder/theory: closed forms, and the signal of rollouts on a student before and after."""
-  sweep(arms.START, folder, settings, [0])
   runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid")]
   command = [sys.executable, "-m", "benchmarks.study.theory", f"--out={folder / 'theory'}"]
   subprocess.run([*command, f"--workdir={','.join(map(str, runs))}"], cwd=ROOT, check=True)
