@@ -4,7 +4,8 @@ A published backbone can see and read; one with random weights finds out how oft
 and stays there: in the time of a run no label teaches it to look. So it first predicts, token by
 token, captions of the corpus's own pictures: no step, no label, none of the benchmark's pictures.
 What comes out is a Hugging Face folder beside the corpus, and training starts from it by the same
-path as from a published checkpoint. All runs on a corpus share it.
+path as from a published checkpoint. All runs on the same pictures share it, however they are
+solved.
 
 Its LM head is the embedding table, but for two rows: `Yes` and `No` are in no caption, so the loss
 has pushed their rows the same way, and a reward head that starts from equal rows hardly learns.
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bis_jax import backbones, hub_folder, optim
+from bis_jax.corpus import toy
 from bis_jax.examples import CaptionExamples
 from bis_jax.inputs import pack, pipeline
 from bis_jax.loss import next_token_loss
@@ -34,7 +36,7 @@ from bis_jax.sharding import make_mesh
 from bis_jax.state import Params, TrainState, merge
 from bis_jax.train import first_params, first_state, to_device
 
-# Not the run's: every run on a corpus starts from the same backbone.
+# Not the run's: every run on the same pictures starts from the same backbone.
 _OPTIM = dict(
   warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
 )
@@ -51,7 +53,10 @@ Pre-trained on captions of the corpus's pictures: {captions} captions in {steps}
 def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
   """Returns where the pre-trained backbone of a config lies, beside its drawn corpus."""
   model, inputs = config.model, config.inputs
+  seen = [drawn / "captions.jsonl", drawn / "tokenizer" / "tokenizer.json"]
   made_of = (
+    [hashlib.sha256(path.read_bytes()).hexdigest() for path in seen],
+    toy.code_digest(),  # which draws the pictures
     [model[key] for key in ("backbone", "size", "dtype")],
     [inputs[key] for key in _INPUTS],
     sorted((dict(config.pretrain) | {"seed": _seed(config)}).items()),
@@ -59,7 +64,7 @@ def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
     pathlib.Path(__file__).read_text(),
   )
   key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-  return drawn.with_name(f"{drawn.name}-backbone-{key}")
+  return drawn.with_name(f"backbone-{key}")
 
 
 def _seed(config: ConfigDict) -> int:

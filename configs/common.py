@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
 
   c.pretrain = ConfigDict()  # on captions of the embedded corpus, where model.checkpoint is ""
   c.pretrain.seed = 0  # random weights and the order of the captions; -1: the run's seed
-  c.pretrain.steps = 0  # before the run, once a corpus; 0: none
+  c.pretrain.steps = 0  # before the run, once for all corpora of the same pictures; 0: none
   c.pretrain.rows = 4  # packed rows a step, >= 1
   c.pretrain.row_tokens = 192  # tokens of a row, a caption with its pictures at least
   c.pretrain.learning_rate = 3e-3  # peak, > 0

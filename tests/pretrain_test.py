@@ -137,6 +137,16 @@ def test_a_backbone_can_follow_the_seed_of_the_run(config, drawn):
   assert pretrain.folder(second, drawn) != pretrain.folder(first, drawn)
 
 
+@pytest.mark.parametrize(
+  "knobs, shared",
+  [({"slip": 2.0, "n_mc": 4}, True), ({"seed": 1}, False), ({"images": 330}, False)],
+)
+def test_corpora_of_the_same_pictures_share_a_backbone(config, drawn, tmp_path, knobs, shared):
+  other = toy.draw(tmp_path / "toy", workers=1, **dict(config.corpus.toy) | knobs)
+  ours, theirs = pretrain.folder(config, drawn), pretrain.folder(config, other)
+  assert (ours.name == theirs.name) == shared
+
+
 def test_captions_are_not_of_the_benchmark(drawn):
   captions = [json.loads(line) for line in (drawn / "captions.jsonl").read_text().splitlines()]
   for path in (path for caption in captions for path in caption["image"]):

@@ -1,5 +1,6 @@
 """The embedded corpus's tokenizer: byte-level BPE, trained on the corpus's own text."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -66,8 +67,9 @@ _PROMPT_TEXT = (
 def train_tokenizer(texts: Iterable[str], folder: pathlib.Path) -> None:
   """Writes `folder`/tokenizer.json and tokenizer_config.json, for AutoTokenizer to load.
 
-  Any text can be encoded: what the training text lacks falls back to bytes. Special tokens come
-  last, as in Qwen2.5-VL.
+  It depends on the words of the texts and not on how often they come, so corpora that differ in
+  their solutions alone have the same one. Any text can be encoded: what the training text lacks
+  falls back to bytes. Special tokens come last, as in Qwen2.5-VL.
   """
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,8 +84,10 @@ def train_tokenizer(texts: Iterable[str], folder: pathlib.Path) -> None:
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  repeated = [text for text in _PROMPT_TEXT for _ in range(2)]  # a pair seen once is not merged
-  tokenizer.train_from_iterator([*repeated, *texts], trainer)
+  split = tokenizer.pre_tokenizer.pre_tokenize_str
+  every = itertools.chain(_PROMPT_TEXT, texts)
+  words = sorted({text[start:end] for text in every for _, (start, end) in split(text)})
+  tokenizer.train_from_iterator(words * 2, trainer)  # a pair seen once is not merged
   tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
   folder.mkdir(parents=True)
   tokenizer.save(str(folder / "tokenizer.json"))
