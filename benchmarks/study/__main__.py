@@ -44,11 +44,12 @@ def main(argv: list[str]) -> None:
     if _CORPUS_CACHE.value:
       settings["corpus.cache"] = _CORPUS_CACHE.value
     many, few = range(_SEEDS.value), range(min(_SEEDS.value, 3))
-    sweeps.sweep([(arms.DRAWN, [0])], folder, settings)
-    start = [(arms.START, few[:1] if "pretrain.seed" in settings else many)]
+    start = [(arms.DRAWN, [0]), (arms.START, few[:1] if "pretrain.seed" in settings else many)]
+    sweeps.sweep(start[:1], folder, settings)
     settings |= sweeps.choose(folder, settings, start)
     last = sorted(parts, key=lambda part: part.fractions == (0.5,))  # which costs most
-    sweeps.sweep([(part, many if part in arms.MAIN else few) for part in last], folder, settings)
+    seeds = [(part, many if part in arms.MAIN else few) for part in last]
+    sweeps.sweep(start + seeds, folder, settings)
     if not _QUICK.value and not (folder / "theory" / "index.html").exists():
       sweeps.measure_theory(folder)
   print(page.write(folder, parts))

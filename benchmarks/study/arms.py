@@ -46,7 +46,10 @@ MAIN = (
   Part("full", ("full",), (1.0,)),
   Part("grid", GRID, (0.1, 0.05), {"selection.alpha": 0.2}),
   Part("grid", GRID, (0.25,), {"selection.alpha": 0.05}),
-  Part("grid", GRID, (0.5,), {"selection.alpha": 0.05}),
+  *(
+    Part("grid", strategies, (0.5,), {"selection.alpha": 0.05})
+    for strategies in (("random", "bis"), tuple(s for s in GRID if s not in ("random", "bis")))
+  ),
 )
 ABLATIONS = (
   *(
