@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
+from benchmarks.study.arms import CANDIDATES, PASSES, Part, candidate_parts
 from bis_jax.evaluation import run_table
 
 # The four things that are called "overall", the ROC-AUC, and the measure of first errors.
@@ -115,16 +115,17 @@ def _interval(values: np.ndarray) -> list[float] | None:
 def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
 
-  Every arm against `random` of its own part and fraction and against `full` of the recipe; every
-  ablation also against the recipe's own arm of the same strategy and fraction.
+  Every arm against `random` of its own part and fraction and against `full` in one pass; every
+  ablation also against the same strategy in as many passes, with nothing changed ("recipe").
   """
   full = find(entries, "full", "full", 1.0)
   compared = []
   for entry in entries:
     part, strategy, fraction = entry["part"], entry["strategy"], entry["fraction"]
-    others = [("full", full), ("recipe", find(entries, "grid", strategy, fraction))]
-    # An ablation of the selection alone has no `random` of its own: it would be the recipe's.
-    own = find(entries, part, "random", fraction) or find(entries, "grid", "random", fraction)
+    unchanged = part if part in ("full", "grid") else PASSES
+    others = [("full", full), ("recipe", find(entries, unchanged, strategy, fraction))]
+    # An ablation of the selection alone has no `random` of its own: it would be the unchanged one.
+    own = find(entries, part, "random", fraction) or find(entries, unchanged, "random", fraction)
     others.append(("random", own))
     for against, other in others:
       if other is None or other is entry:
