@@ -147,20 +147,28 @@ def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
 
 
 def readme_table(entries: Sequence[Entry]) -> str:
-  """Returns the Markdown table of strategies by fractions; "" in a cell that has not run."""
+  """Returns the Markdown table of strategies by fractions.
+
+  A cell that has not run is empty, and one that has run in part says of how many seeds it is.
+  """
   main = [entry for entry in entries if entry["part"] in ("full", "grid", PASSES)]
   fractions = sorted({entry["fraction"] for entry in main if entry["fraction"] < 1})
   columns = [("grid", fraction, f"{100 * fraction:g} %") for fraction in fractions]
   columns += [(PASSES, 0.1, "10 %, five passes"), ("full", 1.0, "all")]
   strategies = list(dict.fromkeys(e["strategy"] for e in main if e["strategy"] != "full"))
+  most = max(len(results.headline(entry)) for entry in main)
   lines = ["| | " + " | ".join(words for _, _, words in columns) + " |"]
   lines.append("|---|" + "---|" * len(columns))
   for strategy in [*strategies, "full"]:
     found = [results.find(entries, part, strategy, fraction) for part, fraction, _ in columns]
-    cells = [_value(results.headline(entry)) if entry else "" for entry in found]
+    cells = [_cell(results.headline(entry), most) if entry else "" for entry in found]
     if any(cells):
       lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _cell(by_seed: results.BySeed, most: int) -> str:
+  return _value(by_seed) + (f" ({len(by_seed)} seeds)" if len(by_seed) < most else "")
 
 
 def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
@@ -204,19 +212,28 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
     )
     for entry in main
   ]
-  runs = [
-    Run("", entry["strategy"], entry["fraction"], seed, 0.0, tuple(map(tuple, curve)))
-    for entry in main
-    if entry["strategy"] in _CURVES and entry["fraction"] in (0.1, 1.0)
-    for seed, curve in entry["curves"].items()
-  ]
   return {
     "overall_against_fraction": (
       plots.against_fraction(rows, _WORDS),
       "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
     ),
     "overall_against_step": (
-      plots.against_step(runs, _WORDS),
-      "Against the training step, on a part of the benchmark; means and ranges over seeds.",
+      plots.against_step(_runs(entries, "grid"), _WORDS),
+      "Against the training step, one pass; on a part of the benchmark, means and ranges over seeds.",
+    ),
+    "overall_against_step_five_passes": (
+      plots.against_step(_runs(entries, PASSES), _WORDS),
+      "The same with a tenth in five passes; all rollouts in one.",
     ),
   }
+
+
+def _runs(entries: Sequence[Entry], part: str) -> list[Run]:
+  """Returns the learning curves of a part at a tenth, and of all rollouts in one pass."""
+  return [
+    Run("", entry["strategy"], entry["fraction"], seed, 0.0, tuple(map(tuple, curve)))
+    for entry in entries
+    if (entry["part"], entry["fraction"]) in (("full", 1.0), (part, 0.1))
+    if entry["strategy"] in _CURVES
+    for seed, curve in entry["curves"].items()
+  ]

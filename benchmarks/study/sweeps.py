@@ -160,7 +160,7 @@ def choose(
 
 
 def measure_theory(folder: pathlib.Path) -> None:
-  """Writes folder/theory: closed forms, and the signal of rollouts on a student before and after."""
-  runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid")]
+  """Writes folder/theory: closed forms, and the signal of rollouts on students of random tenths."""
+  runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid", arms.PASSES)]
   command = [sys.executable, "-m", "benchmarks.study.theory", f"--out={folder / 'theory'}"]
   subprocess.run([*command, f"--workdir={','.join(map(str, runs))}"], cwd=ROOT, check=True)
