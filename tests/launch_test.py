@@ -240,9 +240,12 @@ def test_it_goes_on_with_half_the_devices_at_the_exact_next_record(pod, unbroken
   np.testing.assert_allclose(_losses(pod["half"]), _losses(pod[unbroken]), rtol=1e-5)
   ours, theirs = _state(pod["half"]), _state(pod[unbroken])
   assert set(ours) == set(theirs)
-  for path, array in ours.items():  # sums in another order: 3e-5 apart at most, most of it 1e-6
+  for path, array in ours.items():  # sums in another order
+    # A key's bias hardly moves a softmax: much of its gradient is rounding, which Adam makes as large
+    # as any, and it began at zero. Its moments are as close as every other.
+    bound = 1e-3 if path.startswith("['params']") and "k_proj.bias" in path else 1e-5
     apart = np.linalg.norm(array - theirs[path]) / max(np.linalg.norm(theirs[path]), 1e-30)
-    assert apart < 1e-4, path
+    assert apart < bound, path
 
 
 # The scripts, without the run that they start.
