@@ -184,13 +184,13 @@ def test_the_page_says_what_the_workdirs_hold(finished):
     "| | 10 % | 25 % | 10 %, five passes | all |",
     "|---|---|---|---|---|",
     "| random | 70.40 ± 0.57 | 80.50 ± 0.71 |  |  |",
-    "| bis | 80.50 ± 0.71 | 70.50 ± 0.71 | 85.00 (1 seeds) |  |",
+    "| bis | 80.50 ± 0.71 | 70.50 ± 0.71 | 85.00 (1 seed) |  |",
     "| full |  |  |  | 81.00 ± 1.41 |",
   ]
   html = (finished / "index.html").read_text()
   for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71"):
     assert text in html
-  for name in ("fraction", "step", "step_five_passes"):
+  for name in ("fraction", "step_grid", "step_passes_5"):
     assert (finished / "plots" / f"overall_against_{name}.png").stat().st_size > 10_000
 
 

@@ -37,8 +37,8 @@ class Part:
   words: str = ""
 
 
-# Half the steps of `full` at a tenth, where one pass of a tenth is a tenth of them.
-PASSES = "passes_5"
+# A tenth in five passes has half the steps of `full`, in ten as many, in one a tenth of them.
+PASSES, AS_LONG = "passes_5", "passes_10"
 _FIVE = {"train.epochs": 5}
 
 
@@ -53,6 +53,7 @@ MAIN = (
   Part("grid", GRID, (0.25,), {"selection.alpha": 0.05}),
   Part(PASSES, ("random", "bis"), (0.1,), _FIVE, "five passes"),
   Part(PASSES, tuple(s for s in GRID if s not in ("random", "bis")), (0.1,), _FIVE, "five passes"),
+  Part(AS_LONG, ("random", "bis"), (0.1,), {"train.epochs": 10}, "ten passes"),
   *(
     Part("grid", strategies, (0.5,), {"selection.alpha": 0.05})
     for strategies in (("random", "bis"), tuple(s for s in GRID if s not in ("random", "bis")))

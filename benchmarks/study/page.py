@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.study import results
-from benchmarks.study.arms import PASSES, Part
+from benchmarks.study.arms import AS_LONG, PASSES, Part
 from bis_jax.evaluation import page_style, plots
 from bis_jax.evaluation.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
 _CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth
+_PASSES = {"grid": "one pass", PASSES: "five passes", AS_LONG: "ten passes"}
 _PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
 
 Entry = Mapping[str, Any]
@@ -46,7 +47,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     f'<div class="figures">{"".join(page_style.figure(*one) for one in figures.values())}</div>',
     "<h2>Strategies and fractions</h2>",
     _arm_table([e for e in entries if e["part"] in ("full", "grid")], compared),
-    "<h2>At a tenth, in five passes, and ablations</h2>",
+    "<h2>At a tenth, in more passes, and ablations in five</h2>",
     _arm_table([e for e in entries if e["part"] not in ("full", "grid")], compared),
     "<h2>Every measure under its name</h2>",
     _measure_table(entries),
@@ -96,7 +97,7 @@ def paragraph(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       f"On {_WORDS}, all rollouts in one pass ({full['steps']:,} steps) reach "
       f"{_value(results.headline(full))}."
     )
-  for part, passes in (("grid", "one pass"), (PASSES, "five passes")):
+  for part, passes in _PASSES.items():
     bis, random = (results.find(entries, part, name, 0.1) for name in ("bis", "random"))
     if not bis or not random:
       continue
@@ -151,10 +152,15 @@ def readme_table(entries: Sequence[Entry]) -> str:
 
   A cell that has not run is empty, and one that has run in part says of how many seeds it is.
   """
-  main = [entry for entry in entries if entry["part"] in ("full", "grid", PASSES)]
+  main = [entry for entry in entries if entry["part"] in ("full", *_PASSES)]
   fractions = sorted({entry["fraction"] for entry in main if entry["fraction"] < 1})
   columns = [("grid", fraction, f"{100 * fraction:g} %") for fraction in fractions]
-  columns += [(PASSES, 0.1, "10 %, five passes"), ("full", 1.0, "all")]
+  columns += [
+    (part, 0.1, f"10 %, {_PASSES[part]}")
+    for part in (PASSES, AS_LONG)
+    if any(entry["part"] == part for entry in main)
+  ]
+  columns.append(("full", 1.0, "all"))
   strategies = list(dict.fromkeys(e["strategy"] for e in main if e["strategy"] != "full"))
   most = max(len(results.headline(entry)) for entry in main)
   lines = ["| | " + " | ".join(words for _, _, words in columns) + " |"]
@@ -168,7 +174,8 @@ def readme_table(entries: Sequence[Entry]) -> str:
 
 
 def _cell(by_seed: results.BySeed, most: int) -> str:
-  return _value(by_seed) + (f" ({len(by_seed)} seeds)" if len(by_seed) < most else "")
+  seeds = len(by_seed)
+  return _value(by_seed) + (f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < most else "")
 
 
 def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
@@ -217,14 +224,14 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
       plots.against_fraction(rows, _WORDS),
       "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
     ),
-    "overall_against_step": (
-      plots.against_step(_runs(entries, "grid"), _WORDS),
-      "Against the training step, one pass; on a part of the benchmark, means and ranges over seeds.",
-    ),
-    "overall_against_step_five_passes": (
-      plots.against_step(_runs(entries, PASSES), _WORDS),
-      "The same with a tenth in five passes; all rollouts in one.",
-    ),
+  } | {
+    f"overall_against_step_{part}": (
+      plots.against_step(_runs(entries, part), _WORDS),
+      f"Against the training step, a tenth in {passes}, all rollouts in one; on a part of the "
+      "benchmark, means and ranges over seeds.",
+    )
+    for part, passes in _PASSES.items()
+    if any(entry["part"] == part for entry in entries)
   }
 
 

@@ -101,7 +101,7 @@ def sweep(
             failed.append(arm)
           else:
             made |= arm.makes
-            _note_time(folder, arm, time.monotonic() - started)
+          _note_time(folder, arm, time.monotonic() - started)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
