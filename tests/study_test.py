@@ -159,6 +159,8 @@ def finished(tmp_path):
     ("full", "full", 1.0): (0.82, 0.80),
     ("passes_5", "bis", 0.1): (0.85,),
     ("alpha_0", "bis", 0.1): (0.79, 0.80),
+    ("n_mc_4", "bis", 0.1): (0.5, 0.9),
+    ("n_mc_4", "random", 0.1): (0.3, 0.7),  # equal differences, but not equal ratios
   }
   for (part, strategy, fraction), values in scores.items():
     for seed, value in enumerate(values):
@@ -172,6 +174,7 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   assert "a relative gain of +14.3 %" in words
   assert "BIS is better than random beyond the seeds' noise at 10 %: +14.3 %" in words
   assert "BIS is worse than random beyond the seeds' noise at 25 %: -12.4 %" in words
+  assert "The seeds do not tell BIS from random at 10 %, N = 4: +47.6 %" in words
   written = json.loads((finished / "results.json").read_text())
   [row] = [e for e in written["arms"] if e["part"] == "alpha_0"]
   assert row["values"]["tuned_on_test"]["overall_source_weighted"] == {"0": 0.79, "1": 0.80}

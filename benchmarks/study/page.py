@@ -118,9 +118,9 @@ def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> st
   found = []
   for entry in entries:
     one = _difference(compared, entry, "random") if entry["strategy"] == "bis" else None
-    if not one or not one["interval"]:
+    if not one or not one["relative_interval"]:
       continue
-    low, high = one["interval"]
+    low, high = one["relative_interval"]
     if (low > 0) - (high < 0) == sign:
       name = f"{100 * entry['fraction']:g} %" + (f", {entry['words']}" if entry["words"] else "")
       found.append(f"{name}: {_relative(one)}")
