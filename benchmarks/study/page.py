@@ -20,7 +20,7 @@ Entry = Mapping[str, Any]
 
 
 def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
-  """Writes results.json, table.md, plots/*.png and index.html; returns the plain paragraph."""
+  """Writes results.json, table.md, plots/*.png and index.html; returns the plain summary."""
   entries = results.read(folder, parts)
   if not entries:
     raise SystemExit(f"study: no arm in {folder} is done")
@@ -35,14 +35,14 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   }
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
-  words = paragraph(entries, compared)
+  words = summary(entries, compared)
   figures = _figures(entries)
   (folder / "plots").mkdir(exist_ok=True)
   for name, (png, _) in figures.items():
     (folder / "plots" / f"{name}.png").write_bytes(png)
   body = [
     "<h1>Does a tenth do?</h1>",
-    f"<p>{html.escape(words)}</p>",
+    *(f"<p>{html.escape(line)}</p>" for line in words.splitlines()),
     f'<p class="quiet">{html.escape(_cost(entries, content))}</p>',
     f'<div class="figures">{"".join(page_style.figure(*one) for one in figures.values())}</div>',
     "<h2>Strategies and fractions</h2>",
@@ -65,8 +65,11 @@ def _lines(path: pathlib.Path) -> list[Any]:
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _arm(strategy: str, fraction: float) -> str:
-  return "full" if strategy == "full" else f"{strategy} {100 * fraction:g} %"
+def _arm(entry: Entry) -> str:
+  """Returns an arm's name and what is different about it."""
+  full = entry["strategy"] == "full"
+  name = "full" if full else f"{entry['strategy']} {100 * entry['fraction']:g} %"
+  return name + (f", {entry['words']}" if entry["words"] else "")
 
 
 def _value(by_seed: results.BySeed) -> str:
@@ -88,8 +91,8 @@ def _difference(compared: Sequence[Entry], entry: Entry, against: str) -> Entry 
   )
 
 
-def paragraph(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
-  """Returns what came out, in plain words made from the numbers."""
+def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
+  """Returns what came out, in plain words made from the numbers, a finding a line."""
   said = []
   full = results.find(entries, "full", "full", 1.0)
   if full:
@@ -110,7 +113,7 @@ def paragraph(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
     )
   said.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
   said += [_where(entries, compared, sign) for sign in (1, 0, -1)]
-  return " ".join(words for words in said if words)
+  return "\n".join(words for words in said if words)
 
 
 def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> str:
@@ -182,8 +185,7 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
   rows = []
   for entry in entries:
     cells = [
-      _arm(entry["strategy"], entry["fraction"]),
-      entry["words"],
+      _arm(entry),
       f"{entry['steps']:,}",
       _value(results.headline(entry)),
       *(
@@ -192,7 +194,7 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       ),
     ]
     rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-  heads = ["arm", "setting", "steps", "overall x 100"]
+  heads = ["arm", "steps", "overall x 100"]
   return page_style.table(
     heads + ["against its random", "against full", "against the recipe's arm"], rows
   )
@@ -202,10 +204,9 @@ def _measure_table(entries: Sequence[Entry]) -> str:
   rows = []
   for entry in entries:
     for threshold, measures in entry["values"].items():
-      cells = [_arm(entry["strategy"], entry["fraction"]), entry["words"], threshold]
-      cells += [_value(measures[name]) for name in results.MEASURES]
+      cells = [_arm(entry), threshold, *(_value(measures[name]) for name in results.MEASURES)]
       rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-  return page_style.table(["arm", "setting", "threshold", *results.MEASURES], rows)
+  return page_style.table(["arm", "threshold", *results.MEASURES], rows)
 
 
 def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:

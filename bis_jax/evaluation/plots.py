@@ -217,14 +217,16 @@ def best_of_n(result: dict) -> bytes:
 def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
   """Returns the measure over the share of the corpus, a line a strategy, bars one deviation.
 
-  Rows of the whole corpus (fraction 1) are levels across the figure. `measure` names the y axis.
+  Lines stand a little beside each other, so that their bars can be told apart. Rows of the whole corpus (fraction 1) are levels across the figure. `measure` names the y axis.
   """
   figure, axes = new_figure("share of the corpus, %", measure, width=6.4, height=4)
   strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
-  for strategy, colour in zip(strategies, itertools.cycle(LINES), strict=False):
+  colours = itertools.cycle(LINES)
+  for place, (strategy, colour) in enumerate(zip(strategies, colours, strict=False)):
     line = sorted((r for r in rows if r.strategy == strategy), key=lambda row: row.fraction)
+    beside = 1 + 0.02 * (place - (len(strategies) - 1) / 2)
     axes.errorbar(
-      [100 * row.fraction for row in line],
+      [100 * row.fraction * beside for row in line],
       [100 * row.mean for row in line],
       [100 * (row.deviation or 0) for row in line],
       color=colour,
@@ -242,7 +244,7 @@ def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
     axes.set_xscale("log")
     axes.set_xticks([100 * f for f in fractions], [f"{100 * f:g}" for f in fractions], minor=False)
     axes.minorticks_off()
-  axes.legend(frameon=False, fontsize=9)
+  axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
   return png_bytes(figure)
 
 
