@@ -172,6 +172,7 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   words = page.write(finished, arms.MAIN + arms.ABLATIONS)
   assert "BIS 10 % reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
   assert "a relative gain of +14.3 %" in words
+  assert "The mean of BIS is above random's in 2 of 3 settings." in words
   assert "BIS is better than random beyond the seeds' noise at 10 %: +14.3 %" in words
   assert "BIS is worse than random beyond the seeds' noise at 25 %: -12.4 %" in words
   assert "The seeds do not tell BIS from random at 10 %, N = 4: +47.6 %" in words

@@ -112,17 +112,23 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       + (f"; against all, {_relative(_difference(compared, bis, 'full'))}." if full else ".")
     )
   said.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
-  said += [_where(entries, compared, sign) for sign in (1, 0, -1)]
+  said += _where(entries, compared)
   return "\n".join(words for words in said if words)
 
 
-def _where(entries: Sequence[Entry], compared: Sequence[Entry], sign: int) -> str:
+def _where(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
+  """Returns where the mean of BIS is above random's, and where beyond the seeds' noise."""
+  against = [(e, _difference(compared, e, "random")) for e in entries if e["strategy"] == "bis"]
+  against = [(entry, one) for entry, one in against if one and one["relative_interval"]]
+  above = sum(one["relative"] > 0 for _, one in against)
+  words = [f"The mean of BIS is above random's in {above} of {len(against)} settings."]
+  return words + [_surely(against, sign) for sign in (1, 0, -1)]
+
+
+def _surely(against: Sequence[tuple[Entry, Entry]], sign: int) -> str:
   """Returns where BIS is surely better (1) or worse (-1) than random, or neither (0)."""
   found = []
-  for entry in entries:
-    one = _difference(compared, entry, "random") if entry["strategy"] == "bis" else None
-    if not one or not one["relative_interval"]:
-      continue
+  for entry, one in against:
     low, high = one["relative_interval"]
     if (low > 0) - (high < 0) == sign:
       name = f"{100 * entry['fraction']:g} %" + (f", {entry['words']}" if entry["words"] else "")
