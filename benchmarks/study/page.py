@@ -120,7 +120,7 @@ def _where(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
   """Returns where the mean of BIS is above random's, and where beyond the seeds' noise."""
   against = [(e, _difference(compared, e, "random")) for e in entries if e["strategy"] == "bis"]
   against = [(entry, one) for entry, one in against if one and one["relative_interval"]]
-  above = sum(one["relative"] > 0 for _, one in against)
+  above = sum(one["difference"] > 0 for _, one in against)
   words = [f"The mean of BIS is above random's in {above} of {len(against)} settings."]
   return words + [_surely(against, sign) for sign in (1, 0, -1)]
 
