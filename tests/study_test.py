@@ -102,6 +102,16 @@ def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monke
   assert len(stub()) == 7
 
 
+def test_ablations_and_the_outline_have_three_seeds():
+  whole = arms.seeds_of(arms.MAIN + arms.ABLATIONS, 5)
+  assert [len(seeds) for part, seeds in whole if part in arms.MAIN] == [5] * len(arms.MAIN)
+  assert {len(seeds) for part, seeds in whole if part in arms.ABLATIONS} == {3}
+  assert whole[-1][0].fractions == whole[-2][0].fractions == (0.5,)
+  # Some parts of the outline are parts of the whole as well.
+  assert {len(seeds) for _, seeds in arms.seeds_of(arms.QUICK, 5)} == {3}
+  assert {len(seeds) for _, seeds in arms.seeds_of(arms.QUICK, 2)} == {2}
+
+
 def test_what_is_compared_can_be_run():
   """Every setting is a key with a value in its range, and every strategy but the twin is there."""
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}

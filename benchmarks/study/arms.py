@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 GRID = ("random", "mixed", "reliable", "low_mc", "average_stepwise", "mixture_only", "bis")
@@ -111,6 +111,16 @@ DRAWN = Part("drawn", ("random",), (0.1,), _UNMOVED | {"pretrain.steps": 0})
 START = Part("start", ("random",), (0.1,), _UNMOVED)
 # A smaller corpus, and one backbone for all seeds: 20 minutes.
 QUICK_SETTINGS = {"corpus.toy.rollouts": 12_000, "corpus.toy.images": 4_000, "pretrain.seed": 0}
+
+
+def seeds_of(parts: Sequence[Part], seeds: int) -> list[tuple[Part, range]]:
+  """Returns parts in the order they run in, half the corpus last, which costs most, and their seeds.
+
+  `seeds` of every part of `MAIN`; at most 3 of ablations, and of all parts of `QUICK`.
+  """
+  many, few = range(seeds), range(min(seeds, 3))
+  last = sorted(parts, key=lambda part: part.fractions == (0.5,))
+  return [(part, many if part in MAIN and parts != QUICK else few) for part in last]
 
 
 def candidate_parts(name: str) -> tuple[Part, ...]:

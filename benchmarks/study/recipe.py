@@ -11,7 +11,8 @@ How it was set:
   so that the whole study ends in hours.
 - The peak learning rate and the rollouts a step are chosen once, by what `full` and `random` do:
   see `benchmarks.study`. One pass, as in the paper; arms of five passes were added when the arms of
-  one had run, because one pass of a tenth is too few steps for this backbone.
+  one had run, because one pass of a tenth is too few steps for this backbone, and of ten, which are
+  as many steps as `full` has, when those of five had.
 - The backbone is pre-trained for 6,000 steps, set by tries with 40,000 rollouts, one seed and a tenth
   of them by BIS and by random. After 2,000 steps (loss 0.10) neither got beyond what the text alone
   tells, which is a test of no strategy: 58.3 and 55.6. After 6,000 (loss 0.02), 68.8 and 56.7.
