@@ -14,7 +14,7 @@ selection should work (`benchmarks.study.theory`; not with --quick).
 Seeds are not batched on one device: arms abreast, a core each, use the cores fully as it is.
 
 Last result (2 cores, 280 runs, 7.3 hours of a core, theory 2.6 minutes more; asked: at most 4 hours of
-two; --quick: 21 minutes, asked: 20). `overall_source_weighted` x 100, tuned on test, means of 5 seeds:
+two; --quick: 18.4 minutes, asked: 20). `overall_source_weighted` x 100, tuned on test, means of 5 seeds:
 
   all in one pass, 6,300 steps   81.4 ± 15.2 (57.6 to 98.2)
   a tenth, by                    BIS           random        BIS against random       against all
@@ -25,7 +25,8 @@ two; --quick: 21 minutes, asked: 20). `overall_source_weighted` x 100, tuned on 
 Seeds differ by when, and whether, the backbone learns to check a statement against its picture: until
 then it is at what the text alone tells, 56 to 58. So in one pass the steps are the limit, whatever they
 hold; step by step, BIS is ahead. Of the corpora, it is not ahead with three times the wrong notes (65.7,
-random 66.4), and little with unreliable positives (59.9, 55.9).
+random 66.4), and little with unreliable positives (59.9, 55.9). Of --quick's 12,000 rollouts a tenth in
+five passes is too little for either: 68.0 ± 3.1, random 70.1 ± 5.7, all in one pass 85.4 ± 4.0.
 """
 
 import pathlib
