@@ -66,10 +66,12 @@ def _lines(path: pathlib.Path) -> list[Any]:
 
 
 def _arm(entry: Entry) -> str:
-  """Returns an arm's name and what is different about it."""
-  full = entry["strategy"] == "full"
-  name = "full" if full else f"{entry['strategy']} {100 * entry['fraction']:g} %"
-  return name + (f", {entry['words']}" if entry["words"] else "")
+  """Returns an arm's name: its strategy, and what `_setting` says."""
+  return f"{entry['strategy']} {_setting(entry)}"
+
+
+def _setting(entry: Entry) -> str:
+  return f"{100 * entry['fraction']:g} %" + (f", {entry['words']}" if entry["words"] else "")
 
 
 def _value(by_seed: results.BySeed) -> str:
@@ -131,8 +133,7 @@ def _surely(against: Sequence[tuple[Entry, Entry]], sign: int) -> str:
   for entry, one in against:
     low, high = one["relative_interval"]
     if (low > 0) - (high < 0) == sign:
-      name = f"{100 * entry['fraction']:g} %" + (f", {entry['words']}" if entry["words"] else "")
-      found.append(f"{name}: {_relative(one)}")
+      found.append(f"{_setting(entry)}: {_relative(one)}")
   if not found:
     return ""
   words = {

@@ -217,7 +217,8 @@ def best_of_n(result: dict) -> bytes:
 def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
   """Returns the measure over the share of the corpus, a line a strategy, bars one deviation.
 
-  Lines stand a little beside each other, so that their bars can be told apart. Rows of the whole corpus (fraction 1) are levels across the figure. `measure` names the y axis.
+  Lines stand a little beside each other, so that their bars can be told apart. Rows of the whole
+  corpus (fraction 1) are levels across the figure. `measure` names the y axis.
   """
   figure, axes = new_figure("share of the corpus, %", measure, width=6.4, height=4)
   strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
