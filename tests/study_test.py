@@ -78,6 +78,7 @@ def test_no_two_runs_abreast_make_the_same_corpus_or_backbone(tmp_path, stub, mo
   monkeypatch.setattr(sweeps.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
   monkeypatch.setattr(sweeps.os, "sched_setaffinity", lambda pid, cores: None)
   part = Part("n_mc_4", ("random", "bis"), (0.1, 0.25), {"corpus.toy.n_mc": 4})
+  other = Part("pictures", ("bis",), (0.1,), {"corpus.toy.images": 500})
   seen = []
   next_arm = sweeps._next
 
@@ -89,10 +90,12 @@ def test_no_two_runs_abreast_make_the_same_corpus_or_backbone(tmp_path, stub, mo
     return arm
 
   monkeypatch.setattr(sweeps, "_next", spied)
-  sweeps.sweep([(PART, [0, 1]), (part, [0, 1])], tmp_path / "out", {})
-  assert len(stub()) == 16 and any(others for _, _, others in seen)
+  sweeps.sweep([(PART, [0, 1]), (part, [0, 1]), (other, [0])], tmp_path / "out", {})
+  assert len(stub()) == 17 and any(others for _, _, others in seen)
   for arm, made, others in seen:
     assert not any((arm.makes & other.makes) - made for other in others)
+  # Another picture is another backbone.
+  assert [("backbone", 500, 0) in arm.makes for arm, _, _ in seen].count(True) == 1
 
 
 def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monkeypatch):
@@ -168,7 +171,10 @@ def finished(tmp_path):
     ("grid", "random", 0.25): (0.80, 0.81),
     ("full", "full", 1.0): (0.82, 0.80),
     ("passes_5", "bis", 0.1): (0.85,),
-    ("alpha_0", "bis", 0.1): (0.79, 0.80),
+    ("larger", "bis", 0.1): (0.95, 0.97),
+    ("larger", "random", 0.1): (0.90, 0.92),
+    ("larger", "full", 1.0): (0.96, 0.94),
+    ("alpha_0", "bis", 0.1): (0.94, 0.961),
     ("n_mc_4", "bis", 0.1): (0.5, 0.9),
     ("n_mc_4", "random", 0.1): (0.3, 0.7),  # equal differences, but not equal ratios
   }
@@ -182,30 +188,49 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   words = page.write(finished, arms.MAIN + arms.ABLATIONS)
   assert "BIS 10 % reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
   assert "a relative gain of +14.3 %" in words
-  assert "The mean of BIS is above random's in 2 of 3 settings." in words
+  assert "The mean of BIS is above random's in 4 of 5 settings." in words
   assert "BIS is better than random beyond the seeds' noise at 10 %: +14.3 %" in words
+  assert "10 %, of 48,000, three passes: +5.5 %" in words
   assert "BIS is worse than random beyond the seeds' noise at 25 %: -12.4 %" in words
   assert "The seeds do not tell BIS from random at 10 %, N = 4: +47.6 %" in words
   written = json.loads((finished / "results.json").read_text())
   [row] = [e for e in written["arms"] if e["part"] == "alpha_0"]
-  assert row["values"]["tuned_on_test"]["overall_source_weighted"] == {"0": 0.79, "1": 0.80}
-  assert row["values"]["fixed_0.5"]["accuracy"] == {"0": 0.395, "1": 0.40} and row["steps"] == 200
+  assert row["values"]["tuned_on_test"]["overall_source_weighted"] == {"0": 0.94, "1": 0.961}
+  assert row["values"]["fixed_0.5"]["accuracy"] == {"0": 0.47, "1": 0.4805} and row["steps"] == 200
   [recipe_gap] = [
     c for c in written["comparisons"] if (c["part"], c["against"]) == ("alpha_0", "recipe")
   ]
-  assert recipe_gap["difference"] == pytest.approx(-0.06)  # in as many passes, seed 0
+  assert recipe_gap["difference"] == pytest.approx(-0.0095)  # of the larger corpus
   assert (finished / "table.md").read_text().splitlines() == [
-    "| | 10 % | 25 % | 10 %, five passes | all |",
-    "|---|---|---|---|---|",
-    "| random | 70.40 ± 0.57 | 80.50 ± 0.71 |  |  |",
-    "| bis | 80.50 ± 0.71 | 70.50 ± 0.71 | 85.00 (1 seed) |  |",
-    "| full |  |  |  | 81.00 ± 1.41 |",
+    "| | 10 % | 25 % | 10 %, five passes | 10 %, three passes, of 48,000 rollouts | all |",
+    "|---|---|---|---|---|---|",
+    "| random | 70.40 ± 0.57 | 80.50 ± 0.71 |  | 91.00 ± 1.41 |  |",
+    "| bis | 80.50 ± 0.71 | 70.50 ± 0.71 | 85.00 (1 seed) | 96.00 ± 1.41 |  |",
+    "| full |  |  |  | 95.00 ± 1.41 | 81.00 ± 1.41 |",
   ]
   html = (finished / "index.html").read_text()
   for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71"):
     assert text in html
-  for name in ("fraction", "step_grid", "step_passes_5"):
+  for name in ("fraction", "step_grid", "step_passes_5", "step_larger"):
     assert (finished / "plots" / f"overall_against_{name}.png").stat().st_size > 10_000
+
+
+def test_a_part_with_all_of_its_own_rollouts_is_compared_with_them(finished):
+  entries = results.read(finished, arms.MAIN + arms.ABLATIONS)
+  by_pair = {(c["part"], c["strategy"], c["against"]): c for c in results.comparisons(entries)}
+  of_48, small = by_pair["larger", "bis", "full"], by_pair["passes_5", "bis", "full"]
+  assert of_48["difference"] == pytest.approx((0.95 - 0.96 + 0.97 - 0.94) / 2)
+  assert small["difference"] == pytest.approx(0.85 - 0.82)
+  assert by_pair["larger", "full", "full"]["difference"] == pytest.approx(0.14)  # of both corpora
+  # One that changes the selection alone: random and all are those of the part that it is like.
+  assert by_pair["alpha_0", "bis", "random"]["difference"] == pytest.approx(0.0405)
+  assert by_pair["alpha_0", "bis", "full"]["difference"] == pytest.approx(0.0005)
+  assert by_pair["n_mc_4", "bis", "full"]["difference"] == pytest.approx(0.7 - 0.81)
+  assert ("grid", "bis", "recipe") not in by_pair and ("full", "full", "full") not in by_pair
+  drawn = page._runs(entries, "larger")
+  assert {run.curve[-1][1] for run in drawn if run.strategy == "full"} == {0.96, 0.94}
+  words = page.write(finished, arms.MAIN)
+  assert "(All of these, in one pass of 200 steps: 95.00 ± 1.41.)" in words
 
 
 def test_the_recipe_is_chosen_by_full_and_random(tmp_path, stub):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.arms import CANDIDATES, PASSES, Part, candidate_parts
+from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
 from bis_jax.evaluation import run_table
 
 # The four things that are called "overall", the ROC-AUC, and the measure of first errors.
@@ -30,7 +30,7 @@ BySeed = Mapping[int, float]
 def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
   """Returns an entry for every arm of `parts` that has a finished seed, in their order.
 
-  {"part", "words", "strategy", "fraction", "steps",
+  {"part", "words", "like", "strategy", "fraction", "steps",
   "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}.
   Arms of folders that two parts share stand once. Thresholds that an arm has not are absent.
   """
@@ -42,7 +42,8 @@ def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
         workdirs = [path.parent for path in sorted((folder / part.name).glob(pattern))]
         if workdirs:
           entries.append(
-            {"part": part.name, "words": part.words, "strategy": strategy, "fraction": fraction}
+            {"part": part.name, "words": part.words, "like": part.like}
+            | {"strategy": strategy, "fraction": fraction}
             | _of_seeds(workdirs)
           )
   return entries
@@ -115,19 +116,21 @@ def _interval(values: np.ndarray) -> list[float] | None:
 def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
 
-  Every arm against `random` of its own part and fraction and against `full` in one pass; every
-  ablation also against the same strategy in as many passes, with nothing changed ("recipe").
+  Every arm against `random` of its own fraction and against `full` in one pass, and every ablation
+  also against the same strategy with nothing changed ("recipe"). `random` and `full` are those of
+  its own part, or, where that has none, of the part that it is like, or the study's.
   """
-  full = find(entries, "full", "full", 1.0)
   compared = []
   for entry in entries:
     part, strategy, fraction = entry["part"], entry["strategy"], entry["fraction"]
-    unchanged = part if part in ("full", "grid") else PASSES
-    others = [("full", full), ("recipe", find(entries, unchanged, strategy, fraction))]
-    # An ablation of the selection alone has no `random` of its own: it would be the unchanged one.
-    own = find(entries, part, "random", fraction) or find(entries, unchanged, "random", fraction)
-    others.append(("random", own))
-    for against, other in others:
+    places = ["full"] if strategy == "full" else [part, entry["like"], "full"]
+    others = {
+      "full": _first(entries, places, "full", 1.0),
+      "recipe": find(entries, entry["like"], strategy, fraction),
+      # An ablation of the selection alone has none of its own: it would be the unchanged one.
+      "random": _first(entries, [part, entry["like"]], "random", fraction),
+    }
+    for against, other in others.items():
       if other is None or other is entry:
         continue
       difference = paired(headline(entry), headline(other))
@@ -135,6 +138,14 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         arm = {"part": part, "strategy": strategy, "fraction": fraction}
         compared.append(arm | {"against": against} | difference)
   return compared
+
+
+def _first(
+  entries: Sequence[Mapping[str, Any]], parts: Sequence[str], strategy: str, fraction: float
+) -> Mapping[str, Any] | None:
+  """Returns the entry of an arm in the first of some parts that has it, or None."""
+  found = (find(entries, part, strategy, fraction) for part in parts)
+  return next((entry for entry in found if entry), None)
 
 
 def judge(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:

@@ -120,7 +120,8 @@ def _arms_of(
   for seed in seeds:
     makes = frozenset({corpus})
     if own.get("pretrain.steps") != 0:
-      makes |= {("backbone", own.get("pretrain.seed", seed))}
+      pictures = own.get("corpus.toy.images")
+      makes |= {("backbone", pictures, own.get("pretrain.seed", seed))}
     for fraction in part.fractions:
       for strategy in part.strategies:
         yield _Arm(part.name, folder / part.name, strategy, fraction, seed, own, makes)
