@@ -211,8 +211,9 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   html = (finished / "index.html").read_text()
   for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71"):
     assert text in html
-  for name in ("fraction", "step_grid", "step_passes_5", "step_larger"):
-    assert (finished / "plots" / f"overall_against_{name}.png").stat().st_size > 10_000
+  against = [f"overall_against_{name}" for name in ("fraction", "step_grid", "step_larger")]
+  for name in (*against, "gain_over_random", "larger_by_seed"):
+    assert (finished / "plots" / f"{name}.png").stat().st_size > 10_000
 
 
 def test_a_part_with_all_of_its_own_rollouts_is_compared_with_them(finished):

@@ -40,7 +40,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
   words = summary(entries, compared)
-  figures = _figures(entries)
+  figures = _figures(entries, compared)
   (folder / "plots").mkdir(exist_ok=True)
   for name, (png, _) in figures.items():
     (folder / "plots" / f"{name}.png").write_bytes(png)
@@ -128,11 +128,18 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
 
 def _where(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
   """Returns where the mean of BIS is above random's, and where beyond the seeds' noise."""
-  against = [(e, _difference(compared, e, "random")) for e in entries if e["strategy"] == "bis"]
-  against = [(entry, one) for entry, one in against if one and one["relative_interval"]]
+  against = _against_random(entries, compared)
   above = sum(one["difference"] > 0 for _, one in against)
   words = [f"The mean of BIS is above random's in {above} of {len(against)} settings."]
   return words + [_surely(against, sign) for sign in (1, 0, -1)]
+
+
+def _against_random(
+  entries: Sequence[Entry], compared: Sequence[Entry]
+) -> list[tuple[Entry, Entry]]:
+  """Returns every arm of BIS and how it differs from random, where there are seeds to tell."""
+  found = [(e, _difference(compared, e, "random")) for e in entries if e["strategy"] == "bis"]
+  return [(entry, one) for entry, one in found if one and one["relative_interval"]]
 
 
 def _surely(against: Sequence[tuple[Entry, Entry]], sign: int) -> str:
@@ -227,7 +234,13 @@ def _measure_table(entries: Sequence[Entry]) -> str:
   return page_style.table(["arm", "threshold", *results.MEASURES], rows)
 
 
-def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
+def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
+  """Returns {name: (PNG, caption)} of all figures of the page that have something to show."""
+  larger = {
+    e["strategy"]: list(results.headline(e).values()) for e in entries if e["part"] == LARGER
+  }
+  against = _against_random(entries, compared)
+  gains = [(_setting(e), one["relative"], *one["relative_interval"]) for e, one in against]
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
   rows = [
     Row(
@@ -238,12 +251,23 @@ def _figures(entries: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
     )
     for entry in main
   ]
-  return {
+  figures = {
     "overall_against_fraction": (
       plots.against_fraction(rows, _WORDS),
       "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
     ),
-  } | {
+  }
+  if larger:
+    figures["larger_by_seed"] = (
+      plots.seeds(larger, _WORDS),
+      f"A tenth of 48,000 rollouts in {_PASSES[LARGER].split(',')[0]}, full in one: a dot a seed.",
+    )
+  if gains:
+    figures["gain_over_random"] = (
+      plots.gains(gains, "BIS over random, relative, %", marked=_PAPER_GAIN),
+      "What BIS gains over random, with 95 % intervals over paired seeds; dotted: the paper's gain.",
+    )
+  return figures | {
     f"overall_against_step_{part}": (
       plots.against_step(_runs(entries, part), _WORDS),
       f"Against the training step, a tenth in {passes}, all rollouts in one; on a part of the "

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -275,6 +275,50 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
   low = np.maximum(np.arange(len(values)) - reach, 0)
   high = np.minimum(np.arange(len(values)) + reach + 1, len(values))
   return (sums[high] - sums[low]) / (high - low)
+
+
+def seeds(values: Mapping[str, Sequence[float]], measure: str) -> bytes:
+  """Returns the measure of every seed, a dot each, a line an arm, the first on top; bars are means.
+
+  `values` holds measures in [0, 1] by the arm's name. `measure` names the x axis.
+  """
+  figure, axes = new_figure(measure, "", width=6.4, height=1.1 + 0.28 * len(values))
+  for place, of_seeds in enumerate(values.values()):
+    x = 100 * np.asarray(of_seeds)
+    axes.plot(x, [place] * len(x), "o", color=BLUE, markersize=6, alpha=0.55, markeredgewidth=0)
+    axes.plot([x.mean()] * 2, [place - 0.32, place + 0.32], color=INK, linewidth=1.6)
+  _name_lines(axes, list(values))
+  return png_bytes(figure)
+
+
+def gains(rows: Sequence[tuple[str, float, float, float]], words: str, *, marked: float) -> bytes:
+  """Returns relative gains with their intervals, a line each, the first on top.
+
+  Intervals that leave out 0 are blue. They are cut where the figure ends, at -40 and 100 %.
+
+  Args:
+    rows: (name, gain, low end, high end), as shares: 0.04 is 4 %.
+    words: name the x axis.
+    marked: a gain that a dotted line stands for.
+  """
+  figure, axes = new_figure(words, "", width=6.4, height=1.1 + 0.24 * len(rows))
+  axes.axvline(0, color=INK, linewidth=1)
+  axes.axvline(100 * marked, color=VERMILION, linewidth=1.2, linestyle=(0, (2, 2)))
+  for place, (_, gain, low, high) in enumerate(rows):
+    colour = BLUE if low > 0 or high < 0 else GREY
+    axes.plot([100 * low, 100 * high], [place] * 2, color=colour, linewidth=2)
+    axes.plot(100 * gain, place, "o", color=colour, markersize=5)
+  ends = [100 * end for row in rows for end in row[2:]]
+  axes.set_xlim(max(-40, min(0, *ends) - 2), min(100, max(*ends, 0) + 2))
+  _name_lines(axes, [row[0] for row in rows])
+  return png_bytes(figure)
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+  """Names the places 0, 1, ... of the y axis, the first on top."""
+  axes.set_yticks(range(len(names)), names, fontsize=8)
+  axes.set_ylim(len(names) - 0.4, -0.6)
+  axes.grid(axis="y", visible=False)
 
 
 def new_figure(x_label: str, y_label: str, *, width: float, height: float) -> tuple[Figure, Axes]:
