@@ -234,7 +234,9 @@ def test_a_part_with_all_of_its_own_rollouts_is_compared_with_them(finished):
   drawn = page._runs(entries, "larger")
   assert {run.curve[-1][1] for run in drawn if run.strategy == "full"} == {0.96, 0.94}
   words = page.write(finished, arms.MAIN)
-  assert "(All of these, in one pass of 200 steps: 95.00 ± 1.41.)" in words
+  assert "All of these in one pass (200 steps): 95.00 ± 1.41; after 200 of them, by a" in words
+  half = page._on_the_way(results.find(entries, "larger", "full", 1.0), 150)
+  assert half == "; after 100 of them, by a part of the benchmark, 47.5"
 
 
 def test_the_recipe_is_chosen_by_full_and_random(tmp_path, stub):

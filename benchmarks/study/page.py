@@ -118,12 +118,21 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       + (f"; against all, {_relative(_difference(compared, bis, 'full'))}." if full else ".")
     )
     if own := results.find(entries, part, "full", 1.0):
-      said[-1] += (
-        f" (All of these, in one pass of {own['steps']:,} steps: {_value(results.headline(own))}.)"
-      )
+      said[-1] += f" All of these in one pass ({own['steps']:,} steps): "
+      said[-1] += f"{_value(results.headline(own))}{_on_the_way(own, bis['steps'])}."
   said.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
   said += _where(entries, compared)
   return "\n".join(words for words in said if words)
+
+
+def _on_the_way(entry: Entry, step: int) -> str:
+  """Returns where the learning curves of an arm are at a step, "" where they begin later."""
+  before = [[value for at, value in curve if at <= step] for curve in entry["curves"].values()]
+  if not all(before):
+    return ""
+  at = max(at for curve in entry["curves"].values() for at, _ in curve if at <= step)
+  mean = sum(values[-1] for values in before) / len(before)
+  return f"; after {at:,} of them, by a part of the benchmark, {100 * mean:.1f}"
 
 
 def _where(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
@@ -251,12 +260,12 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, t
     )
     for entry in main
   ]
-  figures = {
-    "overall_against_fraction": (
+  figures = {}
+  if rows:
+    figures["overall_against_fraction"] = (
       plots.against_fraction(rows, _WORDS),
       "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
-    ),
-  }
+    )
   if larger:
     figures["larger_by_seed"] = (
       plots.seeds(larger, _WORDS),
