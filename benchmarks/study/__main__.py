@@ -13,20 +13,30 @@ selection should work (`benchmarks.study.theory`; not with --quick).
 
 Seeds are not batched on one device: arms abreast, a core each, use the cores fully as it is.
 
-Last result (2 cores, 280 runs, 7.3 hours of a core, theory 2.6 minutes more; asked: at most 4 hours of
-two; --quick: 18.4 minutes, asked: 20). `overall_source_weighted` x 100, tuned on test, means of 5 seeds:
+Last result. `overall_source_weighted` x 100, tuned on test, means of 5 seeds:
 
-  all in one pass, 6,300 steps   81.4 ± 15.2 (57.6 to 98.2)
-  a tenth, by                    BIS           random        BIS against random       against all
-  one pass, 630 steps            59.3 ± 3.3    56.3 ± 2.1    +5.3 % (+1.4 to +9.2)    -24.7 % (-44.6 to -4.9)
-  five, 3,150                    85.3 ± 6.5    71.0 ± 14.6   +23.4 % (-3.3 to +50.1)  +7.3 % (-14.4 to +29.0)
-  ten, 6,300                     92.1 ± 0.9    85.3 ± 9.7    +9.0 % (-6.3 to +24.4)   +17.0 % (-14.6 to +48.6)
+  of 24,000 rollouts, all in one pass, 6,300 steps        81.4 ± 15.2 (57.6 to 98.2)
+  a tenth, by                      BIS           random        BIS against random       against all
+  one pass, 630 steps              59.3 ± 3.3    56.3 ± 2.1    +5.3 % (+1.4 to +9.2)    -24.7 % (-44.6 to -4.9)
+  five, 3,150                      85.3 ± 6.5    71.0 ± 14.6   +23.4 % (-3.3 to +50.1)  +7.3 % (-14.4 to +29.0)
+  of 48,000, one backbone, all in one pass, 3,150 steps   90.0 ± 5.9; after 900 of them 71.8
+  a tenth, three passes, 945       87.4 ± 8.8    72.6 ± 11.2   +21.9 % (+0.5 to +43.2)  -2.6 % (-17.4 to +12.2)
+  likewise, 3 seeds (all: as above):
+  unreliable positives             59.7 ± 2.7    57.5 ± 3.3    +4.0 % (-13.2 to +21.1)  -31.7 % (-46.3 to -17.2)
+  three times the wrong notes      66.3 ± 4.2    80.1 ± 6.7    -17.1 % (-22.9 to -11.4)  -24.2 % (-40.1 to -8.3)
 
-Seeds differ by when, and whether, the backbone learns to check a statement against its picture: until
-then it is at what the text alone tells, 56 to 58. So in one pass the steps are the limit, whatever they
-hold; step by step, BIS is ahead. Of the corpora, it is not ahead with three times the wrong notes (65.7,
-random 66.4), and little with unreliable positives (59.9, 55.9). Of --quick's 12,000 rollouts a tenth in
-five passes is too little for either: 68.0 ± 3.1, random 70.1 ± 5.7, all in one pass 85.4 ± 4.0.
+Seeds differ by when, and whether, the model learns to check a statement against its picture: until
+then it is at what the text alone tells, 56 to 58. In one pass over a tenth of 24,000 the steps are the
+limit, whatever they hold. Where they are enough, a tenth by BIS cannot be told from all, in 0.3 of
+the steps. With three times the wrong notes it loses: `benchmarks.study.positions` says why. Of --quick's
+12,000 rollouts a tenth in five passes is too little for either: 68.0 ± 3.1, random 70.1 ± 5.7, all in
+one pass 85.4 ± 4.0.
+
+Cost (2 cores; asked: at most 4 hours, --quick 20 minutes): --quick 18.4 minutes. The whole was run in
+7.3 hours of a core (280 runs; theory 2.6 minutes more) when the larger corpus was not in it, but a tenth
+in ten passes, all strategies in five, other solutions in five and tau 0.25 were. The larger corpus took
+2.6 hours of a core beside other work. The whole as it is now (269 runs) has not been run in one go; its
+arms come to about 8 hours of a core, so to about 4 of two.
 """
 
 import pathlib
