@@ -44,7 +44,7 @@ import sys
 
 from absl import app, flags
 
-from benchmarks.study import arms, page, sweeps
+from benchmarks.study import arms, page, positions, sweeps
 
 _OUT = flags.DEFINE_string("out", "runs/study", "folder of all arms and of the page")
 _SEEDS = flags.DEFINE_integer(
@@ -75,6 +75,8 @@ def main(argv: list[str]) -> None:
     sweeps.sweep(start + arms.seeds_of(parts, _SEEDS.value), folder, settings)
     if not _QUICK.value and not (folder / "theory" / "index.html").exists():
       sweeps.measure_theory(folder)
+  if not _QUICK.value:
+    positions.write(folder, dict.fromkeys(p.name for p in parts if arms.LARGER in (p.name, p.like)))
   print(page.write(folder, parts))
 
 

@@ -56,6 +56,11 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     "<h2>Every measure under its name</h2>",
     _measure_table(entries),
   ]
+  if (folder / "positions.json").exists():
+    body += [
+      "<h2>What a step's place tells of its label</h2>",
+      _positions_table(json.loads((folder / "positions.json").read_text())),
+    ]
   if (folder / "theory" / "index.html").exists():
     body.append(
       '<p><a href="theory/index.html">Why it should work: the theory, and its test</a></p>'
@@ -232,6 +237,15 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
   return page_style.table(
     heads + ["against its random", "against full", "against the recipe's arm"], rows
   )
+
+
+def _positions_table(told: Mapping[str, Sequence[float]]) -> str:
+  """Returns the table of `positions`: what was kept, and what its labels' places tell of them."""
+  rows = []
+  for name, (kept, mixed, share) in told.items():
+    cells = [name, f"{kept:,}", f"{100 * mixed:.1f} %", f"{100 * share:.1f} %"]
+    rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+  return page_style.table(["run", "rollouts kept", "mixed", "of the labels' entropy"], rows)
 
 
 def _measure_table(entries: Sequence[Entry]) -> str:

@@ -27,6 +27,7 @@ with p nearest 1/2 alone, whose labels their places all but tell; there it is wo
 import json
 import pathlib
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -35,6 +36,8 @@ from scipy import special
 from bis_jax import locations
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.selection.manifest import Manifest
+
+_RUNS = "*_0.1_seed0/evaluation.json"
 
 
 def share_told(place: np.ndarray, label: np.ndarray) -> float:
@@ -72,6 +75,13 @@ def of_run(workdir: pathlib.Path) -> tuple[int, float, float]:
     labels.append(positive)
     mixed += 0 < positive.sum() < n
   return len(kept), mixed / len(kept), share_told(np.concatenate(places), np.concatenate(labels))
+
+
+def write(folder: pathlib.Path, parts: Iterable[str]) -> None:
+  """Writes folder/positions.json: {"part/run": `of_run`} of the tenths of some parts, of seed 0."""
+  found = sorted(path.parent for part in parts for path in (folder / part).glob(_RUNS))
+  told = {f"{workdir.parent.name}/{workdir.name}": of_run(workdir) for workdir in found}
+  (folder / "positions.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def main(*workdirs: str) -> None:
