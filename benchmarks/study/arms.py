@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _OTHERS = ("mixed", "reliable", "low_mc", "average_stepwise", "mixture_only")
+_TWO = ("random", "bis")
 GRID = ("random", *_OTHERS, "bis")
 # Peak learning rates and rollouts a step to choose from.
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
@@ -67,22 +68,25 @@ MAIN = (
   Part("full", ("full",), (1.0,)),
   Part("grid", GRID, (0.1, 0.05), {"selection.alpha": 0.2}),
   Part("grid", GRID, (0.25,), {"selection.alpha": 0.05}),
-  Part(PASSES, ("random", "bis"), (0.1,), _FIVE, "five passes"),
+  Part(PASSES, _TWO, (0.1,), _FIVE, "five passes"),
   Part(LARGER, ("full",), (1.0,), _LARGER, f"{_OF_48}, one pass"),
-  Part(LARGER, ("random", "bis"), (0.1,), _LARGER | _THREE, f"{_OF_48}, three passes"),
-  *(
-    Part("grid", strategies, (0.5,), {"selection.alpha": 0.05})
-    for strategies in (("random", "bis"), _OTHERS)
-  ),
+  Part(LARGER, _TWO, (0.1,), _LARGER | _THREE, f"{_OF_48}, three passes"),
+  *(Part("grid", strategies, (0.5,), {"selection.alpha": 0.05}) for strategies in (_TWO, _OTHERS)),
 )
 # With three seeds: the other strategies and other solutions of the larger corpus; then what is done
 # with scores and labels.
 ABLATIONS = (
   *(
-    Part(name, ("random", "bis"), (0.1,), _LARGER | _THREE | own, f"{_OF_48}, {words}", LARGER)
-    for name, words, own in (
-      ("slip_4", "three times the wrong notes", {"corpus.toy.slip": 4.0}),
-      ("recovery_30", "unreliable positives, by recovery x 30", {"corpus.toy.recovery": 30.0}),
+    Part(name, strategies, (0.1,), _LARGER | _THREE | own, f"{_OF_48}, {words}", LARGER)
+    for name, strategies, words, own in (
+      ("slip_4", _TWO, "three times the wrong notes", {"corpus.toy.slip": 4.0}),
+      (
+        "recovery_30",
+        _TWO,
+        "unreliable positives, by recovery x 30",
+        {"corpus.toy.recovery": 30.0},
+      ),
+      ("plain_r", ("bis",), "R = 0 without positives", {"selection.none_positive": 0.0}),
     )
   ),
   Part(LARGER, _OTHERS, (0.1,), _LARGER | _THREE, f"{_OF_48}, three passes"),
@@ -90,7 +94,6 @@ ABLATIONS = (
     _ablation(f"alpha_{alpha:g}", f"alpha {alpha:g}", {"selection.alpha": alpha}, "bis")
     for alpha in (0.0, 0.05, 1.0)
   ),
-  _ablation("plain_r", "R = 0 without positives", {"selection.none_positive": 0.0}, "bis"),
   _ablation("global", "one ranking over all sources", {"selection.per_source": False}, "bis"),
   _ablation("truth", "true labels", {"labels.kind": "truth"}, "random", "bis"),
   Part("truth", ("full",), (1.0,), {"labels.kind": "truth"}, "true labels, one pass"),

@@ -14,7 +14,9 @@ Last result (runs of the study on tenths of 48,000 rollouts, seed 0):
   larger/random_0.1_seed0                  4,800     9.0 %           5.2 %
   larger/mixed_0.1_seed0                   4,800    82.1 %          39.7 %
   larger/reliable_0.1_seed0                4,800     3.9 %           6.5 %
+  larger/mixture_only_0.1_seed0            4,800    82.1 %          44.2 %
   larger/bis_0.1_seed0                     4,800    74.1 %          34.4 %
+  plain_r/bis_0.1_seed0                    4,800    74.7 %          39.5 %
   recovery_30/random_0.1_seed0             4,800    11.0 %          18.4 %
   recovery_30/bis_0.1_seed0                4,800    64.9 %          41.9 %
   slip_4/random_0.1_seed0                  4,800    25.0 %           7.8 %
