@@ -213,8 +213,9 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   html = (finished / "index.html").read_text()
   for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71"):
     assert text in html
-  against = [f"overall_against_{name}" for name in ("fraction", "step_grid", "step_larger")]
-  for name in (*against, "gain_over_random", "larger_by_seed"):
+  against = [f"overall_against_{name}" for name in ("fraction", "step_grid", "step_passes_5")]
+  against += ["overall_against_step_larger", "gain_over_random", "larger_by_seed"]
+  for name in against:
     assert (finished / "plots" / f"{name}.png").stat().st_size > 10_000
 
 
@@ -229,6 +230,8 @@ def test_a_part_with_all_of_its_own_rollouts_is_compared_with_them(finished):
   assert by_pair["slip_4", "bis", "random"]["difference"] == pytest.approx(0.01)
   assert by_pair["slip_4", "bis", "full"]["difference"] == pytest.approx(-0.05)
   assert by_pair["slip_4", "bis", "recipe"]["difference"] == pytest.approx(-0.04)
+  assert by_pair["slip_4", "random", "bis"]["difference"] == pytest.approx(-0.01)
+  assert ("slip_4", "bis", "bis") not in by_pair
   assert by_pair["n_mc_4", "bis", "full"]["difference"] == pytest.approx(0.7 - 0.81)
   assert ("grid", "bis", "recipe") not in by_pair and ("full", "full", "full") not in by_pair
   drawn = page._runs(entries, "larger")

@@ -9,7 +9,8 @@ by their mean `overall_source_weighted` with a seed that no arm has. Then every 
 swept (`launch/sweep.sh`, one workdir an arm), an arm a core. The same command goes on where it was
 stopped, or where a finished arm was deleted. OUT/index.html has the figures and
 tables, OUT/results.json every number of it, OUT/table.md what the README shows; OUT/theory says why
-selection should work (`benchmarks.study.theory`; not with --quick).
+selection should work (`benchmarks.study.theory`), OUT/positions.json what a step's place tells of its
+label (`benchmarks.study.positions`); neither with --quick.
 
 Seeds are not batched on one device: arms abreast, a core each, use the cores fully as it is.
 
@@ -78,8 +79,9 @@ def main(argv: list[str]) -> None:
     sweeps.sweep(start + arms.seeds_of(parts, _SEEDS.value), folder, settings)
     if not _QUICK.value and not (folder / "theory" / "index.html").exists():
       sweeps.measure_theory(folder)
-  if not _QUICK.value:
-    positions.write(folder, dict.fromkeys(p.name for p in parts if arms.LARGER in (p.name, p.like)))
+    if not _QUICK.value:  # here and not for --page, which needs no corpus
+      larger = [part.name for part in parts if arms.LARGER in (part.name, part.like)]
+      positions.write(folder, dict.fromkeys(larger))
   print(page.write(folder, parts))
 
 

@@ -229,13 +229,14 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       _value(results.headline(entry)),
       *(
         _relative(one) if (one := _difference(compared, entry, against)) else ""
-        for against in ("random", "full", "recipe")
+        for against in ("random", "bis", "full", "recipe")
       ),
     ]
     rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
   heads = ["arm", "steps", "overall x 100"]
   return page_style.table(
-    heads + ["against its random", "against full", "against the recipe's arm"], rows
+    heads + ["against its random", "against its BIS", "against full", "against the recipe's arm"],
+    rows,
   )
 
 

@@ -116,9 +116,9 @@ def _interval(values: np.ndarray) -> list[float] | None:
 def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
 
-  Every arm against `random` of its own fraction and against `full` in one pass, and every ablation
-  also against the same strategy with nothing changed ("recipe"). `random` and `full` are those of
-  its own part, or, where that has none, of the part that it is like, or the study's.
+  Every arm against `random` and `bis` of its own fraction and against `full` in one pass, and every
+  ablation also against the same strategy with nothing changed ("recipe"). `random`, `bis` and `full`
+  are those of its own part, or, where that has none, of the part that it is like, or the study's.
   """
   compared = []
   for entry in entries:
@@ -129,6 +129,7 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       "recipe": find(entries, entry["like"], strategy, fraction),
       # An ablation of the selection alone has none of its own: it would be the unchanged one.
       "random": _first(entries, [part, entry["like"]], "random", fraction),
+      "bis": _first(entries, [part, entry["like"]], "bis", fraction),
     }
     for against, other in others.items():
       if other is None or other is entry:
