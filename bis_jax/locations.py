@@ -35,7 +35,7 @@ def _key(*parts: object) -> str:
 def locate(config: ConfigDict) -> Locations:
   """Returns the run's locations without touching them, but for `~`."""
   c = config.corpus
-  cache = pathlib.Path(c.cache).expanduser()
+  cache = pathlib.Path(c.cache).expanduser().absolute()
   drawn = (
     cache / f"toy-{_key(sorted(c.toy.items()), toy.code_digest())}" if c.name == "toy" else None
   )

@@ -5,12 +5,11 @@ import functools
 import json
 from collections.abc import Mapping
 
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import backbones, checkpoint, kept_tokenizer, locations, optim
+from bis_jax import backbones, checkpoint, files, kept_tokenizer, locations, optim
 from bis_jax.backbones import ModelConfig
 from bis_jax.reader import Reader, make_reader
 from bis_jax.sharding import make_mesh
@@ -53,7 +52,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
     WorkdirError: the folder is no run's workdir, or holds no checkpoint.
     FileNotFoundError: the tokenizer is gone.
   """
-  place = epath.Path(workdir)
+  place = files.absolute(workdir)
   if not (place / "config.json").exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))

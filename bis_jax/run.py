@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from bis_jax import (
   backbones,
   distributed,
+  files,
   held_out,
   kept_tokenizer,
   locations,
@@ -82,7 +83,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   where = locations.require(config, locations.locate(config))
   if where.programs:  # programs that took a second to compile are read back the next time
     jax.config.update("jax_compilation_cache_dir", str(where.programs))
-  place = epath.Path(folder)
+  place = files.absolute(folder)
   distributed.first_makes(place / "config.json", lambda: workdir.claim(place, config))
   workdir.claim(place, config)
   logging.info(

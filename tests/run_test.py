@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from bis_jax import run, train, workdir
+from bis_jax import run, solution_files, train, workdir
 from bis_jax.inputs import pipeline
 from bis_jax.preemption import Preempted
+from bis_jax.restored import restore
 from bis_jax.selection.manifest import Manifest, ManifestError
 from configs import qwen_bis10
 
@@ -78,6 +79,25 @@ def test_a_finished_run_started_again_changes_nothing(unbroken, small_config):
   after = _parameters(unbroken)
   assert all((before[path] == after[path]).all() for path in before)
   assert len((unbroken / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_relative_workdir_trains_resumes_and_scores(small_config, tmp_path, monkeypatch):
+  """README's own command names one; Orbax refuses relative paths."""
+  monkeypatch.chdir(tmp_path)
+  with small_config.unlocked():
+    config = small_config.copy_and_resolve_references()
+  config.unlock()
+  config.evaluation.benchmark, config.pretrain.steps = "", 0
+  config.train.steps = 2
+  run.run(config, "runs/relative")
+  run.run(config, "runs/relative")  # finds its checkpoint again
+  assert restore("runs/relative").step == 2
+  solutions = tmp_path / "solutions.jsonl"
+  solutions.write_text(json.dumps({"id": 1, "question": "Add.", "steps": ["One.", "Two."]}) + "\n")
+  solution_files.score_file(
+    "runs/relative", solutions, tmp_path / "scores.jsonl", root=tmp_path, chunk=8
+  )
+  assert len(json.loads((tmp_path / "scores.jsonl").read_text())["scores"]) == 2
 
 
 def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_config, tmp_path):
