@@ -37,7 +37,7 @@ def locate(config: ConfigDict) -> Locations:
   c = config.corpus
   cache = pathlib.Path(c.cache).expanduser().absolute()
   drawn = (
-    cache / f"toy-{_key(sorted(c.toy.items()), toy.code_digest())}" if c.name == "toy" else None
+    cache / f"toy-{_key(sorted(c.toy.items()), toy.VERSION)}" if c.name == "toy" else None
   )
   annotations = drawn / "annotations" if drawn else pathlib.Path(c.annotations).expanduser()
   images = drawn / "images" if drawn else pathlib.Path(c.images).expanduser()
