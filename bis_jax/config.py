@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from bis_jax.backbones import SIZES
 from bis_jax.reader import image_rule
 from bis_jax.selection.strategies import STRATEGIES
+from bis_jax.errors import UserError
 
 
 def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
@@ -107,7 +108,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
   """A config that no run can start from; its message names every key at fault."""
 
 

@@ -12,9 +12,10 @@ import re
 from typing import Any
 
 from jax.experimental import topologies
+from bis_jax.errors import UserError
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError):
   """A slice that cannot be described here; the message says what can."""
 
 

@@ -27,6 +27,7 @@ from typing import NoReturn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from bis_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 60  # silence after which a process is taken for dead
 _SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
@@ -35,7 +36,7 @@ _WAIT_SECONDS = 7 * 24 * 3600  # no bound on work; a wait for a dead process end
 _COUNT, _INDEX, _ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
 
 
-class DistributedError(RuntimeError):
+class DistributedError(UserError):
   """The environment names the processes of a run by half, or its hosts do not share a folder."""
 
 

@@ -27,6 +27,7 @@ from bis_jax.evaluation import (
   workdir_page,
 )
 from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
+from bis_jax.errors import UserError
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     sys.exit("evaluate: say with --out=FILE.json where the result goes")
   try:
     result = _best_of_n() if _CANDIDATES.value else _steps()
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"evaluate: {error}")
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from bis_jax import hub_folder
 from bis_jax.model_card import model_card
 from bis_jax.models import weights
 from bis_jax.restored import restore
+from bis_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "of a run of bis_jax.main")
 _OUT = flags.DEFINE_string("out", "", "folder to write: new or empty")
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     sys.exit("export: say with --workdir=... and --out=... what to write where")
   try:
     export_run(_WORKDIR.value, pathlib.Path(_OUT.value), _DTYPE.value, _BASE.value)
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"export: {error}")
 
 

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from bis_jax.corpus import toy
 from bis_jax.models import weights
+from bis_jax.errors import UserError
 
 
-class MissingInputError(FileNotFoundError):
+class MissingInputError(UserError):
   """Data or weights that a recipe needs are not where it looked."""
 
 

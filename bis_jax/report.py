@@ -31,6 +31,7 @@ from bis_jax.evaluation import (
   step_evaluation,
 )
 from bis_jax.evaluation.run_table import Run
+from bis_jax.errors import UserError
 
 _OUT = flags.DEFINE_string("out", "report", "folder to write into")
 _MEASURE = flags.DEFINE_string("measure", "overall_source_weighted", "of evaluation.json's blocks")
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     rows = run_table.rows_of(runs)
     out.mkdir(parents=True, exist_ok=True)
     has_items = _write_items(out, runs)
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"report: {error}")
   tables = {
     "table.md": run_table.markdown(rows),

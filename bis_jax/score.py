@@ -12,6 +12,7 @@ import sys
 from absl import app, flags, logging
 
 from bis_jax import solution_files
+from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run; its newest checkpoint counts"
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
   root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
   try:
     solution_files.score_file(_CHECKPOINT.value, source, target, root, _CHUNK.value)
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"score: {error}")
 
 

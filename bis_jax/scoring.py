@@ -25,9 +25,10 @@ from bis_jax.restored import restore
 from bis_jax.sharding import batch_sharding, batch_shards, batch_share
 from bis_jax.state import Params
 from bis_jax.train_step import HOST_KEYS, make_score_step
+from bis_jax.errors import UserError
 
 
-class UnscoredStepError(ValueError):
+class UnscoredStepError(UserError):
   """Examples whose steps do not all fit the length limit; the message names them."""
 
 

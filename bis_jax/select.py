@@ -30,6 +30,7 @@ from bis_jax.selection import subset
 from bis_jax.selection.cut import Rule, select
 from bis_jax.selection.manifest import Manifest
 from bis_jax.selection.strategies import STRATEGIES
+from bis_jax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
 _IMAGES = flags.DEFINE_string("images", "", "image root; records without their image are rejected")
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"select: what is {argv[1]!r}? Every argument is a flag, like --out=FILE")
   try:
     run()
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"select: {error}")
 
 

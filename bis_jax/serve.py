@@ -15,6 +15,7 @@ import uvicorn
 from absl import app, flags, logging
 
 from bis_jax import scoring, server
+from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run; its newest checkpoint counts"
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
   try:
     inputs = {"row_multiple": _ROWS.value} if _ROWS.value else {}
     scorer = scoring.load(_CHECKPOINT.value, workers=0, **inputs)
-  except (ValueError, OSError) as error:
+  except (UserError, ValueError, OSError) as error:
     sys.exit(f"serve: {error}")
   scorer.warm_up()
   limits = server.Limits(

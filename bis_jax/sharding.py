@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from bis_jax.errors import UserError
 
 P = PartitionSpec
 BATCH_AXES = ("data", "fsdp")  # the rows of a batch are split over both
 
 
-class MeshError(ValueError):
+class MeshError(UserError):
   """Mesh sizes, devices and rows that do not divide; the message names the numbers."""
 
 

@@ -18,9 +18,10 @@ from bis_jax.evaluation.visual_process_bench import without_placeholders
 from bis_jax.inputs.images import ImageError, decode
 from bis_jax.inputs.pipeline import Example
 from bis_jax.scoring import Scorer
+from bis_jax.errors import UserError
 
 
-class SolutionError(ValueError):
+class SolutionError(UserError):
   """A solution that can't be scored; the message says why, and nothing else is affected."""
 
 

@@ -30,9 +30,10 @@ from bis_jax.profile import Profile
 from bis_jax.sharding import MeshError, batch_sharding, batch_shards, batch_share
 from bis_jax.state import Params, TrainState, merge, split
 from bis_jax.train_step import HOST_KEYS, make_train_step
+from bis_jax.errors import UserError
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError):
   """The loss became infinite or NaN; the message names the records of the rows at fault."""
 
 

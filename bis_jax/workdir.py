@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
+from bis_jax.errors import UserError
 
 # Keys that change how a run is carried out but not what comes out of it.
 FREE_KEYS = (
@@ -21,7 +22,7 @@ FREE_KEYS = (
 )
 
 
-class WorkdirError(ValueError):
+class WorkdirError(UserError):
   """The workdir belongs to another run, or does not hold what is asked of it."""
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
+from bis_jax.errors import UserError
 
 REASONS = {
   "invalid_utf8": "bytes that are not UTF-8, or half of a surrogate pair",
@@ -29,7 +30,7 @@ REASONS = {
 }
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError):
   """Inputs that no corpus can be prepared from, or a folder that is no prepared corpus."""
 
 

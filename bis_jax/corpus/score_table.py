@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from bis_jax.errors import UserError
 
 STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order
 PAPER_OK = 2  # the paper's builder writes the record when it is kept in `paper` order
@@ -38,7 +39,7 @@ def as_path(path: Any) -> Any:
   return pathlib.Path(path) if isinstance(path, str) else path
 
 
-class ScoreTableError(ValueError):
+class ScoreTableError(UserError):
   """Statistics that no score table can hold, or a file that holds no score table."""
 
 

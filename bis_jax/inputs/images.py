@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
   Qwen2VLImageProcessorPil,
   smart_resize,
 )
+from bis_jax.errors import UserError
 
 PATCH = 14  # pixels along a side
 MERGE = 2  # patches along a side of a merge unit
@@ -37,7 +38,7 @@ MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed t
 MAX_STORED_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; larger is taken for a decompression bomb
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
   """An image that cannot be used; `reason` is "bomb" or "broken"."""
 
   def __init__(self, reason: str, detail: str):

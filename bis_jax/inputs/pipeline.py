@@ -24,6 +24,7 @@ from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
 from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
 from bis_jax.inputs.tiles import InternVLImages, Tiles
+from bis_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Examples(Protocol):
     """Returns (height, width), upright, of every image of example i without decoding it."""
 
 
-class InputError(ValueError):
+class InputError(UserError):
   """An example that cannot be put into a batch; the message names it."""
 
 

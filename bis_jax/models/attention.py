@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from bis_jax.models.splash import splash_attention
 from bis_jax.models.triton import triton_attention
+from bis_jax.errors import UserError
 
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
@@ -24,7 +25,7 @@ _MIN_CHUNK = 256  # queries whose scores are held at once, in the XLA backend
 _MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
-class BackendError(ValueError):
+class BackendError(UserError):
   """A kernel that this platform does not run."""
 
 

@@ -32,6 +32,7 @@ from bis_jax.models.internvl.config import InternVLConfig
 from bis_jax.models.internvl.hub_keys import internvl_layout
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.models.stored_tensors import HeadReader, ParameterReader, StoredTensor, assemble
+from bis_jax.errors import UserError
 
 ModelConfig = Qwen2_5_VLConfig | InternVLConfig
 
@@ -41,7 +42,7 @@ _TOKENIZER_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # the last is Sent
 _HUB_FILES = ("*.safetensors", *_TOKENIZER_FILES)
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
   """A checkpoint that cannot be read or does not fit the model; the message lists every reason."""
 
 

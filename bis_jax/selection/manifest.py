@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 
 from bis_jax.corpus.score_table import as_path
+from bis_jax.errors import UserError
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
   """A manifest that is damaged, or that does not fit its corpus."""
 
 
