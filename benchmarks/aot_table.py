@@ -37,7 +37,7 @@ v5e:8x8 with these settings has less than 10 % to spare:
 import jax
 from absl import app, flags
 
-from bis_jax.compiled_step import compile_step
+from bis_jax.compilation.compiled_step import compile_step
 from configs import internvl3_14b_bis10, internvl_bis10, qwen_bis10
 
 _ONLY = flags.DEFINE_string("only", None, "one slice of the table")

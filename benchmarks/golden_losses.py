@@ -27,7 +27,7 @@ def measure(recipe: str) -> dict[str, object]:
   """Returns {"losses": [50 floats], "parameters": SHA-256, "jax": version} of a short toy run."""
   import importlib
 
-  from bis_jax import run
+  from bis_jax.run import stages
 
   config = importlib.import_module(f"configs.{recipe}").get_config("toy")
   config.corpus.toy.rollouts, config.corpus.toy.images = 3000, 1000
@@ -37,7 +37,7 @@ def measure(recipe: str) -> dict[str, object]:
   config.evaluation.benchmark = ""
   with tempfile.TemporaryDirectory() as folder:
     config.corpus.cache = f"{folder}/cache"
-    run.run(config, f"{folder}/run")
+    stages.run(config, f"{folder}/run")
     lines = (pathlib.Path(folder) / "run/metrics.jsonl").read_text().splitlines()
     with ocp.StandardCheckpointer() as checkpointer:
       state = checkpointer.restore(pathlib.Path(folder) / "run/checkpoints/50/state")

@@ -23,8 +23,8 @@ from evaluation_time import ITEMS, draw_run
 from PIL import Image
 
 from bis_jax.corpus.image_root import ImageRoot
-from bis_jax.evaluation import items_page
 from bis_jax.evaluation.visual_process_bench import BenchmarkImage, BenchmarkItem
+from bis_jax.reports import items_page
 
 FLAGS = (
   "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --enable-logging=stderr "

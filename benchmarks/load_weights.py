@@ -34,7 +34,7 @@ def write_checkpoint(folder: pathlib.Path) -> None:
   import safetensors.numpy
 
   config, shapes = _model()
-  from bis_jax.models.hub_keys import hub_spelling, hub_tensors
+  from bis_jax.hub.layout import hub_spelling, hub_tensors
 
   normal = np.random.default_rng(0).normal(scale=0.02, size=2**26).astype(ml_dtypes.bfloat16)
   keys = {
@@ -67,8 +67,9 @@ def _model():
   """Returns the 3B config in bfloat16 and the shapes of its parameters, split over all devices."""
   import dataclasses
 
-  from bis_jax import backbones, sharding
+  from bis_jax.models import backbones
   from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+  from bis_jax.parallel import sharding
 
   config = dataclasses.replace(Qwen2_5_VLConfig.qwen_3b(), param_dtype="bfloat16")
   _, shapes = backbones.structure(config, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
@@ -79,7 +80,7 @@ def load_ours(folder: pathlib.Path) -> int:
   """Loads into the fake devices; returns the bytes of the arrays."""
   import jax
 
-  from bis_jax.models import weights
+  from bis_jax.hub import weights
 
   config, shapes = _model()
   assert len(jax.devices()) == DEVICES

@@ -42,7 +42,7 @@ from bis_jax.inputs import pack
 from bis_jax.inputs.images import UNIT_PATCHES
 from bis_jax.inputs.pipeline import measure
 from bis_jax.inputs.tiles import InternVLImages
-from bis_jax.reader import make_reader
+from bis_jax.models.processor import make_reader
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "folder of *.jsonl", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)

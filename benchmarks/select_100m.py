@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
-from bis_jax.selection.cut import select
+from bis_jax.selection.rule import select
 
 _ROLLOUTS = flags.DEFINE_integer("rollouts", 100_000_000, "rows of the table")
 SOURCES, CHUNK = 38, 1 << 20

@@ -46,9 +46,9 @@ import zlib
 import numpy as np
 from absl import logging
 
-from bis_jax import scoring, solutions
 from bis_jax.evaluation import visual_process_bench
-from bis_jax.solutions import Solution
+from bis_jax.scoring import solutions, step_scorer
+from bis_jax.scoring.solutions import Solution
 
 PORT = 8765
 SPECIAL = "<prm> <|image_pad|> <|im_end|><image>"
@@ -177,7 +177,7 @@ def start_server(workdir: str) -> subprocess.Popen:
 
 
 def throughput(
-  scorer: scoring.Scorer,
+  scorer: step_scorer.Scorer,
   chosen: list[Solution],
   bodies: list[bytes],
   wanted: list[np.ndarray],
@@ -214,7 +214,7 @@ def main() -> None:
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   chosen = good_solutions(args.benchmark, 100)
-  scorer = scoring.load(args.workdir, workers=0)
+  scorer = step_scorer.load(args.workdir, workers=0)
   scorer.warm_up()
   wanted = [solutions.score(scorer, [solution])[0] for solution in chosen]
   bodies = [body_of(solution) for solution in chosen]

@@ -47,6 +47,7 @@ import numpy as np
 from absl import app, flags
 
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from bis_jax.training import train_state
 
 _SIZE = flags.DEFINE_string("size", "50m", '"50m", or "7b-layers=N"')
 _STEPS = flags.DEFINE_integer("steps", 4, "steps to time, after the first")
@@ -155,8 +156,9 @@ def our_step(size: Size) -> OurStep:
   """Returns the step of a size; makes no array."""
   import jax
 
-  from bis_jax import backbones, model_flops, optim, train_step
-  from bis_jax.sharding import make_mesh
+  from bis_jax.models import backbones, model_flops
+  from bis_jax.parallel.sharding import make_mesh
+  from bis_jax.training import optim, train_step
   from configs import common
 
   config = common.get_config()
@@ -181,8 +183,8 @@ def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, 
   sys.modules["torch"] = None  # our side needs none; Transformers' image sizes would load it
   import jax
 
-  from bis_jax import metrics, train
-  from bis_jax.devices import peak_flops
+  from bis_jax.parallel.devices import peak_flops
+  from bis_jax.training import metrics
 
   ours, device = our_step(size), jax.devices()[0]
   rng = np.random.default_rng(0)
@@ -192,14 +194,14 @@ def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, 
     values = rng.standard_normal(shape.shape, np.float32) * 0.02 * (1 - scale) + scale
     params[path] = jax.device_put(jax.numpy.array(values, shape.dtype), shape.sharding)
   frozen = {path: params.pop(path) for path in ours.frozen}
-  state = train.first_state(ours.optimizer, params, ours.mesh)
+  state = train_state.first_state(ours.optimizer, params, ours.mesh)
   del params
 
   def step() -> float:
     nonlocal state
     with jax.set_mesh(ours.mesh):
       state, values = ours.step(
-        state, frozen, train.to_device(batch, ours.mesh, size.micro_batches)
+        state, frozen, train_state.to_device(batch, ours.mesh, size.micro_batches)
       )
     return float(values["loss"])
 

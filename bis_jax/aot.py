@@ -15,11 +15,11 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from bis_jax import step_search
-from bis_jax.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step
-from bis_jax.config import ConfigError, check
-from bis_jax.devices import TopologyError
-from bis_jax.sharding import MeshError
+from bis_jax.compilation import step_search
+from bis_jax.compilation.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step
+from bis_jax.parallel.devices import TopologyError
+from bis_jax.parallel.sharding import MeshError
+from bis_jax.settings.config_check import ConfigError, check
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "slice, such as v5p:2x2x4, v5e:8x8, v6e:4x4")

@@ -18,16 +18,10 @@ import sys
 import numpy as np
 from absl import app, flags, logging
 
-from bis_jax.evaluation import (
-  benchmarks,
-  best_of_n,
-  plots,
-  score_files,
-  step_evaluation,
-  workdir_page,
-)
-from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
 from bis_jax.errors import UserError
+from bis_jax.evaluation import benchmarks, best_of_n, score_files, step_evaluation
+from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
+from bis_jax.reports import plots, run_page
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
@@ -98,20 +92,18 @@ def _steps() -> dict:
     print(f"{name:14} t = {block['threshold']:.4f}  {measures}")
   if _PAGE.value:
     title = f"{pathlib.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
-    workdir_page.write_page(
-      _PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation
-    )
+    run_page.write_page(_PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation)
   return evaluation
 
 
 def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
   """Returns the scores that the checkpoint gives the items, and saves them where asked to."""
   # Imported here, as the evaluation of a score file needs neither JAX nor Transformers.
-  from bis_jax import scoring
-  from bis_jax.examples import BenchmarkExamples
+  from bis_jax.scoring import step_scorer
+  from bis_jax.scoring.benchmark_examples import BenchmarkExamples
 
   logging.set_verbosity(logging.WARNING)
-  scores = scoring.load(_CHECKPOINT.value).score(BenchmarkExamples(items, _IMAGES.value))
+  scores = step_scorer.load(_CHECKPOINT.value).score(BenchmarkExamples(items, _IMAGES.value))
   if _SAVE_SCORES.value:
     score_files.write_scores(_SAVE_SCORES.value, scores)
   return scores

@@ -17,11 +17,10 @@ import sys
 from absl import app, flags
 from etils import epath
 
-from bis_jax import hub_folder
-from bis_jax.model_card import model_card
-from bis_jax.models import weights
-from bis_jax.restored import restore
 from bis_jax.errors import UserError
+from bis_jax.hub import hf_folder, weights
+from bis_jax.hub.card import model_card
+from bis_jax.scoring.restore import restore
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "of a run of bis_jax.main")
 _OUT = flags.DEFINE_string("out", "", "folder to write: new or empty")
@@ -69,9 +68,9 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
     step=run.step,
     other_rows="those of the checkpoint it started from" if base else "zero",
-    plain=not internvl or hub_folder.internvl_layout(run.model, folder) == "hf",
+    plain=not internvl or hf_folder.internvl_layout(run.model, folder) == "hf",
   )
-  hub_folder.write(out, run.params, run.model, run.reader, base=folder, dtype=dtype, card=card)
+  hf_folder.write(out, run.params, run.model, run.reader, base=folder, dtype=dtype, card=card)
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
 
 

@@ -17,8 +17,9 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bis_jax import distributed, run
-from bis_jax.preemption import EXIT_CODE, Preempted
+from bis_jax.parallel import processes
+from bis_jax.parallel.preemption import EXIT_CODE, Preempted
+from bis_jax.run import stages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: new, empty, or to go on with")
@@ -33,16 +34,16 @@ def main(argv: list[str]) -> None:
   logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
   code = 0
   try:
-    distributed.start()
-    run.run(_CONFIG.value, _WORKDIR.value)
+    processes.start()
+    stages.run(_CONFIG.value, _WORKDIR.value)
   except Preempted as stopped:  # on every process of the run
     print(f"main: {stopped}", file=sys.stderr)
     code = EXIT_CODE
-  except run.EXPECTED_ERRORS as error:
-    distributed.fail(f"main: {error}")
+  except stages.EXPECTED_ERRORS as error:
+    processes.fail(f"main: {error}")
   except BaseException:
-    distributed.fail(traceback.format_exc())
-  distributed.wait_for_all("end")
+    processes.fail(traceback.format_exc())
+  processes.wait_for_all("end")
   sys.exit(code)
 
 

@@ -20,18 +20,11 @@ from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from bis_jax import locations
-from bis_jax.evaluation import (
-  benchmarks,
-  items_page,
-  page_style,
-  plots,
-  run_table,
-  score_files,
-  step_evaluation,
-)
-from bis_jax.evaluation.run_table import Run
 from bis_jax.errors import UserError
+from bis_jax.evaluation import benchmarks, score_files, step_evaluation
+from bis_jax.reports import items_page, page_style, plots, run_table
+from bis_jax.reports.run_table import Run
+from bis_jax.settings import locations
 
 _OUT = flags.DEFINE_string("out", "report", "folder to write into")
 _MEASURE = flags.DEFINE_string("measure", "overall_source_weighted", "of evaluation.json's blocks")

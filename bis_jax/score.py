@@ -2,7 +2,7 @@
 
     python -m bis_jax.score --checkpoint=WORKDIR --input=solutions.jsonl --output=scores.jsonl
 
-`bis_jax.solution_files` says what the lines are. Stopped and started again with the same flags, it
+`bis_jax.scoring.solution_files` says what the lines are. Stopped and started again with the same flags, it
 goes on behind the last whole line.
 """
 
@@ -11,8 +11,8 @@ import sys
 
 from absl import app, flags, logging
 
-from bis_jax import solution_files
 from bis_jax.errors import UserError
+from bis_jax.scoring import solution_files
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run; its newest checkpoint counts"

@@ -26,11 +26,11 @@ from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason, write_jsonl
 from bis_jax.corpus.scan import Scan, scan
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
-from bis_jax.selection import subset
-from bis_jax.selection.cut import Rule, select
-from bis_jax.selection.manifest import Manifest
-from bis_jax.selection.strategies import STRATEGIES
 from bis_jax.errors import UserError
+from bis_jax.selection import subset
+from bis_jax.selection.manifest import Manifest
+from bis_jax.selection.rule import Rule, select
+from bis_jax.selection.strategies import STRATEGIES
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
 _IMAGES = flags.DEFINE_string("images", "", "image root; records without their image are rejected")
@@ -109,7 +109,7 @@ def run() -> None:
     + (f"; {dropped:,} more were ranked high enough but are invalid" if dropped else "")
   )
   if report:
-    from bis_jax.selection import report as page  # matplotlib takes half a second to import
+    from bis_jax.reports import selection_page as page
 
     page.write_report(report, table, rule)
     print(f"report: {report / 'index.html'}")

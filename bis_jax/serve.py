@@ -4,7 +4,7 @@
     python -m bis_jax.serve --checkpoint=WORKDIR --port=8000
     curl localhost:8000/score -d '{"question": "2 + 2?", "steps": ["4."], "images": []}'
 
-`bis_jax.server` says what it takes and answers. On SIGTERM it takes no new connection, answers what
+`bis_jax.scoring.server` says what it takes and answers. On SIGTERM it takes no new connection, answers what
 it has taken in, and ends.
 """
 
@@ -14,8 +14,8 @@ import sys
 import uvicorn
 from absl import app, flags, logging
 
-from bis_jax import scoring, server
 from bis_jax.errors import UserError
+from bis_jax.scoring import server, step_scorer
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run; its newest checkpoint counts"
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
     inputs = {"row_multiple": _ROWS.value} if _ROWS.value else {}
-    scorer = scoring.load(_CHECKPOINT.value, workers=0, **inputs)
+    scorer = step_scorer.load(_CHECKPOINT.value, workers=0, **inputs)
   except (UserError, ValueError, OSError) as error:
     sys.exit(f"serve: {error}")
   scorer.warm_up()

@@ -12,8 +12,17 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import json  # noqa: E402
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import types  # noqa: E402
+
 import jax  # noqa: E402  (the flags above must be set before jax is imported)
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -42,3 +51,123 @@ def small_config(tmp_path_factory):
   c.train.log_every, c.train.checkpoint_every = 1, 2
   c.evaluation.blank_images, c.evaluation.every, c.evaluation.dev_rollouts = False, 0, 0
   return c.lock()
+
+
+SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
+
+
+def benchmark_record(i: int) -> dict:
+  """A line of test.jsonl; every third item has two images."""
+  return {
+    "image": [f"images/{i}_{k}.png" for k in range(1 + (i % 3 == 2))],
+    "question": f"<image1> What is in picture {i}?",
+    "answer": str(i),
+    "response": {
+      "steps": [f"step {j} of {i}" for j in range(2 + i % 4)],
+      "process_correctness": [(1, -1, 1, 0, 1)[j] for j in range(2 + i % 4)],
+    },
+    "policy_model": f"model-{i % 2}",
+    "data_source": SOURCES[i % 5],
+    "a key nobody knows": None,
+  }
+
+
+def write_benchmark(folder: pathlib.Path, records: list[dict]) -> pathlib.Path:
+  """Writes records as test.jsonl, and the images of ten `benchmark_record`s, into `folder`."""
+  (folder / "images").mkdir(parents=True, exist_ok=True)
+  for i in range(10):
+    for k in range(2):
+      Image.new("RGB", (40 + 10 * k, 30), (20 * i, 100, 50)).save(folder / f"images/{i}_{k}.png")
+  lines = [json.dumps(record) for record in records]
+  (folder / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  return folder
+
+
+@pytest.fixture(name="benchmark_record")
+def _benchmark_record():
+  """`benchmark_record`."""
+  return benchmark_record
+
+
+@pytest.fixture(name="write_benchmark")
+def _write_benchmark():
+  """`write_benchmark`."""
+  return write_benchmark
+
+
+@pytest.fixture
+def benchmark(tmp_path) -> pathlib.Path:
+  """A folder with ten items in VisualProcessBench's layout."""
+  return write_benchmark(tmp_path / "benchmark", [benchmark_record(i) for i in range(10)])
+
+
+@pytest.fixture
+def random_run():
+  """random_run(seed, n_items) -> (items, scores): labels, neutral steps, ties, five sources."""
+
+  def draw(seed: int, n_items: int = 60):
+    rng = np.random.default_rng(seed)
+    items, scores = [], []
+    for i in range(n_items):
+      labels = rng.choice([1, -1, 0], rng.integers(1, 9), p=[0.55, 0.35, 0.1])
+      noisy = np.clip(0.5 + 0.2 * labels + rng.normal(0, 0.3, len(labels)), 0, 1)
+      items.append(
+        types.SimpleNamespace(
+          labels=tuple(labels.tolist()),
+          data_source=SOURCES[rng.integers(5)],
+          policy_model=f"model-{i % 3}",
+        )
+      )
+      scores.append(np.round(noisy, 2) if i % 2 else noisy)
+    return items, scores
+
+  return draw
+
+
+@pytest.fixture(scope="session")
+def browse(tmp_path_factory):
+  """browse(file, fragment="") -> (DOM after scripts, console messages) in headless Chromium."""
+  program = shutil.which("chromium") or shutil.which("google-chrome")
+  if program is None:
+    pytest.skip("opens a page in a real browser, and there is no chromium on PATH")
+
+  def open_page(file: pathlib.Path, fragment: str = "") -> tuple[str, list[str]]:
+    run = subprocess.run(
+      [
+        program,
+        *"--headless --no-sandbox --disable-gpu --disable-quic --no-first-run".split(),
+        *"--disable-background-networking --disable-component-update --disable-sync".split(),
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+        "--dump-dom",
+        file.resolve().as_uri() + fragment,
+      ],
+      capture_output=True,
+      text=True,
+      timeout=60,
+      check=True,
+    )
+    return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+  return open_page
+
+
+def _table_of(rollouts, *, source=None, line=None, names=("a",), flags=None, **rest):
+  rows = len(rollouts)
+  scores = np.array([s for rollout in rollouts for s in rollout], float)
+  return ScoreTable.from_steps(
+    names,
+    source=np.zeros(rows, int) if source is None else np.array(source),
+    line=np.arange(rows) if line is None else np.array(line),
+    lengths=np.array([len(r) for r in rollouts], int),
+    scores=scores,
+    measured=np.ones(scores.size, bool),
+    flags=np.full(rows, STRICT_OK | PAPER_OK) if flags is None else np.array(flags),
+    **rest,
+  )
+
+
+@pytest.fixture(scope="session")
+def table_of():
+  """Builds a table of one valid rollout per list of MC scores, all in source "a" by default."""
+  return _table_of

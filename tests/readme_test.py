@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 import re
 
-from bis_jax.model_card import EXAMPLE
+from bis_jax.hub.card import EXAMPLE
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -45,8 +45,8 @@ import sys
 
 import numpy as np
 
-from bis_jax import locations
-from bis_jax.corpus import toy
+from bis_jax.settings import locations
+from bis_jax.toy import drawing
 from configs import common
 
 # Of VisualPRM400K-v1.1-Raw; the other lines are not stated.
@@ -92,7 +92,7 @@ def main(*knobs: str) -> None:
     c.corpus.toy[name] = type(c.corpus.toy[name])(json.loads(value))
   drawn = locations.locate(c).toy
   drawn.parent.mkdir(parents=True, exist_ok=True)
-  toy.draw(drawn, **c.corpus.toy)
+  drawing.draw(drawn, **c.corpus.toy)
   print(f"{'':44}{'released':>10}{'drawn':>10}")
   for name, value in statistics(drawn).items():
     print(f"{name:44}{RELEASED.get(name, '-'):>10}{value:>10}")
@@ -146,7 +146,7 @@ def _share(which: np.ndarray) -> str:
 
 def _read(drawn: pathlib.Path) -> tuple[Steps, float, str]:
   """Returns all steps, the mean rollouts of one question and picture, and the continuations."""
-  truth = toy.read_truth(drawn)
+  truth = drawing.read_truth(drawn)
   columns, groups, continuations = [], collections.Counter(), set()
   for path in sorted((drawn / "annotations").glob("*.jsonl")):
     for line, record in enumerate(map(json.loads, path.read_text().splitlines())):

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.study import results
 from benchmarks.study.arms import LARGER, PASSES, Part
-from bis_jax.evaluation import page_style, plots
-from bis_jax.evaluation.run_table import Row, Run
+from bis_jax.reports import page_style, plots
+from bis_jax.reports.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
 _CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth

@@ -35,9 +35,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import special
 
-from bis_jax import locations
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.selection.manifest import Manifest
+from bis_jax.settings import locations
 
 _RUNS = "*_0.1_seed0/evaluation.json"
 

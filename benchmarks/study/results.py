@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
-from bis_jax.evaluation import run_table
+from bis_jax.reports import run_table
 
 # The four things that are called "overall", the ROC-AUC, and the measure of first errors.
 MEASURES = (

@@ -3,7 +3,7 @@
   python -m benchmarks.study.theory --out=runs/theory [--workdir=RUN,RUN,...]
 
 writes OUT/theory.json (every number), OUT/index.html and OUT/plots/*.png. Alone it compares
-`bis_jax.theory` with its simulation, in seconds. With runs on the embedded corpus it measures, for
+`benchmarks.study.closed_forms` with its simulation, in seconds. With runs on the embedded corpus it measures, for
 rollouts that none of them trained on, the reward head's gradient of each under its MC labels, and
 how it lies to the gradient under the true labels. The first run should be what a selection meets
 before training, and all should start from one backbone and see rollouts that BIS did not choose:
@@ -36,9 +36,8 @@ import sys
 
 from absl import app, flags
 
-from benchmarks.study import theory_curves, theory_on_model
-from bis_jax.evaluation import theory_page
-from bis_jax.workdir import WorkdirError
+from benchmarks.study import theory_curves, theory_on_model, theory_page
+from bis_jax.settings.workdir import WorkdirError
 
 _OUT = flags.DEFINE_string("out", "runs/theory", "folder to write into")
 _WORKDIR = flags.DEFINE_list(

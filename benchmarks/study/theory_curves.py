@@ -1,12 +1,12 @@
-"""The closed forms of `bis_jax.theory` beside their simulation, as numbers for theory.json."""
+"""The closed forms of `benchmarks.study.closed_forms` beside their simulation, as numbers for theory.json."""
 
 import numpy as np
 from scipy import stats
 
+from benchmarks.study import closed_forms
+from benchmarks.study import simulation as simulation
+from benchmarks.study.simulation import Setting
 from benchmarks.study.theory_on_model import ALPHA
-from bis_jax import theory
-from bis_jax import theory_simulation as simulation
-from bis_jax.theory_simulation import Setting
 
 # The rollouts of the curves: 8 steps, 16 continuations, as in the released corpus.
 _STEPS, _N_MC, _PRIOR, _DISTANCE = 8, 16, 0.8, 2.0
@@ -85,10 +85,10 @@ def curves() -> dict:
       [factor * rate for rate in _RECOVERY] for factor in (0.0, 0.2, 0.5, 1.0, 2.0, 4.5)
     ]
     settings = [_setting(positives, share, rates, prior=0.5) for rates in recoveries]
-    flips = [theory.flips(setting.table())[0] for setting in settings]
+    flips = [closed_forms.flips(setting.table())[0] for setting in settings]
     over_flips[f"p = {share:g}"] = _line(settings, flips)
   flip_rates = {
-    f"recovery {np.mean(rates):.3f}": theory.flip_rate(_N_MC, _PRIOR, _SKILL, rates).tolist()
+    f"recovery {np.mean(rates):.3f}": closed_forms.flip_rate(_N_MC, _PRIOR, _SKILL, rates).tolist()
     for rates in ([factor * rate for rate in _RECOVERY] for factor in (0.2, 1.0, 1.5))
   }
   return {
@@ -105,9 +105,9 @@ def surface() -> dict:
   """Returns signal-to-noise (student at p) and BIS over p and R, all positives with MC score R."""
   counts = np.arange(1, _N_MC + 1)
   p = np.linspace(0, 1, 33)
-  flip = theory.flip_rate(_N_MC, _PRIOR, _SKILL, _RECOVERY)
+  flip = closed_forms.flip_rate(_N_MC, _PRIOR, _SKILL, _RECOVERY)
   grid_p, grid_flip = np.meshgrid(p, flip[counts])
-  value = theory.information(grid_p, _STEPS, grid_flip, flip[0], distance=_DISTANCE)
+  value = closed_forms.information(grid_p, _STEPS, grid_flip, flip[0], distance=_DISTANCE)
   snr = np.sign(1 - grid_flip - flip[0]) * np.sqrt(value)
   score = (grid_p * (1 - grid_p) + ALPHA) * (counts[:, None] / _N_MC)
   correlation = stats.spearmanr(snr.ravel(), score.ravel()).statistic

@@ -8,16 +8,17 @@ import pathlib
 
 import numpy as np
 
-from bis_jax import head_gradients, locations, restored
-from bis_jax.corpus import toy
+from benchmarks.study import head_gradients, signal_statistics, theory_page
+from benchmarks.study.head_gradients import Steps
 from bis_jax.corpus.corpus import Corpus
-from bis_jax.evaluation import signal_statistics, theory_page
 from bis_jax.evaluation.step_metrics import roc_auc, tied_counts
-from bis_jax.examples import RolloutExamples
-from bis_jax.head_gradients import Steps
+from bis_jax.scoring import restore
 from bis_jax.selection import bis
 from bis_jax.selection.manifest import Manifest
-from bis_jax.workdir import WorkdirError
+from bis_jax.settings import locations
+from bis_jax.settings.workdir import WorkdirError
+from bis_jax.toy import drawing
+from bis_jax.training.examples import RolloutExamples
 
 ALPHA = 0.2  # of BIS, as for a tenth of the corpus
 
@@ -34,7 +35,7 @@ def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
   Raises:
     WorkdirError: a run is not on the embedded corpus, or its corpus is gone, or another's.
   """
-  runs = [restored.restore(workdir) for workdir in workdirs]
+  runs = [restore.restore(workdir) for workdir in workdirs]
   where = locations.locate(runs[0].config)
   if not where.toy or not (where.toy / "truth.jsonl").exists():
     raise WorkdirError(
@@ -50,7 +51,7 @@ def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
       )
   kept = [manifest.rollout_indices(corpus) for manifest in manifests]
   parts, groups = _draw(corpus, np.concatenate(kept), (rollouts, rollouts // 2))
-  truth = toy.read_truth(where.toy)
+  truth = drawing.read_truth(where.toy)
   steps, others = (_read_steps(corpus, part, truth, runs[0].config.corpus.tau) for part in parts)
   flip = _measured_flips(others, runs[0].config.corpus.toy.n_mc)
   predictors = _predictors(steps, flip)

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bis_jax.corpus import builders, records
+from bis_jax.corpus import records, tfds_builders
 from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.corpus import FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
-from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import (
   REASONS,
@@ -32,6 +31,7 @@ from bis_jax.corpus.rejections import (
 )
 from bis_jax.corpus.scan import Scan, scan_files
 from bis_jax.corpus.score_table import STRICT_OK
+from bis_jax.corpus.workers import ProgressBar, Workers
 
 _SHARD_BYTES = 64 << 20  # of a shard's inputs, where an example counts as at least _EXAMPLE_BYTES
 _EXAMPLE_BYTES = 8 << 10
@@ -265,8 +265,10 @@ def _write(
   shards = _rollout_shards(found, rows, image_ids)
   noted = workers.map(_notes, shards)
   write_jsonl(itertools.chain.from_iterable(noted), out / "notes.jsonl")
-  builders.write(builders.Rollouts(shards, data_dir=out, workers=workers))
-  builders.write(builders.Images(_image_shards(found, root), data_dir=out, workers=workers))
+  tfds_builders.write(tfds_builders.Rollouts(shards, data_dir=out, workers=workers))
+  tfds_builders.write(
+    tfds_builders.Images(_image_shards(found, root), data_dir=out, workers=workers)
+  )
   shutil.rmtree(out / "downloads", ignore_errors=True)  # made by TFDS, empty
   return digest
 
@@ -285,13 +287,13 @@ def _corpus_digest(found: _Found, parameters: dict[str, Any]) -> str:
 
 def _rollout_shards(
   found: _Found, rows: np.ndarray, image_ids: list[tuple[int, ...]]
-) -> list[builders.RolloutShard]:
+) -> list[tfds_builders.RolloutShard]:
   """Returns the rows in shards of about `_SHARD_BYTES` of annotations, each of one source."""
   c, shards = found.scan.columns, []
   for part in _runs(c.length[rows], found.scan.source[rows]):
     chosen, ids = rows[part], image_ids[part]
     shards.append(
-      builders.RolloutShard(
+      tfds_builders.RolloutShard(
         file=found.scan.files[found.scan.source[chosen[0]]],
         first=part.start,
         line=c.line[chosen],
@@ -304,10 +306,10 @@ def _rollout_shards(
   return shards
 
 
-def _image_shards(found: _Found, root: ImageRoot) -> list[builders.ImageShard]:
+def _image_shards(found: _Found, root: ImageRoot) -> list[tfds_builders.ImageShard]:
   sizes = np.array([root.stamp(name)[0] for name in found.names])
   return [
-    builders.ImageShard(root, part.start, found.names[part], found.sizes[part])
+    tfds_builders.ImageShard(root, part.start, found.names[part], found.sizes[part])
     for part in _runs(sizes, np.zeros(sizes.size))
   ]
 
@@ -320,7 +322,7 @@ def _runs(sizes: np.ndarray, groups: np.ndarray) -> list[slice]:
   return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
-def _notes(shard: builders.RolloutShard) -> list[Rejected]:
+def _notes(shard: tfds_builders.RolloutShard) -> list[Rejected]:
   return [
     Rejected(rollout.source, rollout.line, *note)
     for rollout in shard.rollouts()

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
+
 from bis_jax.errors import UserError
 
 REASONS = {

@@ -9,10 +9,10 @@ import numpy as np
 
 from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
-from bis_jax.corpus.processes import ProgressBar, Workers
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
+from bis_jax.corpus.workers import ProgressBar, Workers
 
 _SMALL = 8 << 20  # bytes; fewer are read in this process
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from bis_jax.errors import UserError
 
 STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order

@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
   Qwen2VLImageProcessorPil,
   smart_resize,
 )
+
 from bis_jax.errors import UserError
 
 PATCH = 14  # pixels along a side

@@ -18,13 +18,13 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
+from bis_jax.errors import UserError
 from bis_jax.inputs.images import ImageError, Patches, QwenImages, decode
 from bis_jax.inputs.internvl_prompt import InternVLPrompt
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
 from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
 from bis_jax.inputs.tiles import InternVLImages, Tiles
-from bis_jax.errors import UserError
 
 
 @dataclass(frozen=True)

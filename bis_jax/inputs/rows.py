@@ -31,6 +31,9 @@ from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches, QwenImage
 from bis_jax.inputs.prompt import Sample
 from bis_jax.inputs.tiles import TOKEN_PATCHES, InternVLImages, Tiles
 
+# What stays on the host: where each marker's example stands in the source.
+HOST_KEYS = ("example_index", "step_index")
+
 Batch = dict[str, np.ndarray]
 
 

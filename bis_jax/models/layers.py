@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bis_jax.models.splash import CHECKPOINT_NAME
-from bis_jax.sharding import split_rows
+from bis_jax.parallel.sharding import split_rows
 
 _kernel_init = nnx.initializers.lecun_normal()
 _embedding_init = nnx.initializers.normal(0.02)

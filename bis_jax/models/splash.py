@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-from bis_jax.sharding import split_attention
+from bis_jax.parallel.sharding import split_attention
 
 # Its output and row sums, kept by `layers.rematerialised` where products are kept.
 CHECKPOINT_NAME = "splash_attention"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu.attention import mha
 
-from bis_jax.sharding import split_attention
+from bis_jax.parallel.sharding import split_attention
 
 _BLOCK = 128  # tokens of a block; a row is padded to a multiple
 

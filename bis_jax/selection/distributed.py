@@ -19,8 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bis_jax.corpus.score_table import ScoreTable
-from bis_jax.selection.cut import Rule, kept_sources, manifest_of
 from bis_jax.selection.manifest import KeptSource, Manifest
+from bis_jax.selection.rule import Rule, kept_sources, manifest_of
 
 
 def sort_keys(scores: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bis_jax.corpus import builders, preparation
+from bis_jax.corpus import preparation, tfds_builders
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import TooManyRejectedError, prepare
 from bis_jax.corpus.rejections import CorpusError
@@ -240,7 +240,7 @@ def test_a_run_that_fails_leaves_the_old_corpus(raw, tmp_path, monkeypatch):
     raise OSError("disk full")
     yield
 
-  monkeypatch.setattr(builders.ImageShard, "__call__", fail)
+  monkeypatch.setattr(tfds_builders.ImageShard, "__call__", fail)
   with pytest.raises(OSError, match="disk full"):
     run(raw, tmp_path / "out", tau=0.5)
   with pytest.raises(OSError, match="disk full"):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bis_jax.evaluation import best_of_n, plots
+from bis_jax.evaluation import best_of_n
+from bis_jax.reports import plots
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 SCORES = st.lists(st.sampled_from([0, 0.25, 0.5, 1]) | st.floats(0, 1), max_size=5)

@@ -10,12 +10,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType
 
 from bis_jax.models import attention as attention_module
-from bis_jax.models.attention import (
-  BackendError,
-  attention,
-  check_backend,
-  window_attention,
-)
+from bis_jax.models.attention import BackendError, attention, check_backend, window_attention
 from bis_jax.models.splash import splash_attention
 from bis_jax.models.triton import triton_attention
 

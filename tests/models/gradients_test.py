@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bis_jax import state
-from bis_jax.models import weights
+from bis_jax.hub import weights
+from bis_jax.models import param_tree
 
 
 def _loss(model, batch, targets):
@@ -36,7 +36,7 @@ def test_gradients_of_the_reward_loss(lab, torch_model, case):
   columns = torch.tensor(np.stack([targets, 1 - targets], axis=1))
   torch.nn.functional.cross_entropy(logits, columns).backward()
 
-  _, ours = state.split(gradient)
+  _, ours = param_tree.split(gradient)
   theirs = {name: p.grad.numpy() for name, p in torch_model.named_parameters()}
   errors = {}
   for path, value in ours.items():

@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from transformers import InternVLConfig as TorchConfig
 from transformers import InternVLForConditionalGeneration
 
-from bis_jax import state
-from bis_jax.models import weights
+from bis_jax.hub import weights
+from bis_jax.models import param_tree
 from bis_jax.models.decoder import place_features
 from bis_jax.models.internvl import InternVL, InternVLConfig
 from bis_jax.models.internvl import text as text_side
@@ -178,7 +178,7 @@ def _torch_model(config):
 
 def _shapes(config, sharding=None):
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  _, shapes = state.split(nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0))))
+  _, shapes = param_tree.split(nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0))))
   return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
@@ -188,8 +188,8 @@ def _load(folder, config, **kwargs):
 
 
 def _model(config, params):
-  graph, _ = state.split(nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0))))
-  return state.merge(graph, params)
+  graph, _ = param_tree.split(nnx.eval_shape(lambda: InternVL(config, nnx.Rngs(0))))
+  return param_tree.merge(graph, params)
 
 
 _forward = jax.jit(lambda model, batch: model(batch))
@@ -298,9 +298,9 @@ def test_gradients_of_the_reward_loss(lab):
     return -(targets * log_probs[:, 0] + (1 - targets) * log_probs[:, 1]).mean()
 
   batch = _assemble([[sample]])
-  _, ours = state.split(jax.jit(jax.grad(loss))(lab.model, batch))
+  _, ours = param_tree.split(jax.jit(jax.grad(loss))(lab.model, batch))
   remat = _model(dataclasses.replace(lab.config, remat="full"), lab.params)
-  _, again = state.split(jax.jit(jax.grad(loss))(remat, batch))
+  _, again = param_tree.split(jax.jit(jax.grad(loss))(remat, batch))
   zero = "vision_model.layers.attn.k_proj.bias"  # softmax does not see it; both have rounding alone
   assert max(_relative_error(again[path], ours[path]) for path in ours if path != zero) < 1e-5
   assert np.abs(ours[zero]).max() < 1e-4 * np.abs(ours[zero.replace("k_proj", "q_proj")]).max()

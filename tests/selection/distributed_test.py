@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bis_jax.corpus.score_table import ScoreTable
-from bis_jax.selection import cut, distributed
+from bis_jax.selection import distributed
+from bis_jax.selection import rule as cut
 from bis_jax.selection.strategies import STRATEGIES
 
 RULES = [
@@ -68,7 +69,7 @@ def test_real_processes_agree_with_one_host(tmp_path, table, processes):
     for i in range(processes)
   ]
   answers = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in started]
-  expected = [cut.select(table, **rule).digest for rule in RULES]
+  expected = [rule.select(table, **rule).digest for rule in RULES]
   assert len(set(expected)) == len(RULES)
   for answer in answers:
     assert answer["digests"] == expected

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from bis_jax.selection.cut import select
 from bis_jax.selection.manifest import KeptSource, Manifest, ManifestError
+from bis_jax.selection.rule import select
 
 
 @dataclasses.dataclass

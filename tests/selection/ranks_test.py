@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bis_jax.selection.cut import select, top
 from bis_jax.selection.ranks import NO_STEP, rank_table, step_ranks
+from bis_jax.selection.rule import select, top
 
 
 def counts_of(rollouts, steps):

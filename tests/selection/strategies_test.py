@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bis_jax.selection.cut import select
+from bis_jax.selection.rule import select
 from bis_jax.selection.strategies import STRATEGIES
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bis_jax.corpus.scan import scan
 from bis_jax.selection import subset
-from bis_jax.selection.cut import select
+from bis_jax.selection.rule import select
 
 RECORDS = {
   "a.jsonl": [

@@ -1,7 +1,7 @@
 """Qwen2.5-VL as a step reward model: a batch of packed rows in, two logits a step marker out.
 
 Source: Qwen2_5_VLForConditionalGeneration in Transformers; attribute names are its own, so that
-the key table of `bis_jax.models.weights` is nearly the identity.
+the key table of `bis_jax.hub.weights` is nearly the identity.
 
 Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, P patch
 slots, C values a patch, M merged image features (P / 4), N query heads, K key and value heads,

@@ -1,0 +1,177 @@
+"""The reward head's gradient of single rollouts, measured on a model.
+
+The head turns a step marker's state h into P(correct) = sigmoid(h . w), w the difference of its two
+columns. The gradient of a rollout's mean cross-entropy in w is 1/n sum_i (s_i - y_i) h_i; in the
+head's kernel [D, 2] it is that and its negative. `benchmarks.study.closed_forms` says what to expect of it.
+
+Array names end in their dims: S steps of all rollouts one behind the other, M rollouts, D width.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.pipeline import Examples, InputError
+from bis_jax.inputs.rows import HOST_KEYS
+from bis_jax.models.param_tree import merge
+from bis_jax.scoring.restore import Restored
+
+HEAD = "reward_head.kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+  """The steps of some rollouts.
+
+  rollout_S: int64, which rollout, rising from 0; every rollout has a step.
+  label_S: float64, what training is told: the target of the loss.
+  truth_S: float64, 1 for a right step, else 0.
+  score_S: float64, MC score.
+  """
+
+  rollout_S: np.ndarray
+  label_S: np.ndarray
+  truth_S: np.ndarray
+  score_S: np.ndarray
+
+  def mean(self, value_S: np.ndarray) -> np.ndarray:
+    """Returns the mean over the steps of every rollout, [M] of [S] or [M, D] of [S, D]."""
+    starts = np.flatnonzero(np.diff(self.rollout_S, prepend=-1))
+    count = np.diff(np.append(starts, len(self.rollout_S)))
+    total = np.add.reduceat(value_S, starts)
+    return total / count.reshape(-1, *[1] * (value_S.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutGradients:
+  """Of every rollout's mean loss, float64[M] each; `direction` is a unit vector of R^D.
+
+  square: squared norm of the gradient.
+  aligned: how fast a step against the gradient goes along `direction`: -g . direction.
+  contrast_square, contrast: the same of the part that compares the steps of the rollout with one
+    another, 1/n sum_i (r_i - rbar) h_i with r = s - y; it is 0 where all r are equal.
+  true_aligned: `aligned` under the true labels.
+  """
+
+  square: np.ndarray
+  aligned: np.ndarray
+  contrast_square: np.ndarray
+  contrast: np.ndarray
+  true_aligned: np.ndarray
+
+
+def marker_states(run: Restored, examples: Examples) -> np.ndarray:
+  """Returns float32[S, D]: what the reward head reads at every step of the examples, in order.
+
+  With the identity for a head, a model returns the states that its head reads.
+
+  Raises:
+    InputError: a step does not fit the run's length limit.
+  """
+  reader, inputs = run.reader, run.config.inputs
+  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  if measured.dropped_steps.any():
+    raise InputError(
+      f"{np.count_nonzero(measured.dropped_steps)} rollouts have steps beyond {inputs.max_length} "
+      "tokens: take a run with a larger config.inputs.max_length"
+    )
+  plan = pack.plan(
+    *measured.costs,
+    row_tokens=inputs.row_tokens,
+    row_patches=inputs.row_patches,
+    row_markers=inputs.row_markers,
+    shuffle=False,
+    lookahead=inputs.lookahead,
+  )
+  head = run.params[HEAD]
+  width = head.shape[0]
+  params = run.params | {HEAD: jnp.eye(width, dtype=head.dtype)}
+  first_step = np.cumsum(measured.marker_counts) - measured.marker_counts
+  state_SD = np.zeros((measured.marker_counts.sum(), width), np.float32)
+  step = jax.jit(lambda params, batch: merge(run.graph, params)(batch))
+  # Fewer rows than a batch are filled up with empty ones.
+  for batch in pipeline.batches(
+    examples, measured, plan, reader.images, rows_per_batch=inputs.row_multiple
+  ):
+    arrays = {key: value for key, value in batch.items() if key not in HOST_KEYS}
+    with jax.set_mesh(run.mesh):  # which attention kernels read
+      state_BRD = np.asarray(step(params, arrays))
+    used_BR = batch["example_index"] >= 0
+    place = first_step[batch["example_index"][used_BR]] + batch["step_index"][used_BR]
+    state_SD[place] = state_BRD[used_BR]
+  return state_SD
+
+
+def probabilities(params: Mapping[str, jax.Array], state_SD: np.ndarray) -> np.ndarray:
+  """Returns P(correct) of every step, float64[S], from the model's own head."""
+  kernel_D2 = np.asarray(params[HEAD], np.float64)
+  return 1 / (1 + np.exp(-state_SD @ (kernel_D2[:, 0] - kernel_D2[:, 1])))
+
+
+def true_direction(steps: Steps, probability_S: np.ndarray, state_SD: np.ndarray) -> np.ndarray:
+  """Returns the unit vector float64[D] along which the loss under the true labels falls fastest.
+
+  It is the mean over all steps, as training weighs them. The teacher's direction is taken so and
+  not as the weights of a classifier fitted to the truth, because <-g, direction> is then what a step
+  against g gains in the true loss, to first order, at whatever student; fitted weights also depend
+  on how they are regularised. With the features of `benchmarks.study.closed_forms` and a student that has absorbed
+  the prior both are u.
+
+  States have a mean, and a head without a bias learns the prior along it. `without_prior` leaves
+  what is about single steps.
+  """
+  ascent_D = (probability_S - steps.truth_S) @ state_SD
+  return -ascent_D / np.linalg.norm(ascent_D)
+
+
+def without_prior(direction_D: np.ndarray, state_SD: np.ndarray) -> np.ndarray:
+  """Returns the direction with the mean of the states projected out, a unit vector float64[D]."""
+  mean_D = state_SD.mean(axis=0, dtype=np.float64)
+  left_D = direction_D - mean_D * (direction_D @ mean_D) / (mean_D @ mean_D)
+  return left_D / np.linalg.norm(left_D)
+
+
+def fitted_direction(steps: Steps, state_SD: np.ndarray, ridge: float = 1e-3) -> np.ndarray:
+  """Returns the unit vector float64[D] of a logistic regression on the true labels.
+
+  The mean loss plus ridge / 2 |w|^2, with an intercept, by Newton's method from zero.
+  """
+  x_SE = np.concatenate([state_SD, np.ones((len(state_SD), 1))], axis=1).astype(np.float64)
+  penalty_E = np.append(np.full(state_SD.shape[1], ridge), 0.0)
+  weight_E = np.zeros(x_SE.shape[1])
+  for _ in range(30):
+    s_S = 1 / (1 + np.exp(-x_SE @ weight_E))
+    slope_E = x_SE.T @ (s_S - steps.truth_S) / len(x_SE) + penalty_E * weight_E
+    curvature = (x_SE.T * (s_S * (1 - s_S))) @ x_SE / len(x_SE) + np.diag(penalty_E + 1e-9)
+    change_E = np.linalg.solve(curvature, slope_E)
+    weight_E -= change_E * min(1.0, 5.0 / np.linalg.norm(change_E))
+  return weight_E[:-1] / np.linalg.norm(weight_E[:-1])
+
+
+def rollout_gradients(
+  steps: Steps, probability_S: np.ndarray, state_SD: np.ndarray, direction_D: np.ndarray
+) -> RolloutGradients:
+  """Returns what the gradients of the rollouts are; see `RolloutGradients`.
+
+  Args:
+    steps: of M rollouts.
+    probability_S: float64, the student's.
+    state_SD: float32.
+    direction_D: a unit vector.
+  """
+  residual_S = probability_S - steps.label_S
+  gradient_MD = steps.mean(residual_S[:, None] * state_SD)
+  spread_S = residual_S - steps.mean(residual_S)[steps.rollout_S]
+  contrast_MD = steps.mean(spread_S[:, None] * state_SD)
+  true_MD = steps.mean((probability_S - steps.truth_S)[:, None] * state_SD)
+  return RolloutGradients(
+    square=(gradient_MD**2).sum(axis=1),
+    aligned=-gradient_MD @ direction_D,
+    contrast_square=(contrast_MD**2).sum(axis=1),
+    contrast=-contrast_MD @ direction_D,
+    true_aligned=-true_MD @ direction_D,
+  )

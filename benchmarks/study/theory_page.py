@@ -1,0 +1,282 @@
+"""Writes the page of the theory: closed forms, their simulation, and what a real model showed.
+
+Every sentence with a number in it is made from theory.json.
+"""
+
+import html
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from benchmarks.study import theory_plots
+from bis_jax.reports import page_style
+
+# Between the bins of p(1-p): pure rollouts alone, then mixed ones.
+MIXTURE_EDGES = (1e-9, 0.17, 0.23)
+_MEASURES = {
+  "square": "|g|\N{SUPERSCRIPT TWO}",
+  "aligned": "along the teacher",
+  "contrast": "its contrast part",
+}
+
+
+def write(out: pathlib.Path, results: Mapping) -> None:
+  """Writes index.html and plots/*.png into the folder; `results` is the content of theory.json."""
+  figures = _figures(results)
+  (out / "plots").mkdir(parents=True, exist_ok=True)
+  for name, (png, _) in figures.items():
+    (out / "plots" / f"{name}.png").write_bytes(png)
+  body = [
+    "<h1>Why a balanced, reliable rollout should teach more</h1>",
+    f"<p>{html.escape(simulation_words(results['simulation']))}</p>",
+    _FORMS,
+    _shown(figures, "over_mixture"),
+    _shown(figures, "over_flips", "deviations"),
+    "<h2>MC scores, flips and BIS</h2>",
+    f"<p>{html.escape(_surface_words(results['curves']['surface']))}</p>",
+    _shown(figures, "flip_rates", "surface"),
+  ]
+  if measured := results.get("measured"):
+    body += [
+      "<h2>Measured on a model: the reward head's gradient, rollout by rollout</h2>",
+      f'<p class="quiet">{html.escape(_METHOD)}</p>',
+      f"<p>{html.escape(measured_words(measured))}</p>",
+      *(_shown(figures, name) for name in ("by_tenth", "correlations", "by_mixture")),
+      _kind_table(measured),
+      _selection_table(measured),
+      _correlation_table(measured),
+    ]
+  page = page_style.document("Theory", "\n".join(body))
+  (out / "index.html").write_text(page, encoding="utf-8")
+
+
+_FORMS = """<h2>The closed forms</h2>
+<p>Steps with Gaussian features around their truth, at distance &delta; along the teacher, labels
+that are wrong with rates f<sub>+</sub> (positives) and f<sub>&minus;</sub> (negatives), a student
+that gives every step the probability s, a rollout of n steps of which a share p is labelled
+positive and &zeta; is expected to be right, features centred at c. Exactly:</p>
+<div class="card"><p>component along the teacher = &delta; (p &minus; s)(&zeta; &minus; c) +
+&delta; p(1 &minus; p)(1 &minus; f<sub>+</sub> &minus; f<sub>&minus;</sub>)</p>
+<p>and at s = p, with V = (1 &minus; p) f<sub>+</sub>(1 &minus; f<sub>+</sub>) +
+p f<sub>&minus;</sub>(1 &minus; f<sub>&minus;</sub>), its variance = p(1 &minus; p)(1 +
+&delta;<sup>2</sup>V)/n, and E |g|<sup>2</sup> = p(1 &minus; p)(d + &delta;<sup>2</sup>V)/n +
+component<sup>2</sup>.</p></div>
+<p>The first term compares the rollout with what the student expects of any (the prior); the second
+is the contrast between its own steps, of which a pure rollout has none. Derivations and
+assumptions: <code>bis_jax/theory.py</code>.</p>"""
+
+_METHOD = (
+  "g is the gradient of a rollout's mean loss in the reward head, under its noisy MC labels, for "
+  "rollouts that no run trained on. The teacher is the direction along which the loss under the true "
+  "labels falls fastest, at the same student, taken from other rollouts about other pictures, with "
+  "the mean state projected out: along that the head learns the prior, for want of a bias. The "
+  "contrast part is what is left of g when every step's residual is taken relative to the rollout's "
+  "mean. Correlations are rank correlations; intervals of 95 % are from a bootstrap over pictures. "
+  "With the prior left in, and along a classifier fitted to the truth, see theory.json."
+)
+
+
+def _shown(figures: Mapping[str, tuple[bytes, str]], *names: str) -> str:
+  shown = "".join(page_style.figure(*figures[name]) for name in names)
+  return f'<div class="figures" style="margin-top: .8rem">{shown}</div>'
+
+
+def _figures(results: Mapping) -> dict[str, tuple[bytes, str]]:
+  curves, measured = results["curves"], results.get("measured")
+  rollout = curves["rollout"]
+  about = (
+    f"{rollout['steps']} steps, N = {rollout['n_mc']}, distance {rollout['distance']:g}, offset 1. Lines: closed forms; points: simulation, bars 3 "
+    "standard errors."
+  )
+  figures = {
+    "deviations": (
+      theory_plots.deviations(results["simulation"]),
+      f"Simulation against closed form at {results['simulation']['settings']} varied settings.",
+    ),
+    "over_mixture": (
+      theory_plots.over_mixture(curves["over_mixture"]),
+      f"Over the mixture, for three students; {rollout['prior']:.0%} of all steps are right. {about}",
+    ),
+    "over_flips": (
+      theory_plots.over_flips(curves["over_flips"]),
+      f"Over the share of pseudo-positives, for a student at p; half of all steps are right. {about}",
+    ),
+    "flip_rates": (
+      theory_plots.flip_rates(curves["flip_rates"], measured and measured["flips"]),
+      "Pseudo-positives are the positives with low MC scores.",
+    ),
+    "surface": (
+      theory_plots.surface(curves["surface"]),
+      "Exact signal-to-noise of a rollout whose positives all have MC score R, student at p, beside "
+      "BIS.",
+    ),
+  }
+  if measured:
+    students = measured["students"]
+    figures |= {
+      "by_tenth": (
+        theory_plots.measured_by_tenth(students),
+        "Signal-to-noise of single rollouts, by tenths; ties fall into tenths at random.",
+      ),
+      "correlations": (
+        theory_plots.measured_correlations(students),
+        "What goes with the gradient's size and with its component along the teacher. Closed form: "
+        "the contrast's signal with the corpus's true flip rates.",
+      ),
+      "by_mixture": (
+        theory_plots.measured_by_mixture(students),
+        "Size of the gradient over the mixture. The theory's student at s = p has the dashed line.",
+      ),
+    }
+  return figures
+
+
+def simulation_words(simulation: Mapping) -> str:
+  """Returns a sentence on how closed forms and simulation agree."""
+  beyond, largest = simulation["beyond_3"], simulation["largest"]
+  comparisons = simulation["settings"] * len(beyond)
+  return (
+    f"Of {comparisons} comparisons of closed form and simulation (squared gradient, component along "
+    f"the teacher and its signal-to-noise at {simulation['settings']} settings), "
+    f"{sum(beyond.values())} are more than 3 standard errors apart; the largest deviation is "
+    f"{max(largest.values()):.2f} standard errors. Of that many right forms "
+    f"{0.0027 * comparisons:.1f} would be expected beyond 3."
+  )
+
+
+def _surface_words(surface: Mapping) -> str:
+  return (
+    "BIS is the signal itself where MC scores are calibrated probabilities, no right step is missed "
+    "and alpha is 0. Elsewhere it departs from the exact signal-to-noise: it knows nothing of n, "
+    "grows in proportion to R where flips vanish after a few successes, and keeps pure rollouts by "
+    f"alpha. Over the plane below the rank correlation of the two is "
+    f"{surface['rank_correlation']:.2f}."
+  )
+
+
+def measured_words(measured: Mapping) -> str:
+  """Returns the paragraph on the real model, made from the numbers alone."""
+  students = measured["students"]
+  count = len(students)
+
+  def top(student: Mapping, name: str) -> float:
+    return _snr(student["by_tenth"][name][9])
+
+  def better(name: str) -> int:
+    return sum(top(student, "BIS") > top(student, name) for student in students)
+
+  above = sum(_above(student["by_tenth"]["BIS"][9], student["all"]) for student in students)
+  kinds = [student["by_kind"] for student in students]
+  halves = [student["mixed_by_half"] for student in students]
+  return (
+    f"{measured['rollouts']:,} rollouts were measured, {measured['mixed']:.1%} of them mixed, at "
+    f"{count} students. The squared gradient {_tally(students, 'rank_correlations', 'square')}; of "
+    f"mixed rollouts it is {_span(s['square_of_mixed_over_pure'] for s in students)} times that of "
+    "pure ones, and the contrast between a rollout's own steps makes "
+    f"{_span(100 * s['contrast_share_of_square'] for s in students)} % of it. The component along the "
+    "teacher "
+    f"{_tally(students, 'rank_correlations', 'aligned')}; among mixed rollouts alone it "
+    f"{_tally(students, 'rank_correlations_among_mixed', 'aligned')}, and its contrast part "
+    f"{_tally(students, 'rank_correlations_among_mixed', 'contrast')}. The signal-to-noise of one "
+    f"rollout is {_span(_snr(s['all']) for s in students)} over all rollouts, "
+    f"{_span(_snr(k['mixed']) for k in kinds)} for mixed ones, "
+    f"{_span(_snr(k['all positive']) for k in kinds)} where every step is positive and "
+    f"{_span(_snr(k['none positive']) for k in kinds)} where none is; among mixed ones it is higher "
+    f"in the upper half by R at {_higher(halves, 'R')} of {count} students, by BIS at "
+    f"{_higher(halves, 'BIS')}. The tenth with the highest BIS has "
+    f"{_span(top(s, 'BIS') for s in students)}: clearly more than all rollouts at {above} of {count} "
+    f"students, more than the highest tenth by p(1-p) at {better('p(1-p)')}, by R at {better('R')}, "
+    f"by average_stepwise at {better('average_stepwise')}. {_composition_words(measured)}"
+  )
+
+
+def _composition_words(measured: Mapping) -> str:
+  """Returns what the highest tenth by BIS is made of, beside all rollouts."""
+  highest, everyone = measured["highest_tenth"]["BIS"], measured["kinds"]
+  parts = [f"{share:.0%} {kind} (of all {everyone[kind]:.0%})" for kind, share in highest.items()]
+  return f"By labels that tenth is {', '.join(parts)}."
+
+
+def _tally(students: Sequence[Mapping], table: str, measure: str) -> str:
+  """Returns e.g. "rises with p(1-p) at 3, falls at 1; ..." over students; intervals decide."""
+  words = []
+  for name in ("p(1-p)", "R", "BIS"):
+    intervals = [student[table][measure][name]["interval"] for student in students]
+    rises, falls = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+    words.append(f"rises with {name} at {rises} and falls at {falls}")
+  return ", ".join(words)
+
+
+def _span(values: Iterable[float]) -> str:
+  values = list(values)
+  return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _higher(halves: Sequence[Mapping], name: str) -> int:
+  return sum(_snr(half[name][1]) > _snr(half[name][0]) for half in halves)
+
+
+def _snr(block: Mapping) -> float:
+  return float("-inf") if block["snr"] is None else block["snr"]
+
+
+def _above(block: Mapping, other: Mapping) -> bool:
+  """Returns whether a block's signal-to-noise is above another's, intervals apart."""
+  if block["snr"] is None or other["snr"] is None:
+    return False
+  return block["interval"][0] > other["interval"][1]
+
+
+def _selection_table(measured: Mapping) -> str:
+  """Returns the table of signal-to-noise in the highest tenth by every predictor."""
+  predictors = list(measured["students"][0]["by_tenth"])
+  rows = []
+  for student in measured["students"]:
+    blocks = [student["all"], *(student["by_tenth"][name][9] for name in predictors)]
+    cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
+    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
+  heading = "<h2>Signal-to-noise of the tenth that each would keep</h2>"
+  return heading + page_style.table(["student", "all (random)", *predictors], rows)
+
+
+def _block(block: Mapping) -> str:
+  if block["snr"] is None:
+    return "\N{EN DASH}"
+  low, high = block["interval"]
+  return f"{block['snr']:.3f}<small>{low:.3f} to {high:.3f}</small>"
+
+
+def _kind_table(measured: Mapping) -> str:
+  """Returns the table of signal-to-noise by labels: pure, mixed, and halves of the mixed."""
+  kinds = list(measured["students"][0]["by_kind"])
+  headings = [*kinds, "mixed, lower half by R", "upper", "lower half by BIS", "upper"]
+  rows = []
+  for student in measured["students"]:
+    halves = [block for name in ("R", "BIS") for block in student["mixed_by_half"][name]]
+    blocks = [*(student["by_kind"][kind] for kind in kinds), *halves]
+    cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
+    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
+  return "<h2>Signal-to-noise by labels</h2>" + page_style.table(["student", *headings], rows)
+
+
+def _about(student: Mapping) -> str:
+  return (
+    f"{html.escape(student['name'])}<small>ROC-AUC of its answers {student['roc_auc']:.2f}</small>"
+  )
+
+
+def _correlation_table(measured: Mapping) -> str:
+  """Returns the table of rank correlations over all rollouts and among mixed ones."""
+  predictors = list(measured["students"][0]["by_tenth"])
+  rows = []
+  for student in measured["students"]:
+    for table, among in (("rank_correlations", ""), ("rank_correlations_among_mixed", ", mixed")):
+      for measure, words in _MEASURES.items():
+        found = student[table][measure]
+        cells = "".join(
+          f"<td>{found[name]['value']:+.3f}<small>{found[name]['interval'][0]:+.3f} to "
+          f"{found[name]['interval'][1]:+.3f}</small></td>"
+          for name in predictors
+        )
+        first = f"{html.escape(student['name'])}<small>{words}{among}</small>"
+        rows.append(f"<tr><td>{first}</td>{cells}</tr>")
+  return "<h2>Rank correlations</h2>" + page_style.table(["student", *predictors], rows)

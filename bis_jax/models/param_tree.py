@@ -1,0 +1,22 @@
+"""A run's arrays as flat dicts `{"visual.merger.mlp.0.kernel": array}`, and the model around them.
+
+Freezing, sharding, learning rates and checkpoints all speak of these paths, so no part of them
+needs to know how the model is built.
+"""
+
+import jax
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Params = dict[str, jax.Array]
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+  """Returns the model's structure and its parameters as a flat dict."""
+  graph, state = nnx.split(model, nnx.Param)
+  return graph, flatten_dict(nnx.to_pure_dict(state), sep=".")
+
+
+def merge(graph: nnx.GraphDef, params: Params) -> nnx.Module:
+  """Returns the model with these parameters; the inverse of `split`."""
+  return nnx.merge(graph, unflatten_dict(params, sep="."))

@@ -1,0 +1,146 @@
+"""Starting and ending the processes of one run: one a host, or one a GPU.
+
+Every process runs the same command. Who they are is found, first match wins, in
+
+1. three environment variables, the same address and count for all, a number of its own for each:
+
+       JAX_COORDINATOR_ADDRESS=10.0.0.1:8476 JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=0
+
+   `JAX_NUM_PROCESSES=1` alone is a run of one process, whatever the surroundings say;
+2. what the surroundings say, as `jax.distributed.initialize` reads it: SLURM (under `srun`), Open
+   MPI, Cloud TPU metadata, GKE. There JAX_COORDINATOR_ADDRESS or JAX_COORDINATOR_PORT may be set on
+   its own, and JAX_LOCAL_DEVICE_IDS gives a SLURM process more GPUs than one;
+3. nothing: a run of one process.
+
+A process that dies makes the others stop: JAX's coordination service, which lives in process 0,
+notices a missing process after `HEARTBEAT_SECONDS` and ends the rest with an error (SIGABRT); where
+process 0 dies, the others notice at once. So does a process that waits for a dead one over TCP. A
+process that hangs without dying counts as dead only if its heartbeats, sent by a thread of their
+own, stop as well.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bis_jax.errors import UserError
+
+HEARTBEAT_SECONDS = 60  # silence after which a process is taken for dead
+_SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
+_WAIT_SECONDS = 7 * 24 * 3600  # no bound on work; a wait for a dead process ends by its heartbeat
+
+_COUNT, _INDEX, _ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"
+
+
+class DistributedError(UserError):
+  """The environment names the processes of a run by half, or its hosts do not share a folder."""
+
+
+def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
+  """Joins this process to the others of its run; must come before the first use of a device.
+
+  JAX's own preemption notice is turned off: it holds SIGTERM back for the life of the process and
+  is deaf before the first step. See `preemption`.
+
+  Args:
+    heartbeat_seconds: of silence after which a process is taken for dead.
+
+  Raises:
+    DistributedError: the environment variables are incomplete or no numbers.
+  """
+  jax.config.update("jax_enable_preemption_service", False)
+  timeouts = {
+    "heartbeat_timeout_seconds": heartbeat_seconds,
+    "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
+  }
+  found = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if os.environ.get(name)}
+  if found.get(_COUNT) == "1":
+    return
+  if _COUNT in found or _INDEX in found:
+    jax.distributed.initialize(*_from_environment(found), **timeouts)
+    return
+  try:
+    jax.distributed.initialize(**timeouts)
+  except ValueError as error:  # raised before anything is started where no surroundings are known
+    if _ADDRESS in found:
+      raise DistributedError(
+        f"{_ADDRESS} is set, but neither {_COUNT} and {_INDEX} nor a cluster that JAX knows: set "
+        f"all three, or none for a run of one process ({error})"
+      ) from error
+    if "coordinator_address" not in str(error):
+      raise
+
+
+def _from_environment(found: dict[str, str]) -> tuple[str, int, int]:
+  """Returns (address, count, index) from the three variables; raises DistributedError."""
+  missing = [name for name in (_ADDRESS, _COUNT, _INDEX) if name not in found]
+  if missing:
+    raise DistributedError(
+      f"{' and '.join(found)} {'is' if len(found) == 1 else 'are'} set but not "
+      f"{' and '.join(missing)}: set all three, or none for a run of one process"
+    )
+  try:
+    count, index = int(found[_COUNT]), int(found[_INDEX])
+  except ValueError:
+    count = index = -1
+  if not 0 <= index < count:
+    raise DistributedError(
+      f"{_INDEX}={found[_INDEX]} and {_COUNT}={found[_COUNT]}: they must be whole numbers with "
+      f"0 <= {_INDEX} < {_COUNT}"
+    )
+  if not found[_ADDRESS].rpartition(":")[2].isdigit():
+    raise DistributedError(f"{_ADDRESS}={found[_ADDRESS]} has no port: write HOST:PORT")
+  return found[_ADDRESS], count, index
+
+
+def is_first() -> bool:
+  """Returns whether this is process 0, which alone writes the run's files."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until every process has come here, however long the slowest works before.
+
+  The wait is at the coordination service. One on the devices would break off, on CPU after 30
+  seconds, while process 0 prepares a corpus.
+
+  Args:
+    name: of this place in the program; no two waits of a run share one.
+  """
+  everyone = set(range(jax.process_count()))
+  ocp.multihost.sync_global_processes(name, timeout=_WAIT_SECONDS, processes=everyone)
+
+
+def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
+  """Lets process 0 make a file or folder while the others wait, then all go on.
+
+  Raises:
+    DistributedError: this process does not see it.
+  """
+  if is_first():
+    make()
+  wait_for_all(str(path))
+  if not epath.Path(path).exists():
+    raise DistributedError(
+      f"process 0 made {path}, but process {jax.process_index()} does not see it: put --workdir and "
+      "config.corpus.cache into folders that all hosts of the run share"
+    )
+
+
+def fail(message: str) -> NoReturn:
+  """Ends this process with a message on stderr and exit code 1.
+
+  Where there are others it ends at once: an orderly end would wait for them, while they wait for
+  this one. They stop as the module says.
+  """
+  if not jax.distributed.is_initialized():
+    sys.exit(message)
+  print(message, file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1)

@@ -1,0 +1,246 @@
+"""Step scores from a model: the probability that each step of each example is correct.
+
+scorer = load("runs/toy_bis10")
+scores = scorer.score(examples)
+"""
+
+import collections
+import copy
+import dataclasses
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bis_jax.errors import UserError
+from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.pipeline import Examples
+from bis_jax.inputs.rows import HOST_KEYS, Batch, empty_batch
+from bis_jax.models.param_tree import Params, merge
+from bis_jax.models.processor import Reader
+from bis_jax.parallel.sharding import batch_sharding, batch_shards, batch_share
+from bis_jax.scoring.restore import restore
+
+
+class UnscoredStepError(UserError):
+  """Examples whose steps do not all fit the length limit; the message names them."""
+
+
+class Scorer:
+  """A model that scores; its step is compiled once for each number of rows it meets.
+
+  Scores do not depend on batching, order, packing or devices.
+  """
+
+  def __init__(
+    self,
+    reader: Reader,
+    inputs: ConfigDict,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    params: Params,
+    name: str = "",
+  ):
+    """Holds a model.
+
+    Args:
+      reader: of text and images, as the model was trained with.
+      inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
+      mesh, graph, params: the model.
+      name: says which model this is.
+    """
+    self.name = name
+    self._reader, self._inputs, self._params = reader, inputs, params
+    self._sharding = batch_sharding(mesh)
+    self._part, self._parts = batch_share(mesh)
+    self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
+    while self._sizes[-1] < inputs.row_multiple:
+      self._sizes.append(2 * self._sizes[-1])
+    self._step = make_score_step(graph)
+
+  def with_params(self, params: Params) -> "Scorer":
+    """Returns a scorer of the same model with other parameters; the compiled step is shared."""
+    other = copy.copy(self)
+    other._params = params
+    return other
+
+  def score(self, examples: Examples) -> list[np.ndarray]:
+    """Returns for every example its step scores float32[n], P(correct) in [0, 1].
+
+    Raises:
+      UnscoredStepError: an example is too long; targets and weights are not read.
+    """
+    scores, refused = self.score_each(examples)
+    _check_none_refused(examples, refused)
+    return scores
+
+  def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Returns (scores, {example: why it has none}); a refused example's scores are empty."""
+    inputs, reader = self._inputs, self._reader
+    measured = pipeline.measure(
+      examples, reader.prompt, reader.images, max_length=inputs.max_length
+    )
+    refused = _refused(measured, inputs)
+    scores = [np.zeros(0, np.float32)] * len(examples)
+    fitting = np.array([i for i in range(len(examples)) if i not in refused], np.int64)
+    if len(fitting):
+      plan = pack.plan(
+        *(cost[fitting] for cost in measured.costs),
+        row_tokens=inputs.row_tokens,
+        row_patches=inputs.row_patches,
+        row_markers=inputs.row_markers,
+        shuffle=False,
+        lookahead=inputs.lookahead,
+      )
+      plan = dataclasses.replace(plan, examples=fitting[plan.examples])
+      self._run(examples, measured, plan, scores)
+    return scores, refused
+
+  def warm_up(self) -> None:
+    """Compiles the step for every number of rows a batch can have."""
+    inputs = self._inputs
+    for rows in self._sizes:
+      sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+      batch = empty_batch(self._reader.images, *sizes)
+      jax.block_until_ready(self._scores_of(batch))
+
+  def batch_rows(self, rows: int) -> list[int]:
+    """Returns the sizes of the batches that hold `rows` packed rows, largest first.
+
+    There are few sizes, so that few are compiled. The last batch may have up to a quarter of its
+    rows empty, or what the smallest size leaves: with sizes 1, 2, 4, 8, 13 rows are [8, 4, 1] and
+    15 are [8, 8].
+    """
+    batches = []
+    while rows > 0:
+      fitting = [size for size in self._sizes if 3 * size <= 4 * rows]
+      batches.append(fitting[-1] if fitting else self._sizes[0])
+      rows -= batches[-1]
+    return batches
+
+  def _run(
+    self,
+    examples: Examples,
+    measured: pipeline.Measured,
+    plan: pack.Plan,
+    scores: list[np.ndarray],
+  ) -> None:
+    """Scores the planned examples and puts their scores into the list."""
+    for i in plan.examples:
+      scores[i] = np.zeros(measured.marker_counts[i], np.float32)
+    first_row = 0
+    with tqdm(total=len(plan), desc="score", unit="row", disable=not sys.stderr.isatty()) as bar:
+      for rows, count in collections.Counter(self.batch_rows(len(plan))).items():
+        part = dataclasses.replace(
+          plan, offsets=plan.offsets[first_row : first_row + rows * count + 1]
+        )
+        first_row += rows * count
+        for batch in pipeline.batches(
+          examples,
+          measured,
+          part,
+          self._reader.images,
+          rows_per_batch=rows,
+          process_index=self._part,
+          process_count=self._parts,
+          workers=self._inputs.workers,
+          prefetch=self._inputs.prefetch,
+        ):
+          self._score_batch(batch, scores)
+          bar.update(rows)
+
+  def _score_batch(self, batch: Batch, scores: list[np.ndarray]) -> None:
+    """Scores one batch, of which this process holds its share, and puts the scores in place."""
+    index = {key: batch[key] for key in HOST_KEYS}
+    score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
+    if jax.process_count() > 1:  # through the devices, so that rows come in the order of the scores
+      index = {key: self._on_devices(array) for key, array in index.items()}
+      index = multihost_utils.process_allgather(index, tiled=True)
+      index = {key: array[0] for key, array in index.items()}
+    used_BR = index["example_index"] >= 0
+    placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
+    for example, step, value in zip(*placed, strict=True):
+      scores[example][step] = value
+
+  def _scores_of(self, batch: Batch) -> jax.Array:
+    """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
+    arrays = {k: self._on_devices(array) for k, array in batch.items() if k not in HOST_KEYS}
+    with jax.set_mesh(self._sharding.mesh):  # which attention kernels read
+      return self._step(self._params, arrays)
+
+  def _on_devices(self, rows: np.ndarray) -> jax.Array:
+    """Returns [1, B, ...] of all processes from this one's rows."""
+    return jax.make_array_from_process_local_data(self._sharding, rows[None])
+
+
+def load(workdir: str, **inputs: int) -> Scorer:
+  """Returns the newest checkpoint of a run's workdir, ready to score.
+
+  Args:
+    workdir: of a run of `bis_jax.main`, local or gs://.
+    inputs: keys of `config.inputs` to change, e.g. max_length=4096, row_tokens=4096.
+
+  Raises:
+    WorkdirError: the folder is no run's workdir, or holds no checkpoint.
+    FileNotFoundError: the tokenizer is gone.
+  """
+  run = restore(workdir)
+  run.config.inputs.update(inputs)
+  name = f"{workdir} step {run.step}"
+  return Scorer(run.reader, run.config.inputs, run.mesh, run.graph, run.params, name)
+
+
+def check_lengths(examples: Examples, reader: Reader, inputs: ConfigDict) -> None:
+  """Raises UnscoredStepError if `Scorer.score` would; reads texts and image sizes alone."""
+  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  _check_none_refused(examples, _refused(measured, inputs))
+
+
+def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
+  if refused:
+    names = "; ".join(f"{examples[i].id}: {why}" for i, why in list(refused.items())[:10])
+    raise UnscoredStepError(
+      f"{len(refused)} examples are too long to score every step: raise config.inputs.max_length, "
+      "row_tokens, row_patches and row_markers, or put an item's images on one canvas "
+      f"(config.evaluation.images). {names}"
+    )
+
+
+def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
+  """Returns {example: why} for those without a step, too long, or larger than a row."""
+  refused = {}
+  names = ("tokens", "patch slots", "steps")
+  budgets = (inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+  for i, cost in enumerate(zip(*measured.costs, strict=True)):
+    dropped = int(measured.dropped_steps[i])
+    over = [
+      f"{have} {name}, a row holds {budget}"
+      for have, name, budget in zip(cost, names, budgets, strict=True)
+      if have > budget
+    ]
+    if dropped:
+      steps = cost[2] + dropped
+      refused[i] = f"only {cost[2]} of {steps} steps fit into {inputs.max_length} tokens"
+    elif over:
+      refused[i] = "; ".join(over)
+    elif not cost[2]:
+      refused[i] = "it has no step"
+  return refused
+
+
+def make_score_step(
+  graph: nnx.GraphDef,
+) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+  """Returns the jitted (params, batch [1, B, ...]) -> P("correct") at markers, float32[B, R]."""
+
+  def score_step(params, batch):
+    rows = {key: array[0] for key, array in batch.items()}
+    return jax.nn.softmax(merge(graph, params)(rows))[..., 0]
+
+  return jax.jit(score_step)

@@ -1,0 +1,170 @@
+"""The questions of the embedded corpus: what is in the picture, what is asked, how steps read.
+
+A tile scores the number of its stripes, and a question adds up one tile of each panel; a step notes
+the score of one panel. The panels of a scene have different scores, and a wrong note is one of the
+scores that are left (or, in the harder sources, that of another panel): right and wrong notes are
+alike in text, so that only the picture tells them apart.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable
+
+from bis_jax.toy.pictures import INKS, MOST_STRIPES, SIDE, Panel
+from bis_jax.toy.policies import Habits
+
+SCORES = ("one", "two", "three", "four", "five", "six")
+
+# The panels of each picture of a scene.
+Scene = tuple[tuple[Panel, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One annotation file.
+
+  benchmark: the data_source under which the benchmark has this kind of question.
+  share: of the corpus's rollouts; the shares of all sources sum to 1.
+  scene: draws what is in the pictures.
+  question: what is asked, with {start} where something is taken away.
+  pictures: how many pictures a scene has.
+  sign: 1 where scores are added, -1 where they are taken away.
+  result: how a step ends, with {total}.
+  """
+
+  name: str
+  benchmark: str
+  share: float
+  habits: Habits
+  scene: Callable[[random.Random], Scene]
+  question: str
+  pictures: int = 1
+  sign: int = 1
+  result: str = "total {total}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One question about one scene: the parts that the policy and the text need.
+
+  panels: all panels of the scene, in the order in which solutions look at them.
+  start, sign: the answer is start + sign * the sum of the panels' scores.
+  """
+
+  text: str
+  panels: tuple[Panel, ...]
+  start: int
+  sign: int
+
+  @property
+  def answer(self) -> int:
+    """The true one."""
+    return self.start + self.sign * sum(panel.stripes for panel in self.panels)
+
+
+def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
+  """Returns the source's question about a scene, its panels in random order."""
+  panels = [panel for picture in scene for panel in picture]
+  rng.shuffle(panels)
+  # Nothing less than 0 is left, whatever is noted.
+  start = MOST_STRIPES * len(panels) + rng.randrange(10) if source.sign < 0 else 0
+  text = f"A tile scores its stripes. {source.question.format(start=start)}"
+  return Question(text, tuple(panels), start, source.sign)
+
+
+def fact(panel: Panel, score: int) -> str:
+  """Returns a sentence, without its end, that notes a score of 1 to 6 for a panel."""
+  return f"The {panel.name} scores {SCORES[score - 1]}"
+
+
+def _draw_scores(rng: random.Random, count: int) -> list[int]:
+  return rng.sample(range(1, MOST_STRIPES + 1), count)
+
+
+# The panels of a picture: name, first row, first column, rows, columns, in units of a tile.
+Layout = tuple[tuple[str, int, int, int, int], ...]
+_HALF = SIDE // 2
+_HALVES: Layout = (("left half", 0, 0, SIDE, _HALF), ("right half", 0, _HALF, SIDE, _HALF))
+_QUARTERS: Layout = (
+  ("top left", 0, 0, _HALF, _HALF),
+  ("top right", 0, _HALF, _HALF, _HALF),
+  ("bottom left", _HALF, 0, _HALF, _HALF),
+  ("bottom right", _HALF, _HALF, _HALF, _HALF),
+)
+_ORDINALS = ("first", "second", "third", "last")
+_ROWS: Layout = tuple((f"{nth} row", i, 0, 1, SIDE) for i, nth in enumerate(_ORDINALS))
+_COLUMNS: Layout = tuple((f"{nth} column", 0, i, SIDE, 1) for i, nth in enumerate(_ORDINALS))
+
+
+def _laid_out(layout: Layout, rng: random.Random, pictures: int = 1) -> Scene:
+  """Returns a scene of white panels; where there are several pictures, names say of which."""
+  scores = iter(_draw_scores(rng, pictures * len(layout)))
+  of = [f" of picture {number + 1}" if pictures > 1 else "" for number in range(pictures)]
+  return tuple(
+    tuple(Panel(name + suffix, next(scores), "white", *place) for name, *place in layout)
+    for suffix in of
+  )
+
+
+def _bars(rng: random.Random) -> Scene:
+  count = rng.randint(4, 5)
+  slots = [(row, column) for row in range(SIDE) for column in (0, _HALF)]
+  inks, places = rng.sample(tuple(INKS), count), rng.sample(slots, count)
+  panels = zip(inks, _draw_scores(rng, count), places, strict=True)
+  return (tuple(Panel(f"{ink} bar", score, ink, *place, 1, _HALF) for ink, score, place in panels),)
+
+
+SOURCES = (
+  Source(
+    name="halves_sum",
+    benchmark="DynaMath",
+    share=0.25,
+    habits=Habits(slip=0.03, again=0.002, lapse=0.15, preface=0.02),
+    scene=functools.partial(_laid_out, _HALVES),
+    question="Add up a tile of each half.",
+  ),
+  Source(
+    name="quarters_sum",
+    benchmark="WeMath",
+    share=0.2,
+    habits=Habits(slip=0.02, again=0.002, lapse=0.1, preface=0.05),
+    scene=functools.partial(_laid_out, _QUARTERS),
+    question="Add up a tile of each quarter.",
+  ),
+  Source(
+    name="rows_sum",
+    benchmark="WeMath",
+    share=0.15,
+    habits=Habits(slip=0.02, again=0.01, lapse=0.03, preface=0.05),
+    scene=functools.partial(_laid_out, _ROWS),
+    question="Add up a tile of each row.",
+  ),
+  Source(
+    name="columns_left",
+    benchmark="MathVision",
+    share=0.15,
+    habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
+    scene=functools.partial(_laid_out, _COLUMNS),
+    question="Start with {start} and take away a tile of each column.",
+    sign=-1,
+    result="{total} left",
+  ),
+  Source(
+    name="halves_pair",
+    benchmark="MMMU",
+    share=0.05,
+    habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
+    scene=functools.partial(_laid_out, _HALVES, pictures=2),
+    pictures=2,
+    question="Add up a tile of each half.",
+  ),
+  Source(
+    name="bars_sum",
+    benchmark="MathVerse_VO",
+    share=0.2,
+    habits=Habits(slip=0.025, mix_up=0.1, again=0.02, lapse=0.05),
+    scene=_bars,
+    question="Add up a tile of each bar.",
+  ),
+)

@@ -1,0 +1,257 @@
+"""Pictures, rollouts and benchmark items of the embedded corpus, a run of question groups at a time.
+
+Whatever is random in a group comes from (seed, source, group), or from (seed, source, first group
+of the job), so that neither the number of processes nor their order changes what is drawn.
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+import numpy as np
+
+from bis_jax.toy import policies
+from bis_jax.toy.pictures import draw_picture
+from bis_jax.toy.policies import Problems, Solutions
+from bis_jax.toy.questions import SCORES, SOURCES, Question, Source, ask, fact
+
+# Slip rates of the policies that write the benchmark's solutions.
+BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
+
+_LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
+_LEAST |= {"rollouts_a_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
+_TEXT_RECORDS = 400  # of each call: enough for every word
+_CAPTION_QUESTION = "What is to be seen?"
+_INSTRUCTION = (
+  "Your task is to answer the question below. Give step by step reasoning before you answer, and "
+  'when you\'re ready to answer, please use the format "Final answer: .."\n\nQuestion:\n\n'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+  """What a corpus is drawn from.
+
+  rollouts: count over all sources, >= 60.
+  images: count at most, >= 20; with fewer than question groups, some groups share images.
+  seed: an integer >= 0.
+  benchmark_items: count, >= 18 (one a source and policy).
+  n_mc: continuations a step, >= 1.
+  rollouts_a_group: of one question about one scene, >= 1.
+  slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
+    and of continuations whose answer is lost.
+  continuation_slip: another factor (>= 0) on the wrong notes of continuations: how much less able
+    than the writer of the solutions the policy is that goes on from their steps.
+  stop_at_zero: steps after one with MC score 0 get no continuations and stay unmeasured.
+
+  Which solutions are written depends on neither n_mc, lapse, continuation_slip nor stop_at_zero.
+
+  Raises:
+    ValueError: one is out of range.
+  """
+
+  rollouts: int = 48_000
+  images: int = 16_000
+  seed: int = 0
+  benchmark_items: int = 500
+  n_mc: int = 16
+  rollouts_a_group: int = 3
+  slip: float = 1.0
+  recovery: float = 1.0
+  lapse: float = 1.0
+  continuation_slip: float = 1.0
+  stop_at_zero: bool = False
+
+  def __post_init__(self):
+    for name, least in _LEAST.items():
+      if getattr(self, name) < least:
+        raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+  """Some question groups of one source, consecutive ones.
+
+  source: index into SOURCES.
+  first, rollouts, rollouts_a_group: the first group, and how many rollouts from there on.
+  scenes: how many scenes the source has; group g is about scene g % scenes.
+  root: the folder under which pictures are written, by the path in the records less `prefix`.
+  prefix, folder: what comes before a picture's number in the records.
+  seed: text that is all that the drawing depends on.
+  """
+
+  source: int
+  first: int
+  rollouts: int
+  rollouts_a_group: int
+  scenes: int
+  root: pathlib.Path
+  folder: str
+  prefix: str
+  seed: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """What was drawn of some groups, as JSON lines, and some of its text for the tokenizer."""
+
+  records: bytes
+  truth: bytes
+  captions: bytes
+  texts: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  question: Question
+  images: list[str]
+
+
+def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
+  """Draws pictures and returns VisualPRM400K records, the truth of their steps, and captions."""
+  source = SOURCES[groups.source]
+  asked, captions = _draw_and_ask(groups)
+  owners = np.arange(groups.rollouts) // groups.rollouts_a_group
+  problems = _problems([asked[i] for i in owners])
+  writer = dataclasses.replace(
+    source.habits,
+    slip=min(1.0, source.habits.slip * knobs.slip),
+    again=min(1.0, source.habits.again * knobs.recovery),
+    lapse=min(1.0, source.habits.lapse * knobs.lapse),
+  )
+  continuer = dataclasses.replace(writer, slip=min(1.0, writer.slip * knobs.continuation_slip))
+  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  solutions = policies.solve(rng, problems, writer)
+  counts = policies.count_successes(rng, problems, solutions, continuer, knobs.n_mc)
+  records, truths = [], []
+  for row, owner in enumerate(owners):
+    about = asked[owner]
+    slots = np.flatnonzero(solutions.event[row])
+    steps = _steps(source, about, solutions, row, slots)
+    line = groups.first * groups.rollouts_a_group + row
+    records.append(
+      {
+        "id": line,  # two rollouts may read alike; a line stands once
+        "image": about.images if len(about.images) > 1 else about.images[0],
+        "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
+        "answer": str(about.question.answer),
+        "response": "\n\n".join(steps),
+        "num_mc_sequences": knobs.n_mc,
+        "steps_with_score": _scored(steps, counts[row, slots].tolist(), knobs),
+        "question_orig": about.question.text,
+      }
+    )
+    truth = solutions.right[row, slots].astype(int).tolist()
+    truths.append({"file": f"{source.name}.jsonl", "line": line, "truth": truth})
+  some = records[:_TEXT_RECORDS]
+  texts = [_CAPTION_QUESTION]
+  texts += [text for record in some for text in (record["question_orig"], record["response"])]
+  return Drawn(_json_lines(records), _json_lines(truths), _json_lines(captions), texts)
+
+
+def draw_benchmark(groups: Groups) -> bytes:
+  """Draws pictures and returns VisualProcessBench items, one a group, with true labels."""
+  source = SOURCES[groups.source]
+  asked, _ = _draw_and_ask(groups)
+  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  items: list[dict] = [{}] * len(asked)
+  for start, (policy, slip) in enumerate(BENCHMARK_POLICIES.items()):
+    mine = range(start, len(asked), len(BENCHMARK_POLICIES))
+    problems = _problems([asked[i] for i in mine])
+    solutions = policies.solve(rng, problems, dataclasses.replace(source.habits, slip=slip))
+    for row, i in enumerate(mine):
+      slots = np.flatnonzero(solutions.event[row])
+      labels = np.where(solutions.right[row, slots], 1, -1)
+      labels[solutions.event[row, slots] == policies.PREFACE] = 0
+      items[i] = {
+        "image": asked[i].images,
+        "question": asked[i].question.text,
+        "answer": str(asked[i].question.answer),
+        "response": {
+          "steps": _steps(source, asked[i], solutions, row, slots),
+          "process_correctness": labels.tolist(),
+        },
+        "policy_model": policy,
+        "data_source": source.benchmark,
+      }
+  return _json_lines(items)
+
+
+def _scored(steps: list[str], successes: list[int], knobs: Knobs) -> list[dict]:
+  """Returns the steps with how many of their continuations reached the right answer."""
+  first_zero = successes.index(0) if knobs.stop_at_zero and 0 in successes else len(steps)
+  n_mc = knobs.n_mc
+  scored = [
+    {"step": step, "score": n / n_mc, "num_mc_correct": n, "num_mc_total": n_mc}
+    for step, n in zip(steps, successes, strict=True)
+  ]
+  unmeasured = {"score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
+  return [step if i <= first_zero else step | unmeasured for i, step in enumerate(scored)]
+
+
+def _json_lines(records: list[dict]) -> bytes:
+  return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
+  """Returns what each group is about, and the captions of the pictures drawn here."""
+  source = SOURCES[groups.source]
+  n_groups = -(-groups.rollouts // groups.rollouts_a_group)
+  asked, captions = [], []
+  for group in range(groups.first, groups.first + n_groups):
+    index = group % groups.scenes
+    rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
+    scene = source.scene(rng)
+    names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
+    if group < groups.scenes:
+      facts = [f"{fact(panel, panel.stripes)}." for panels in scene for panel in panels]
+      captions.append({"image": names, "question": _CAPTION_QUESTION, "sentences": facts})
+      for name, panels in zip(names, scene, strict=True):
+        path = groups.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_picture(panels))
+    rng = random.Random(f"{groups.seed}/{source.name}/question/{group}")
+    question = ask(rng, source, scene)
+    asked.append(_Asked(question, [groups.prefix + name for name in names]))
+  return asked, captions
+
+
+def _problems(asked: list[_Asked]) -> Problems:
+  """Returns what the policy has to know, padded to the most panels of any question."""
+  questions = [a.question for a in asked]
+  things = np.array([len(question.panels) for question in questions])
+  truth = np.zeros((len(asked), things.max()), np.int8)
+  absent = np.ones((len(asked), len(SCORES)), bool)
+  for row, question in enumerate(questions):
+    values = [panel.stripes - 1 for panel in question.panels]
+    truth[row, : len(values)] = values
+    absent[row, values] = False
+  sign = np.array([question.sign for question in questions])
+  return Problems(
+    truth=truth,
+    things=things,
+    start=np.array([question.start for question in questions]),
+    worth=sign[:, None] * np.arange(1, len(SCORES) + 1),
+    absent=absent,
+  )
+
+
+def _steps(
+  source: Source, about: _Asked, solutions: Solutions, row: int, slots: np.ndarray
+) -> list[str]:
+  """Returns the text of the steps in `slots` of solution `row`."""
+  steps = []
+  for slot in slots:
+    event, total = solutions.event[row, slot], solutions.total[row, slot]
+    if event == policies.PREFACE:
+      steps.append(f"Take the {', '.join(panel.name for panel in about.question.panels)} in turn.")
+    elif event == policies.FINAL:
+      steps.append(f"Final answer: {total}")
+    else:
+      panel = about.question.panels[solutions.thing[row, slot]]
+      note = fact(panel, solutions.value[row, slot] + 1)
+      if event == policies.AGAIN:
+        note = f"Look again: {note[0].lower()}{note[1:]}"
+      steps.append(f"{note}, {source.result.format(total=total)}.")
+  return steps

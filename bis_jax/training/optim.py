@@ -1,0 +1,57 @@
+"""AdamW with warm-up and cosine decay over a flat dict of parameters."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from bis_jax.parallel.sharding import first_match
+
+
+def factors(rules: tuple[tuple[str, float], ...], paths: list[str]) -> dict[str, float]:
+  """Returns the learning-rate factor of every parameter path; factor 0 means frozen."""
+  return {path: float(first_match(rules, path)) for path in paths}
+
+
+def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
+  """Returns step -> learning rate: linear warm-up over its share of `steps`, cosine to 0."""
+  warmup = max(1, round(optim.warmup * steps))
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=optim.learning_rate,
+    warmup_steps=warmup,
+    decay_steps=max(steps, warmup + 1),
+  )
+
+
+def _decays(params: dict[str, jax.Array]) -> dict[str, bool]:
+  """Marks matrices and embeddings; biases and norm scales are not decayed."""
+  return {path: bool(re.search(r"(kernel|embedding)$", path)) for path in params}
+
+
+def optimizer(
+  optim: ConfigDict, steps: int, factor: dict[str, float]
+) -> optax.GradientTransformation:
+  """Returns AdamW on `{path: array}` dicts, clipped by global norm.
+
+  Args:
+    optim: `config.optim`.
+    steps: length of the run, for the schedule.
+    factor: learning-rate factor of every trainable path, above 0.
+  """
+
+  def scale(updates, state, params=None):
+    del params
+    return {path: factor[path] * update for path, update in updates.items()}, state
+
+  return optax.chain(
+    optax.clip_by_global_norm(optim.clip),
+    optax.scale_by_adam(
+      b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.dtype(optim.moment_dtype)
+    ),
+    optax.add_decayed_weights(optim.weight_decay, mask=_decays),
+    optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
+    optax.scale_by_learning_rate(schedule(optim, steps)),
+  )

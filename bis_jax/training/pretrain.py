@@ -1,0 +1,210 @@
+"""Caption pre-training: the backbone of the embedded corpus learns to see before it meets a label.
+
+A published backbone can see and read; one with random weights finds out how often steps are right,
+and stays there: in the time of a run no label teaches it to look. So it first predicts, token by
+token, captions of the corpus's own pictures: no step, no label, none of the benchmark's pictures.
+What comes out is a Hugging Face folder beside the corpus, and training starts from it by the same
+path as from a published checkpoint. All runs on the same pictures share it, however they are
+solved.
+
+Its LM head is the embedding table, but for two rows: `Yes` and `No` are in no caption, so the loss
+has pushed their rows the same way, and a reward head that starts from equal rows hardly learns.
+They are the random reward head that the model was made with.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from bis_jax.hub import hf_folder
+from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.pipeline import Example
+from bis_jax.models import backbones
+from bis_jax.models.param_tree import Params, merge
+from bis_jax.models.processor import Reader, make_reader
+from bis_jax.parallel.sharding import make_mesh
+from bis_jax.toy import drawing
+from bis_jax.training import optim
+from bis_jax.training.train_state import TrainState, first_params, first_state, to_device
+from bis_jax.training.train_step import next_token_loss
+
+# Not the run's: every run on the same pictures starts from the same backbone.
+_OPTIM = dict(
+  warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
+)
+# Keys of `config.inputs` that decide what a batch of captions holds.
+_INPUTS = ("separator", "system", "min_pixels", "max_pixels", "max_tiles")
+_INPUTS += ("row_patches", "row_markers", "lookahead")
+# Increase it when the same settings pre-train other parameters: cached backbones are made anew.
+VERSION = 1
+_CARD = """# A small {backbone} for the embedded corpus of bis_jax
+
+Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
+{loss:.3f}, {seconds:.0f} s. It is a place to start from and has seen no step label.
+"""
+
+
+class CaptionExamples:
+  """Captions of images in the form of solutions, a sentence a step, without labels."""
+
+  def __init__(self, captions: pathlib.Path, images: pathlib.Path):
+    """Reads JSON lines {"image": [path in `images`, ...], "question": ..., "sentences": [...]}."""
+    self._captions = [json.loads(line) for line in captions.read_text().splitlines()]
+    self._images = images
+
+  def __len__(self) -> int:
+    return len(self._captions)
+
+  def __getitem__(self, i: int) -> Example:
+    caption = self._captions[i]
+    zeros = np.zeros(len(caption["sentences"]), np.float32)
+    return Example(
+      id=f"caption {i}",
+      question=caption["question"],
+      steps=tuple(caption["sentences"]),
+      images=tuple((self._images / path).read_bytes() for path in caption["image"]),
+      targets=zeros,
+      weights=zeros,
+    )
+
+  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
+    """Returns (question, sentences) of caption i."""
+    return self._captions[i]["question"], tuple(self._captions[i]["sentences"])
+
+  def image_sizes(self, i: int) -> list[tuple[int, int]]:
+    """Returns (height, width) in pixels of every image of caption i."""
+    return [Image.open(self._images / path).size[::-1] for path in self._captions[i]["image"]]
+
+
+def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
+  """Returns where the pre-trained backbone of a config lies, beside its drawn corpus."""
+  model, inputs = config.model, config.inputs
+  seen = [drawn / "captions.jsonl", drawn / "tokenizer" / "tokenizer.json"]
+  made_of = (
+    [hashlib.sha256(path.read_bytes()).hexdigest() for path in seen],
+    drawing.VERSION,  # which draws the pictures
+    [model[key] for key in ("backbone", "size", "dtype")],
+    [inputs[key] for key in _INPUTS],
+    sorted((dict(config.pretrain) | {"seed": _seed(config)}).items()),
+    _OPTIM,
+    VERSION,
+  )
+  key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
+  return drawn.with_name(f"backbone-{key}")
+
+
+def _seed(config: ConfigDict) -> int:
+  return config.seed if config.pretrain.seed < 0 else config.pretrain.seed
+
+
+def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the pre-trained backbone as a Hugging Face folder, whole or not at all.
+
+  Uses one device of this process, so its result depends neither on the mesh nor on the processes.
+
+  Args:
+    config: the run's; what matters of it is in `folder`.
+    drawn: folder of the embedded corpus.
+    out: folder to write; one that is there is kept as it is.
+  """
+  if out.exists():
+    logging.info("reusing the pre-trained backbone in %s", out)
+    return
+  started = time.monotonic()
+  reader = make_reader(config, str(drawn / "tokenizer"))
+  captions = CaptionExamples(drawn / "captions.jsonl", drawn / "images")
+  mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
+  model = backbones.model_config(config.model, len(reader.tokenizer))
+
+  graph, shapes = backbones.structure(model, mesh)
+  params = first_params(model, shapes, None, reader.prompt.special, _seed(config))
+  settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
+  optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
+  state = first_state(optimizer, params, mesh)
+  step = _make_step(graph, optimizer)
+  batches = _batches(config, captions, reader)
+  loss = None
+  try:
+    bar = tqdm(range(config.pretrain.steps), "pretrain", disable=not sys.stderr.isatty())
+    for done in bar:
+      if done and done % 100 == 0:
+        bar.set_postfix(loss=f"{float(loss):.3f}")
+      state, loss = step(state, to_device(next(batches), mesh, 1))
+  finally:
+    batches.close()
+  seconds = time.monotonic() - started
+  card = _CARD.format(
+    backbone=config.model.backbone,
+    captions=len(captions),
+    steps=config.pretrain.steps,
+    loss=float(loss),
+    seconds=seconds,
+  )
+  part = out.with_name(out.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
+  hf_folder.write(
+    part,
+    state.params,
+    model,
+    reader,
+    base=None,
+    dtype="float32",
+    card=card,
+    tied=True,
+  )
+  part.rename(out)
+  logging.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
+
+
+def _batches(
+  config: ConfigDict, captions: CaptionExamples, reader: Reader
+) -> pipeline.BatchIterator:
+  """Returns batches of packed captions, in passes that each have an order of their own."""
+  inputs, own = config.inputs, config.pretrain
+  prompt, images = reader.prompt, reader.images
+  measured = pipeline.measure(captions, prompt, images, max_length=own.row_tokens)
+  passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
+  plan = pack.plan(
+    *measured.costs,
+    row_tokens=own.row_tokens,
+    row_patches=inputs.row_patches,
+    row_markers=inputs.row_markers,
+    seed=_seed(config),
+    epochs=passes,
+    lookahead=inputs.lookahead,
+  )
+  return pipeline.batches(
+    captions, measured, plan, images, rows_per_batch=own.rows, prefetch=inputs.prefetch
+  )
+
+
+def _make_step(
+  graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, jax.Array]]:
+  """Returns the jitted step (state, batch) -> (state, loss); `state` is donated."""
+
+  def loss_of(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+    rows = {key: array[0] for key, array in batch.items()}
+    logits_BTV = merge(graph, params).next_token_logits(rows)
+    is_image_BT = rows["image_index"] >= 0
+    return next_token_loss(logits_BTV, rows["tokens"], rows["segment_ids"], is_image_BT)
+
+  def step(state, batch):
+    loss, grads = jax.value_and_grad(loss_of)(state.params, batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), loss
+
+  return jax.jit(step, donate_argnums=0)

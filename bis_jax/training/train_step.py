@@ -1,0 +1,122 @@
+"""One jitted training step: loss, gradients, update.
+
+Batch arrays arrive as [A, B, ...]: A micro-batches, accumulated in a scan, of B rows.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from bis_jax.models.param_tree import Params, merge
+from bis_jax.training.train_state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def marker_loss(logits_BR2: jax.Array, target_BR: jax.Array, weight_BR: jax.Array) -> jax.Array:
+  """Returns the weighted cross-entropy of every step marker, float32[B, R], 0 at unused markers.
+
+  Args:
+    logits_BR2: float32, ("correct", "wrong").
+    target_BR: float32, the probability of "correct" in [0, 1].
+    weight_BR: float32, 1 at labelled markers, else 0.
+  """
+  log_p_BR2 = jax.nn.log_softmax(logits_BR2)
+  loss_BR = -(target_BR * log_p_BR2[..., 0] + (1 - target_BR) * log_p_BR2[..., 1])
+  return jnp.where(weight_BR > 0, weight_BR * loss_BR, 0.0)
+
+
+def next_token_loss(
+  logits_BTV: jax.Array, tokens_BT: jax.Array, segment_BT: jax.Array, is_image_BT: jax.Array
+) -> jax.Array:
+  """Returns the mean cross-entropy, float32[], of every token that follows another of its segment.
+
+  Args:
+    logits_BTV: float32, at each token for the one behind it.
+    tokens_BT: int32.
+    segment_BT: int32, 0 for padding.
+    is_image_BT: bool, tokens that stand for image features: nothing has to predict them.
+  """
+  next_BS = tokens_BT[:, 1:]
+  log_p_BSV = jax.nn.log_softmax(logits_BTV[:, :-1])
+  log_p_BS = jnp.take_along_axis(log_p_BSV, next_BS[..., None], axis=-1)[..., 0]
+  counts_BS = (segment_BT[:, 1:] == segment_BT[:, :-1]) & (segment_BT[:, 1:] > 0)
+  counts_BS &= ~is_image_BT[:, 1:]
+  return -jnp.where(counts_BS, log_p_BS, 0.0).sum() / jnp.maximum(counts_BS.sum(), 1)
+
+
+def _micro_loss(
+  graph: nnx.GraphDef, params: Params, frozen: Params, batch: dict[str, jax.Array], total: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns a micro-batch's share of the loss, with (loss sum of each row [B], right markers)."""
+  logits_BR2 = merge(graph, params | frozen)(batch)
+  weight_BR = batch["marker_weight"]
+  loss_BR = marker_loss(logits_BR2, batch["marker_target"], weight_BR)
+  agrees_BR = (logits_BR2[..., 0] >= logits_BR2[..., 1]) == (batch["marker_target"] >= 0.5)
+  return loss_BR.sum() / total, (loss_BR.sum(axis=1), (agrees_BR * weight_BR).sum())
+
+
+def loss_and_grads(
+  graph: nnx.GraphDef, params: Params, frozen: Params, batch: dict[str, jax.Array], normalise: str
+) -> tuple[jax.Array, Params, Metrics]:
+  """Returns the loss of a global batch, its gradients and what else the step measured.
+
+  Args:
+    graph: from `state.split`.
+    params: trainable parameters; the gradients have their paths and dtypes.
+    frozen: all others.
+    batch: arrays [A, B, ...]; see `bis_jax.inputs.pipeline`.
+    normalise: "global" divides by the labelled markers of the whole batch, so the loss does not
+      depend on how rows are packed, split into micro-batches or spread over devices; "micro"
+      averages the means of the micro-batches, as the paper's released code does.
+  """
+  count_A = batch["marker_weight"].sum(axis=(1, 2))
+  if normalise == "global":
+    total_A = jnp.full_like(count_A, jnp.maximum(count_A.sum(), 1.0))
+  else:
+    total_A = jnp.maximum(count_A, 1.0) * len(count_A)
+  grad_fn = jax.value_and_grad(_micro_loss, argnums=1, has_aux=True)
+
+  def accumulate(carry, micro):
+    rows, total = micro
+    (loss, (row_loss_B, right)), grads = grad_fn(graph, params, frozen, rows, total)
+    return jax.tree.map(jnp.add, carry, (loss, right, grads)), row_loss_B
+
+  zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+  (loss, right, grads), row_loss_AB = jax.lax.scan(accumulate, zero, (batch, total_A))
+  metrics = {
+    "loss": loss,
+    "marker_accuracy": right / jnp.maximum(count_A.sum(), 1.0),
+    "row_loss": row_loss_AB,
+  }
+  return loss, grads, metrics
+
+
+def make_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  normalise: str,
+  drop_path_seed: int | None = None,
+) -> Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+  """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
+
+  Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss
+  float32[A, B], the loss sum of every row. With a `drop_path_seed` every micro-batch of every step
+  gets a `drop_path_key` of its own.
+  """
+
+  def train_step(state, frozen, batch):
+    if drop_path_seed is not None:
+      key = jax.random.fold_in(jax.random.key(drop_path_seed), state.step)
+      batch = batch | {"drop_path_key": jax.random.split(key, len(batch["tokens"]))}
+    _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,86 @@
+"""The search over settings, with a stand-in for the compiler."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from bis_jax.compilation import step_search
+from bis_jax.parallel.devices import CHIPS
+from bis_jax.parallel.sharding import MeshError
+from configs import qwen_bis10
+
+HBM = CHIPS["v5e"].hbm_bytes
+
+
+@dataclasses.dataclass
+class Step:
+  """What the search reads of a compiled step."""
+
+  total: float
+  seconds: float
+  rollouts: float = 512.0
+
+  @property
+  def spare(self):
+    return 1 - self.total / HBM
+
+  @property
+  def parts(self):
+    return {"compute": self.seconds}
+
+
+@pytest.fixture
+def searched(monkeypatch):
+  """(tried, compiled) of a search over 8 devices where keeping more takes more and is faster."""
+  monkeypatch.setattr(step_search, "slice_devices", lambda topology: list(range(8)))
+  monkeypatch.setattr(step_search, "resident_bytes", lambda config, devices: 1e9 * config.mesh.data)
+  compiled = []
+
+  def compile_step(config, topology, rollout_tokens):
+    compiled.append(
+      (config.mesh.fsdp, config.mesh.tensor, config.train.accumulate, config.model.remat)
+    )
+    if config.mesh.tensor == 4:
+      raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: four\nand more")
+    kept = step_search.REMATS.index(config.model.remat)
+    if kept == 3:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.3G of 15.75G hbm. Exceeded")
+    return Step(total=HBM * (0.4 + 0.25 * kept) / config.train.accumulate**0.5, seconds=4.0 - kept)
+
+  config = qwen_bis10.get_config()
+  config.inputs.row_multiple, config.train.global_batch = 8, 212  # 16 rows
+  return list(step_search.search(config, "v5e:2x4", 618, compile_step)), compiled
+
+
+def test_what_fits_comes_first_and_fastest(searched):
+  tried, _ = searched
+  table = list(step_search.table(tried))[2:]
+  assert len(table) == len(tried)
+  fits = [one.fits for one in sorted(tried, key=step_search._order)]
+  assert fits == sorted(fits, reverse=True) and any(fits) and not all(fits)
+  assert "dots" in table[0] and "| 256 |" in table[0]
+
+
+def test_a_candidate_that_fails_is_a_row(searched):
+  tried, _ = searched
+  rows = [step_search.row(one) for one in tried]
+  assert any(row.endswith("| UNIMPLEMENTED: four |") for row in rows)
+  assert any(row.endswith("| needs 20.3G of 15.75G |") for row in rows)
+  assert any(row.endswith("| less than 10% to spare |") for row in rows)
+
+
+def test_nothing_larger_than_what_did_not_fit_is_compiled(searched):
+  """At one micro-batch "dots" leaves too little, so "none" is not tried there."""
+  tried, compiled = searched
+  assert (8, 1, 2, "none") in compiled and (8, 1, 1, "none") not in compiled
+  assert sum("not compiled" in one.why_not for one in tried) == len(tried) - len(compiled)
+
+
+def test_rows_that_divide_over_no_mesh_are_an_error(monkeypatch):
+  monkeypatch.setattr(step_search, "slice_devices", lambda topology: list(range(64)))
+  config = qwen_bis10.get_config()
+  config.inputs.row_multiple = 1
+  config.train.global_batch = 14  # one row
+  with pytest.raises(MeshError, match="1 rows a step divide over no mesh of 64 devices"):
+    list(step_search.search(config, "v5e:8x8", 618))

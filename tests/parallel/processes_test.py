@@ -1,0 +1,230 @@
+"""Real processes find each other, wait for each other, compute together and die together."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from bis_jax.parallel import processes
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HEARTBEAT = 10  # seconds, in the tests of dying; a run has distributed.HEARTBEAT_SECONDS
+SLACK = 15  # seconds, for a busy machine
+SECONDS = 300  # that any process may take, on the busiest machine
+
+
+def _port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+def _start(code: str, *arguments: object, devices: int = 1, **variables: str) -> subprocess.Popen:
+  """Starts Python on `code`, with fake CPU devices and environment variables."""
+  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+  env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+  return subprocess.Popen(
+    [sys.executable, "-u", "-c", code, *map(str, arguments)],
+    env=env | variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _start_two(code: str, *arguments: object, **options) -> list[subprocess.Popen]:
+  """Starts the two processes of a run by environment variables."""
+  address = f"localhost:{_port()}"
+  return [
+    _start(
+      code,
+      *arguments,
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES="2",
+      JAX_PROCESS_ID=str(i),
+      **options,
+    )
+    for i in range(2)
+  ]
+
+
+def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
+  """Returns (exit code, stdout, stderr)."""
+  try:
+    out, err = process.communicate(timeout=SECONDS)
+  finally:
+    process.kill()
+  return process.returncode, out, err
+
+
+WAIT = """
+import sys, time
+from bis_jax import distributed
+distributed.start()
+import jax
+jax.devices()
+if distributed.is_first():
+  time.sleep(35)
+distributed.wait_for_all("corpus")
+print("together")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting():
+  """Two processes, of which one waits for the other while the other tests run."""
+  started = _start_two(WAIT)
+  yield started
+  for process in started:
+    process.kill()
+
+
+COUNT = """
+from bis_jax import distributed
+distributed.start()
+import jax
+print(jax.process_index(), jax.process_count(), distributed.is_first())
+distributed.wait_for_all("end")
+"""
+
+
+def _surroundings(kind: str, process: int, port: int) -> dict[str, str]:
+  """Returns what the environment of process 0 or 1 of two looks like."""
+  if kind == "variables":
+    return {
+      "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+      "JAX_NUM_PROCESSES": "2",
+      "JAX_PROCESS_ID": str(process),
+    }
+  common = {"JAX_COORDINATOR_PORT": str(port)}
+  if kind == "slurm":
+    return common | {
+      "SLURM_JOB_ID": "7",
+      "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_NTASKS": "2",
+      "SLURM_PROCID": str(process),
+      "SLURM_LOCALID": str(process),
+    }
+  return common | {  # a GKE pod with TPUs, less the TPUs
+    "JAX_FORCE_TPU_INIT": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost,localhost",
+    "TPU_WORKER_ID": str(process),
+    "MEGASCALE_COORDINATOR_ADDRESS": "",
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_SLICE_ID": "0",
+  }
+
+
+@pytest.mark.parametrize("kind", ["variables", "slurm", "tpu"])
+def test_processes_find_each_other(kind):
+  port = _port()
+  started = [_start(COUNT, **_surroundings(kind, i, port)) for i in range(2)]
+  ended = [_finish(process) for process in started]
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert [out.split() for _, out, _ in ended] == [["0", "2", "True"], ["1", "2", "False"]]
+
+
+@pytest.mark.parametrize("surroundings", [{}, {"JAX_NUM_PROCESSES": "1", "SLURM_NTASKS": "2"}])
+def test_a_process_with_no_others_starts_alone(surroundings):
+  code, out, err = _finish(_start(COUNT, **surroundings))
+  assert (code, out.split()) == (0, ["0", "1", "True"]), err
+
+
+@pytest.mark.parametrize(
+  "variables, words",
+  [
+    ({"JAX_PROCESS_ID": "0"}, "but not JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES"),
+    ({"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2"}, "but not JAX_PROCESS_ID"),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+      "0 <= JAX_PROCESS_ID < JAX_NUM_PROCESSES",
+    ),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+      "JAX_NUM_PROCESSES=two",
+    ),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+      "HOST:PORT",
+    ),
+  ],
+)
+def test_processes_named_by_half_are_refused(variables, words, monkeypatch):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(processes.DistributedError, match=words):
+    processes.start()
+  assert not jax.distributed.is_initialized()
+
+
+def test_an_address_alone_is_refused():
+  """In a process of its own: JAX looks for a cluster only before its first device is used."""
+  code, _, err = _finish(_start(COUNT, JAX_COORDINATOR_ADDRESS="h:1"))
+  assert code != 0 and "JAX_COORDINATOR_ADDRESS is set, but neither" in err
+
+
+DIE = """
+import os, signal, sys, time
+from bis_jax import distributed
+who, how, wait = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.start(heartbeat_seconds=int(sys.argv[4]))
+import jax
+from jax.experimental import multihost_utils
+multihost_utils.sync_global_devices("start")
+print(time.time())
+try:
+  if jax.process_index() == who:
+    if how == "error":
+      raise ValueError("a bad record")
+    os.kill(os.getpid(), getattr(signal, how))
+  if wait == "barrier":
+    distributed.wait_for_all("corpus")
+  else:
+    multihost_utils.sync_global_devices("step")
+except Exception as error:
+  distributed.fail(f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+  "who, how, wait, bound",
+  [
+    (0, "SIGKILL", "step", 0),
+    (1, "SIGKILL", "step", HEARTBEAT),  # over TCP at once; on devices after the heartbeat
+    (1, "SIGSTOP", "step", HEARTBEAT),  # a host that hangs: nothing breaks off by itself
+    (1, "SIGKILL", "barrier", HEARTBEAT),
+    (0, "error", "barrier", 0),
+    (1, "error", "step", HEARTBEAT),
+  ],
+)
+def test_where_one_process_dies_the_other_stops_with_an_error_in_time(who, how, wait, bound):
+  started = _start_two(DIE, who, how, wait, HEARTBEAT)
+  code, out, err = _finish(started[1 - who])
+  seconds = time.time() - float(out.split()[-1])
+  if how == "SIGSTOP":
+    started[who].send_signal(signal.SIGKILL)
+  died, _, its_err = _finish(started[who])
+  assert code != 0 and died != 0
+  assert "error" in err.lower(), "it says why"
+  assert how != "error" or "error: a bad record" in its_err
+  assert seconds < bound + SLACK, f"it took {seconds:.1f} s"
+
+
+def test_a_wait_outlasts_the_thirty_seconds_of_one_on_the_devices(waiting):
+  ended = [_finish(process) for process in waiting]
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert all("together" in out for _, out, _ in ended)
+
+
+def test_a_folder_that_this_host_does_not_see_is_named(tmp_path, monkeypatch):
+  processes.first_makes(tmp_path / "seen", (tmp_path / "seen").mkdir)
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  with pytest.raises(processes.DistributedError, match="config.corpus.cache .* all hosts"):
+    processes.first_makes(tmp_path / "unseen", (tmp_path / "unseen").mkdir)
+  assert not (tmp_path / "unseen").exists(), "only process 0 makes it"

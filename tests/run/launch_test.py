@@ -1,0 +1,407 @@
+"""Pods of real processes on this machine: the same run as on one device, whatever happens to it."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from bis_jax.parallel import preemption
+from bis_jax.settings import workdir
+from configs import qwen_bis10
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 6
+
+# `bis_jax.main` that writes down the examples of every training batch, and that is hit by a signal
+# as it asks for one: HIT="BATCH PROCESS SIGNAL".
+RECORDING_MAIN = """
+import json, os, signal
+import numpy as np
+from absl import app
+from bis_jax import main, train
+from bis_jax.inputs.pipeline import BatchIterator
+
+mine = os.environ["JAX_PROCESS_ID"]
+at, process, name = os.environ.get("HIT", "-1 - -").split()
+
+class Recorded(BatchIterator):
+  def __next__(self):
+    number = self.get_state()["next_batch"]
+    if (number, mine) == (int(at), process):
+      os.kill(os.getpid(), getattr(signal, name))
+    batch = super().__next__()
+    rows = [np.unique(row[row >= 0]).tolist() for row in batch["example_index"]]
+    with open(os.environ["RECORD"] + mine, "a") as file:
+      file.write(json.dumps([number, rows]) + "\\n")
+    return batch
+
+def recorded(*arguments):
+  [iterator] = [argument for argument in arguments if isinstance(argument, BatchIterator)]
+  iterator.__class__ = Recorded
+  return plain(*arguments)
+
+if __name__ == "__main__":
+  plain, train.train = train.train, recorded
+  app.run(main.main)
+"""
+
+
+class Pod:
+  """A folder of runs that differ only in processes, devices and what happens to them."""
+
+  def __init__(self, config, folder: pathlib.Path):
+    self._folder = folder
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.pretrain.steps = 0
+      config.corpus.workers = 1
+      # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
+      config.optim.eps = 1e-5
+      config.train.checkpoint_every = 100  # only where a run is told to stop, and at its end
+    ours, recipe = (
+      workdir.flat_keys(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
+    )
+    self._flags = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]
+    (folder / "main.py").write_text(RECORDING_MAIN)
+    python = folder / "python"  # what local_pod.sh takes for Python
+    python.write_text(
+      f'#!/bin/sh\nif [ "$1" = -m ]; then shift 2; set -- {folder}/main.py "$@"; fi\n'
+      f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    self._env = os.environ | {
+      "PYTHON": str(python),
+      "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+      "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+
+  def run(
+    self,
+    name: str,
+    processes: int,
+    devices: int,
+    *,
+    hit: str = "",
+    record: str = "",
+    evaluate: bool = False,
+  ) -> subprocess.CompletedProcess:
+    """Runs in workdir `name`; the batches read go to files `record`, by default of that name."""
+    env = self._env | {"RECORD": str(self._folder / f"{record or name}.batches.")}
+    command = ["launch/local_pod.sh", str(processes), str(devices)]
+    command += ["--config=configs/qwen_bis10.py:toy", f"--workdir={self[name]}", *self._flags]
+    command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    process = subprocess.Popen(
+      command if evaluate else [*command, "--config.evaluation.benchmark="],
+      cwd=ROOT,
+      env=env | ({"HIT": hit} if hit else {}),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    try:
+      out, err = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)  # the script and all its processes
+      raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+  def __getitem__(self, name: str) -> pathlib.Path:
+    return self._folder / name
+
+  def steps_read(self, record: str) -> list[int]:
+    """Returns the numbers of the batches that process 0 read."""
+    lines = (self._folder / f"{record}.batches.0").read_text().splitlines()
+    return [json.loads(line)[0] for line in lines]
+
+  def batches(self, record: str) -> dict[int, list[list[list[int]]]]:
+    """Returns of every batch, in the order read, the examples of its rows by process."""
+    files = sorted(self._folder.glob(f"{record}.batches.*"))
+    read = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    numbers = [number for number, _ in read[0]]
+    assert all([number for number, _ in part] == numbers for part in read), "all read the same"
+    return {number: [part[k][1] for part in read] for k, number in enumerate(numbers)}
+
+
+def _state(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the newest checkpoint's state as numpy arrays by path."""
+  newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+  assert newest.name == str(STEPS)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with ocp.StandardCheckpointer() as checkpointer:
+    like = jax.tree.map(
+      lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device),
+      checkpointer.metadata(newest / "state").item_metadata.tree,
+    )
+    state = checkpointer.restore(newest / "state", like)
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _losses(folder: pathlib.Path) -> list[float]:
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "every step once"
+  return [line["loss"] for line in lines]
+
+
+def _scores(folder: pathlib.Path) -> np.ndarray:
+  lines = (folder / "scores.jsonl").read_text().splitlines()
+  return np.concatenate([json.loads(line)["scores"] for line in lines])
+
+
+def _rows(batches) -> dict[int, list[list[int]]]:
+  """Returns the examples of the rows of every batch, over all processes."""
+  return {number: [row for part in parts for row in part] for number, parts in batches.items()}
+
+
+@pytest.fixture(scope="module")
+def pod(small_config, tmp_path_factory) -> Pod:
+  return Pod(small_config, tmp_path_factory.mktemp("pod"))
+
+
+@pytest.fixture(scope="module")
+def alone(pod) -> str:
+  done = pod.run("alone", 1, 1, evaluate=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return "alone"
+
+
+@pytest.fixture(scope="module")
+def unbroken(pod) -> str:
+  done = pod.run("unbroken", 2, 4, evaluate=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return "unbroken"
+
+
+@pytest.fixture(scope="module")
+def broken(pod, unbroken) -> str:
+  """A run that was told to stop, went on, and lost a process to kill -9."""
+  done = pod.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
+  assert done.returncode == preemption.EXIT_CODE, done.stderr[-3000:]
+  assert done.stderr.count("step 3 of 6 is saved: run the same command again") == 2
+  done = pod.run("broken", 2, 4, hit="4 1 SIGKILL", record="second")
+  assert done.returncode not in (0, preemption.EXIT_CODE)
+  assert pod.steps_read("second")[0] == 3, "it went on where it was told to stop"
+  assert "process 1 ended with 137" in done.stderr
+  assert re.search("process 0 ended with (1|134)\n", done.stderr), "by itself, not by the script"
+  return "broken"
+
+
+def test_two_processes_of_four_devices_train_as_one_device_does(pod, alone, unbroken):
+  np.testing.assert_allclose(_losses(pod[unbroken]), _losses(pod[alone]), rtol=1e-5)
+  np.testing.assert_allclose(_scores(pod[unbroken]), _scores(pod[alone]), atol=1e-4)
+
+
+def test_every_process_reads_rows_of_its_own_and_none_is_missed(pod, alone, unbroken):
+  split, whole = pod.batches(unbroken), pod.batches(alone)
+  assert list(split) == list(whole) == list(range(STEPS))
+  for number, parts in split.items():
+    assert [len(part) for part in parts] == [4, 4], "half the rows each"
+    assert parts[0] + parts[1] == whole[number][0]
+
+
+def test_a_pod_leaves_one_set_of_files(pod, unbroken):
+  names = {path.name for path in pod[unbroken].iterdir()}
+  assert names >= {"config.json", "manifest.json", "evaluation.json", "index.html", "checkpoints"}
+  assert not [name for name in names if name.endswith(".part")]
+  assert len(list(pod[unbroken].glob("tensorboard/*"))) == 1
+
+
+def test_stopped_and_killed_it_ends_bit_equal_to_the_unbroken_run(pod, unbroken, broken):
+  shutil.copytree(pod[broken], pod["resumed"])
+  done = pod.run("resumed", 2, 4)
+  assert done.returncode == 0, done.stderr[-3000:]
+  ours, theirs = _state(pod["resumed"]), _state(pod[unbroken])
+  assert set(ours) == set(theirs) and len(ours) > 20
+  for path, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[path], err_msg=path)
+  assert _losses(pod["resumed"]) == _losses(pod[unbroken])
+
+
+def test_it_goes_on_with_half_the_devices_at_the_exact_next_record(pod, unbroken, broken):
+  shutil.copytree(pod[broken], pod["half"])
+  done = pod.run("half", 1, 4)
+  assert done.returncode == 0, done.stderr[-3000:]
+  first, last = (_rows(pod.batches(record)) for record in ("first", "half"))
+  assert list(first) == [0, 1, 2] and list(last) == [3, 4, 5]
+  assert first | last == _rows(pod.batches(unbroken)), "every record once, in its batch"
+  np.testing.assert_allclose(_losses(pod["half"]), _losses(pod[unbroken]), rtol=1e-5)
+  ours, theirs = _state(pod["half"]), _state(pod[unbroken])
+  assert set(ours) == set(theirs)
+  for path, array in ours.items():  # sums in another order
+    apart = np.linalg.norm(array - theirs[path]) / max(np.linalg.norm(theirs[path]), 1e-30)
+    assert apart < 1e-5, path
+
+
+# The scripts, without the run that they start.
+
+
+def _script(name: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [f"launch/{name}", *arguments],
+    cwd=ROOT,
+    env=os.environ | variables,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+def _executable(path: pathlib.Path, text: str) -> str:
+  path.write_text("#!/usr/bin/env bash\n" + text)
+  path.chmod(0o755)
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  "name, arguments",
+  [
+    ("local_pod.sh", ["2", "--workdir=x"]),
+    ("local_pod.sh", ["two", "4", "--workdir=x"]),
+    ("sweep.sh", ["runs", "--fractions=0.1", "--", "--config=x"]),
+    (
+      "sweep.sh",
+      ["runs", "--fractions=1", "--strategies=bis", "--seeds=0", "--speed=9", "--", "-x"],
+    ),
+    ("tpu_pod.sh", ["name", "zone", "--", "--config=x"]),
+    ("tpu_pod.sh", ["name", "zone", "v5p-32", "--dry-run"]),
+    ("gke_xpk.sh", ["name", "cluster", "v5p-32", "--zones=a", "--", "--config=x"]),
+    ("slurm.sbatch", []),
+  ],
+)
+def test_bad_arguments_show_how_it_is_used(name, arguments):
+  done = _script(name, *arguments)
+  assert done.returncode == 2 and f"launch/{name}" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").iterdir()), ids=lambda path: path.name)
+def test_scripts_parse_are_strict_and_may_be_run(path):
+  assert subprocess.run(["bash", "-n", path]).returncode == 0
+  assert "set -euo pipefail" in path.read_text() and os.access(path, os.X_OK)
+
+
+def test_a_pod_whose_process_fails_ends_the_others(tmp_path):
+  python = _executable(
+    tmp_path / "python",
+    "if [[ $1 == -c ]]; then echo 1234; exit; fi\n"
+    'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"\n'
+    "if [[ $JAX_PROCESS_ID == 1 ]]; then exit 7; fi\nexec sleep 60\n",
+  )
+  done = _script("local_pod.sh", "3", "4", "--workdir=a b", PYTHON=python, GRACE="1")
+  assert done.returncode == 7
+  assert "[0] 0 of 3 at localhost:1234: -m bis_jax.main --workdir=a b" in done.stdout
+  ended = dict(re.findall(r"process (\d) ended with (\d+)", done.stderr))
+  assert ended == {"1": "7", "0": "137", "2": "137"}
+
+
+def test_a_sweep_runs_all_skips_the_finished_and_lists_the_failed(tmp_path):
+  run = _executable(
+    tmp_path / "run",
+    "for flag; do if [[ $flag == --workdir=* ]]; then out=${flag#*=}; fi; done\n"
+    f'echo "$@" >> {tmp_path}/calls\n'
+    "if [[ $out == *random* && ! -e $out.fixed ]]; then echo broken; exit 3; fi\n"
+    "mkdir -p $out; touch $out/evaluation.json\n",
+  )
+  runs = tmp_path / "runs"
+  arguments = [str(runs), "--fractions=0.05,0.1", "--strategies=bis,random", "--seeds=0,1"]
+  arguments += ["--", "--config=recipe.py", "--config.train.steps=3"]
+  done = _script("sweep.sh", *arguments, RUN=run)
+  calls = (tmp_path / "calls").read_text().splitlines()
+  assert done.returncode == 1 and len(calls) == len(set(calls)) == 8
+  assert (
+    f"--config=recipe.py --config.train.steps=3 --workdir={runs}/bis_0.1_seed1 "
+    "--config.selection.fraction=0.1 --config.selection.strategy=bis --config.seed=1"
+  ) in calls
+  failed = "random_0.05_seed0 random_0.05_seed1 random_0.1_seed0 random_0.1_seed1"
+  assert f"4 failed: {failed}" in done.stderr
+  assert (runs / "random_0.1_seed0.log").read_text() == "broken\n"
+  for name in failed.split():
+    (runs / f"{name}.fixed").touch()
+  done = _script("sweep.sh", *arguments, RUN=run)
+  calls = (tmp_path / "calls").read_text().splitlines()
+  assert done.returncode == 0 and len(calls) == 12 and all("random" in c for c in calls[8:])
+
+
+def test_a_sweep_that_is_told_to_stop_stops_its_run_too(tmp_path):
+  run = _executable(
+    tmp_path / "run",
+    f"trap 'echo saved >> {tmp_path}/calls; exit 75' TERM\necho started >> {tmp_path}/calls\n"
+    "while true; do sleep 0.1; done\n",
+  )
+  command = ["launch/sweep.sh", str(tmp_path / "runs"), "--fractions=1", "--strategies=full,bis"]
+  command += ["--seeds=0", "--", "--config=recipe.py"]
+  sweep = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"RUN": run})
+  try:
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "calls").exists():
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    sweep.terminate()
+    assert sweep.wait(timeout=30) == 75
+  finally:
+    sweep.kill()
+  assert (tmp_path / "calls").read_text().split() == ["started", "saved"]
+
+
+def _dry(name: str, *arguments: str) -> list[list[str]]:
+  """Returns the commands that a script would run, as lists of words."""
+  done = _script(name, *arguments)
+  assert done.returncode == 0, done.stderr
+  return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+RUN = ["--config=configs/qwen_bis10.py", "--workdir=gs://BUCKET/a run"]
+
+
+def test_a_tpu_pod_is_requested_installed_run_and_deleted():
+  create, archive, copy, install, run, delete = _dry(
+    "tpu_pod.sh", "pod", "ZONE", "v5p-32", "--spot", "--dry-run", "--before=mount-it", "--", *RUN
+  )
+  queued = ["gcloud", "compute", "tpus", "queued-resources"]
+  assert create[:5] == [*queued, "create"] and delete[:5] == [*queued, "delete"]
+  assert {"--zone=ZONE", "--node-id=pod", "--accelerator-type=v5p-32", "--spot"} <= set(create)
+  assert "--runtime-version=v2-alpha-tpuv5" in create and "--force" in delete
+  assert archive[:2] == ["git", "archive"] and copy[4] == "scp"
+  for command in (copy, install, run):
+    assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"] and "--worker=all" in command
+  assert "[tpu]" in install[-1] and "mount-it" in install[-1]
+  words = shlex.split(run[-1].removeprefix("--command="))
+  assert words[-4:] == ["-m", "bis_jax.main", *RUN]
+
+
+def test_a_kept_tpu_pod_is_not_deleted_and_each_generation_has_its_image():
+  arguments = ["--keep", "--dry-run", "--", *RUN]
+  for accelerator, image in (
+    ("v5litepod-64", "v2-alpha-tpuv5-lite"),
+    ("v6e-16", "v2-alpha-tpuv6e"),
+  ):
+    commands = _dry("tpu_pod.sh", "pod", "ZONE", accelerator, *arguments)
+    assert f"--runtime-version={image}" in commands[0]
+    assert not any("delete" in command for command in commands)
+
+
+def test_a_gke_workload_runs_the_same_command():
+  (command,) = _dry(
+    "gke_xpk.sh", "bis", "CLUSTER", "v6e-16", "--restarts=3", "--dry-run", "--", *RUN
+  )
+  assert command[:3] == ["xpk", "workload", "create"]
+  assert {"--workload=bis", "--cluster=CLUSTER", "--tpu-type=v6e-16", "--max-restarts=3"} <= set(
+    command
+  )
+  words = shlex.split(command[-1].removeprefix("--command="))
+  assert words[-4:] == ["-m", "bis_jax.main", *RUN]

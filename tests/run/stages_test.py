@@ -1,0 +1,207 @@
+"""The whole run on a small embedded corpus: what it leaves, how it goes on, what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from bis_jax.inputs import pipeline
+from bis_jax.parallel.preemption import Preempted
+from bis_jax.run import stages
+from bis_jax.scoring import solution_files
+from bis_jax.scoring.restore import restore
+from bis_jax.selection.manifest import Manifest, ManifestError
+from bis_jax.settings import workdir
+from bis_jax.training import loop
+from configs import qwen_bis10
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the newest checkpoint's state as numpy arrays by path."""
+  newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(newest / "state")
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _assert_bit_equal(one: pathlib.Path, other: pathlib.Path):
+  ours, theirs = _parameters(one), _parameters(other)
+  assert set(ours) == set(theirs) and len(ours) > 20
+  for path, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_config, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a run that was never stopped."""
+  folder = tmp_path_factory.mktemp("unbroken") / "run"
+  stages.run(small_config, str(folder))
+  return folder
+
+
+def test_the_workdir_holds_what_a_person_looks_for(unbroken, small_config):
+  names = {path.name for path in unbroken.iterdir()}
+  assert names >= {
+    "config.json",
+    "manifest.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "index.html",
+    "plots",
+    "checkpoints",
+    "tensorboard",
+  }
+  lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  for key in ("loss", "step_seconds", "data_wait_seconds", "tokens_per_second", "token_padding"):
+    assert all(np.isfinite(line[key]) for line in lines), key
+  evaluation = json.loads((unbroken / "evaluation.json").read_text())
+  for name in ("fixed_0.5", "tuned_on_test"):
+    block = evaluation["thresholds"][name]
+    assert 0 <= block["macro_f1_pooled"] <= 1 and 0 <= block["overall_source_weighted"] <= 1
+  assert len(evaluation["per_source"]) == 5
+  manifest = Manifest.load(unbroken / "manifest.json")
+  assert (manifest.strategy, manifest.fraction, len(manifest)) == ("bis", 0.1, 100)
+
+
+def test_a_finished_run_started_again_changes_nothing(unbroken, small_config):
+  before = _parameters(unbroken)
+  stages.run(small_config, str(unbroken))
+  after = _parameters(unbroken)
+  assert all((before[path] == after[path]).all() for path in before)
+  assert len((unbroken / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_relative_workdir_trains_resumes_and_scores(small_config, tmp_path, monkeypatch):
+  """README's own command names one; Orbax refuses relative paths."""
+  monkeypatch.chdir(tmp_path)
+  with small_config.unlocked():
+    config = small_config.copy_and_resolve_references()
+  config.unlock()
+  config.evaluation.benchmark, config.pretrain.steps = "", 0
+  config.train.steps = 2
+  stages.run(config, "runs/relative")
+  stages.run(config, "runs/relative")  # finds its checkpoint again
+  assert restore("runs/relative").step == 2
+  solutions = tmp_path / "solutions.jsonl"
+  solutions.write_text(json.dumps({"id": 1, "question": "Add.", "steps": ["One.", "Two."]}) + "\n")
+  solution_files.score_file(
+    "runs/relative", solutions, tmp_path / "scores.jsonl", root=tmp_path, chunk=8
+  )
+  assert len(json.loads((tmp_path / "scores.jsonl").read_text())["scores"]) == 2
+
+
+def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_config, tmp_path):
+  """kill -9 while it trains, once a checkpoint is there; then the same command."""
+  folder = tmp_path / "run"
+  ours, recipe = (
+    workdir.flat_keys(json.loads(config.to_json()))
+    for config in (small_config, qwen_bis10.get_config("toy"))
+  )
+  changes = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]
+  command = [sys.executable, "-m", "bis_jax.main", "--config=configs/qwen_bis10.py:toy"]
+  command += [f"--workdir={folder}", *changes]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  deadline = time.monotonic() + 300
+  while not list(folder.glob("checkpoints/[0-9]*/state/_METADATA")):
+    assert process.poll() is None, process.stderr.read().decode()[-2000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  assert not (folder / "evaluation.json").exists(), "it was killed too late to test anything"
+  # As a kill in the midst of a save leaves it, whether or not this one did.
+  cut_off = folder / "checkpoints" / "4.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+  cut_off.mkdir(parents=True, exist_ok=True)
+  (cut_off / "manifest.ocdbt").write_bytes(b"half of a file")
+  stages.run(small_config, str(folder))
+  _assert_bit_equal(folder, unbroken)
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
+  unbroken, small_config, tmp_path, monkeypatch, number
+):
+  """It comes as the batch of step 3 is asked for; checkpoints are due every 2 steps."""
+  folder = tmp_path / "run"
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with monkeypatch.context() as patch:
+    take = pipeline.BatchIterator.__next__
+
+    def hit(self):
+      if self.get_state()["next_batch"] == 2:
+        os.kill(os.getpid(), number)
+      return take(self)
+
+    patch.setattr(pipeline.BatchIterator, "__next__", hit)
+    with pytest.raises(Preempted, match="step 3 of 6 is saved: run the same command again"):
+      stages.run(small_config, str(folder))
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+  assert (folder / "checkpoints" / "3" / "state" / "_METADATA").exists()
+  monkeypatch.delattr(stages, "base_checkpoint")  # a run that goes on needs none
+  stages.run(small_config, str(folder))
+  _assert_bit_equal(folder, unbroken)
+
+
+def test_another_config_is_refused_and_nothing_is_overwritten(unbroken, small_config):
+  other = small_config.copy_and_resolve_references()
+  with other.unlocked():
+    other.selection.fraction = 0.2
+  before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+  with pytest.raises(workdir.WorkdirError, match="selection.fraction: 0.1 there, 0.2 here"):
+    stages.run(other, str(unbroken))
+  assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+
+
+def test_another_manifest_is_refused(unbroken, small_config, tmp_path):
+  workdir.claim(epath.Path(tmp_path) / "run", small_config)
+  manifest = json.loads((unbroken / "manifest.json").read_text())
+  manifest["alpha"] = 0.5
+  (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+  with pytest.raises(ManifestError, match="select again"):
+    stages.run(small_config, str(tmp_path / "run"))
+
+
+def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, monkeypatch):
+  config = small_config.copy_and_resolve_references()
+  with config.unlocked():
+    config.optim.learning_rate = 1e30  # overflows at once
+    config.optim.clip = 1e30
+  with pytest.raises(loop.NonFiniteLossError, match=r"Records of the rows at fault: \w+:\d+"):
+    stages.run(config, str(tmp_path / "run"))
+  saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+  assert (
+    all(np.isfinite(array).all() for array in _parameters(tmp_path / "run").values()) or not saved
+  )
+
+
+@pytest.mark.parametrize(
+  "flags, words",
+  [
+    (["--config.selection.fraction=0"], "config.selection.fraction is 0"),
+    (["--config.selection.fractoin=0.1"], "fractoin"),
+    (["--config.corpus.name=visualprm"], "only the embedded corpus has captions"),
+    (["--config.corpus.name=visualprm", "--config.pretrain.steps=0"], "hf download"),
+  ],
+)
+def test_bad_input_ends_the_command_with_words_and_a_nonzero_code(flags, words, tmp_path):
+  command = [sys.executable, "-m", "bis_jax.main", "--config=configs/toy_bis10.py"]
+  done = subprocess.run(
+    [*command, f"--workdir={tmp_path / 'run'}", *flags], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode != 0 and words in done.stderr
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,274 @@
+"""The server over real sockets: right answers, a reason for every refusal, and a clean end.
+
+The model is a stand-in whose score of a step is its length / 1000, so that every answer can be
+checked; `scoring_test.py` holds the real one against itself.
+"""
+
+import base64
+import http.client
+import io
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from bis_jax.scoring import server
+
+LIMITS = server.Limits(body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2)
+
+
+class Lengths:
+  """Scores a step by its length; refuses steps that are too long; keeps the sizes of batches."""
+
+  name = "lengths"
+
+  def __init__(self, seconds: float = 0.0):
+    self.batches, self._seconds = [], seconds
+
+  def score_each(self, examples):
+    self.batches.append(len(examples))
+    time.sleep(self._seconds)
+    texts = [examples.text(i)[1] for i in range(len(examples))]
+    if any("break" in steps for steps in texts):
+      raise RuntimeError("the device is gone")
+    scores = [np.array([len(step) / 1000 for step in steps], np.float32) for steps in texts]
+    refused = {i: "too long" for i, steps in enumerate(texts) if max(map(len, steps)) > 1000}
+    return scores, refused
+
+
+class Served:
+  """An application served on a free port by a thread of this process."""
+
+  def __init__(self, scorer, limits=LIMITS):
+    self.scorer = scorer
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    self.port = listener.getsockname()[1]
+    config = uvicorn.Config(server.create_app(scorer, limits), log_level="critical")
+    self._server = uvicorn.Server(config)
+    self._thread = threading.Thread(target=self._server.run, args=([listener],))
+    self._thread.start()
+    while not self._server.started:
+      time.sleep(0.01)
+
+  def stop(self):
+    self._server.should_exit = True
+    self._thread.join()
+
+  def call(self, body, method="POST", path="/score"):
+    """Returns (status, JSON) of one request; `body` is bytes or an object."""
+    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+    encoded = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    connection.request(method, path, encoded)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, json.loads(text) if text.startswith(b"{") else text
+
+
+@pytest.fixture(scope="module")
+def served():
+  one = Served(Lengths())
+  yield one
+  one.stop()
+
+
+def png(width=4, height=4):
+  encoded = io.BytesIO()
+  Image.new("RGB", (width, height)).save(encoded, "PNG")
+  return base64.b64encode(encoded.getvalue()).decode()
+
+
+def solution(*steps, **more):
+  return {"question": "How many?", "steps": list(steps), **more}
+
+
+def test_steps_get_their_scores(served):
+  special = "<prm> <|image_pad|> <|im_end|> \u0000 \U0001f600"
+  for body in (
+    solution("abc", "abcdef"),
+    solution("x", images=[]),
+    solution("x", images=None),
+    solution("one", special, images=[png(), png()]),
+  ):
+    status, answer = served.call(body)
+    assert status == 200
+    want = [len(step) / 1000 for step in body["steps"]]
+    np.testing.assert_allclose(answer["scores"], want, rtol=1e-6)
+
+
+def test_health_says_what_is_served(served):
+  assert served.call(None, "GET", "/healthz") == (
+    200,
+    {"status": "ok", "checkpoint": "lengths", "waiting": 0},
+  )
+
+
+# A PNG of 12,000 x 12,000 pixels without its pixels.
+_IHDR = b"IHDR" + (12_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+_HUGE = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + _IHDR + zlib.crc32(_IHDR).to_bytes(4)
+_HUGE += bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
+HUGE = base64.b64encode(_HUGE).decode()
+BAD = {
+  "no_json": (b"{", 400, "no JSON"),
+  "deep_json": (b"[" * 100_000, 400, "no JSON"),
+  "no_object": ([], 400, "must be a JSON object"),
+  "unknown_key": (solution("a", image=["x"]), 400, "unknown keys: 'image'"),
+  "url_for_image": (solution("a", images=["http://127.0.0.1/x.png"]), 400, "image 0 is no base64"),
+  "path_for_image": (
+    solution("a", images=[png(), "/etc/hostname"]),
+    400,
+    "image 1 is no base64|image 1",
+  ),
+  "images_type": (solution("a", images=png()), 400, "list of base64"),
+  "half_base64": (solution("a", images=[png()[:-3]]), 400, "image 0 is no base64"),
+  "broken_image": (solution("a", images=[png()[:60]]), 422, "image 0: broken"),
+  "huge_image": (solution("a", images=[HUGE]), 422, "image 0: bomb"),
+  "many_images": (solution("a", images=[png()] * 3), 413, "3 images; at most 2"),
+  "many_steps": (solution(*["a"] * 10_000), 413, "10000 steps; at most 20"),
+  "many_characters": (solution("a" * 5001), 413, "5010 characters; at most 5000"),
+  "long_step": (solution("a" * 1001), 422, "too long"),
+  "no_steps": (solution(), 422, "at least one step"),
+  "steps_type": ({"question": "x", "steps": "abc"}, 422, "`steps` must be a list"),
+  "step_type": (solution("a", 3), 422, "`steps` must be a list of strings"),
+  "no_question": ({"steps": ["a"]}, 422, "`question` must be a string"),
+  "surrogate": (b'{"question": "x", "steps": ["\\ud800"]}', 422, "not Unicode"),
+  "large_body": (b" " * 200_001, 413, "more than 200000 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_request_gets_a_reason(served, kind):
+  body, status, reason = BAD[kind]
+  got, answer = served.call(body)
+  assert got == status
+  assert re.search(reason, answer["error"]), answer
+
+
+def test_other_methods_and_paths_are_refused(served):
+  assert served.call(None, "GET")[0] == 405
+  assert served.call(None, "GET", "/etc/passwd")[0] == 404
+
+
+def raw(port, *pieces, pause=0.0):
+  """Sends bytes as they stand, and returns what comes back until the server closes."""
+  with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    for piece in pieces:
+      connection.sendall(piece)
+      time.sleep(pause)
+    answer = b""
+    while part := connection.recv(65536):
+      answer += part
+  return answer
+
+
+HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_a_slow_body_is_given_up(served):
+  answer = raw(served.port, HEAD + b"Content-Length: 100\r\n\r\n", b"{")
+  assert answer.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in answer
+
+
+def test_a_body_without_a_length_is_cut_at_the_limit(served):
+  chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+  last = b"1000\r\n" + b" " * 0x1000 + b"\r\n"  # over the limit, and nothing is left unread by it
+  answer = raw(served.port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 6, last)
+  assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_goes_away_leaves_the_server_well(served):
+  body = json.dumps(solution("abc")).encode()
+  for sent in (b"", body[:10], body):
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+      connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + sent)
+  assert served.call(solution("abc"))[0] == 200
+  time.sleep(0.7)  # longer than a body may take
+  assert served.call(None, "GET", "/healthz")[1]["waiting"] == 0
+
+
+def test_what_waits_is_scored_in_one_batch_and_each_gets_its_own():
+  served = Served(Lengths(seconds=0.2))
+  answers = {}
+
+  def ask(length):
+    answers[length] = served.call(solution("a" * length))
+
+  threads = [threading.Thread(target=ask, args=(length,)) for length in range(1, 25)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  served.stop()
+  for length, (status, answer) in answers.items():
+    assert status == 200 and answer["scores"] == [pytest.approx(length / 1000)]
+  assert sum(served.scorer.batches) == 24 and len(served.scorer.batches) <= 4
+
+
+def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
+  served = Served(Lengths(seconds=0.3), server.Limits(waiting=2))
+  statuses = []
+  threads = [
+    threading.Thread(target=lambda: statuses.append(served.call(solution("a"))[0]))
+    for _ in range(8)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert served.call(solution("break"))[0] == 500
+  assert served.call(solution("fine"))[0] == 200
+  served.stop()
+  assert set(statuses) == {200, 503} and statuses.count(200) >= 2
+
+
+SLOW_SERVER = """
+import signal, sys, uvicorn
+sys.path.insert(0, {tests!r})
+import server_test
+from bis_jax import server
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+app = server.create_app(server_test.Lengths(seconds=1.0), server.Limits())
+uvicorn.run(app, port={port}, log_level="critical")
+"""
+
+
+def test_sigterm_ends_it_once_requests_in_flight_are_answered(served):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  tests = pathlib.Path(__file__).parent
+  program = SLOW_SERVER.format(tests=str(tests), port=port)
+  process = subprocess.Popen([sys.executable, "-c", program], cwd=tests.parent)
+  probe = Served.__new__(Served)
+  probe.port = port
+  deadline = time.monotonic() + 60
+  while True:
+    try:
+      assert probe.call(None, "GET", "/healthz")[0] == 200
+      break
+    except ConnectionError:
+      assert time.monotonic() < deadline
+      time.sleep(0.1)
+  answers = []
+  thread = threading.Thread(target=lambda: answers.append(probe.call(solution("abc"))))
+  thread.start()
+  while probe.call(None, "GET", "/healthz")[1]["waiting"] == 0:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  thread.join()
+  assert answers[0][0] == 200
+  assert process.wait(timeout=20) == 0
+  with pytest.raises(ConnectionError):
+    probe.call(solution("late"))

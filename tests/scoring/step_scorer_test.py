@@ -1,0 +1,275 @@
+"""A model's scores: the same however it is asked, from Python, from a file and after a kill."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+
+from bis_jax.evaluation import visual_process_bench
+from bis_jax.inputs.prompt import load_tokenizer, special_tokens
+from bis_jax.models import backbones
+from bis_jax.models.param_tree import split
+from bis_jax.models.processor import make_reader
+from bis_jax.parallel import sharding
+from bis_jax.scoring import solution_files, solutions, step_scorer
+from bis_jax.scoring.solutions import Solution, SolutionError
+from bis_jax.settings import locations, workdir
+from bis_jax.toy import drawing
+from bis_jax.training import checkpoint, train_state
+from bis_jax.training.train_state import TrainState
+
+STEP = 3
+
+
+@pytest.fixture(scope="module")
+def place(small_config, tmp_path_factory):
+  """A workdir with a checkpoint of the untrained tiny model at step 3."""
+  config = small_config
+  where = locations.locate(config)
+  drawing.draw(where.toy, workers=1, **config.corpus.toy)
+  folder = epath.Path(tmp_path_factory.mktemp("scoring") / "run")
+  workdir.claim(folder, config)
+  mesh = sharding.make_mesh(**config.mesh)
+  tokenizer = load_tokenizer(where.tokenizer)
+  model = backbones.model_config(config.model, len(tokenizer))
+  _, shapes = backbones.structure(model, mesh)
+  params = train_state.first_params(model, shapes, None, special_tokens(tokenizer), config.seed)
+  # A head that tells steps apart, so that equal scores mean something.
+  head = params["reward_head.kernel"]
+  drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])
+  params["reward_head.kernel"] = jax.device_put(drawn.astype(head.dtype), head.sharding)
+  checkpoints = checkpoint.manager(folder, every=1, keep=1)
+  checkpoint.save(checkpoints, STEP, TrainState(jnp.int32(STEP), params, {"m": jnp.zeros(2)}))
+  checkpoints.wait_until_finished()
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(place):
+  return step_scorer.load(str(place))
+
+
+@pytest.fixture(scope="module")
+def folder(small_config):
+  """The folder of the toy benchmark, where its images are."""
+  return locations.locate(small_config).benchmark
+
+
+@pytest.fixture(scope="module")
+def some(folder):
+  """Twenty solutions, some with two images, one without."""
+  items = visual_process_bench.load(folder)
+  read = [Solution.of(i.question, i.steps, visual_process_bench.encoded_images(i)) for i in items]
+  return [*read[:19], Solution.of("Add 1 and 2.", ["1 + 2 = 3.", "Final answer: 3"])]
+
+
+def assert_close(one, other):
+  for a, b in zip(one, other, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def scorer_with(place, config, devices=None, **inputs):
+  """A scorer of the same checkpoint on other devices and with other inputs."""
+  mesh = sharding.make_mesh(1 if devices else -1, 1, 1, devices)
+  where = locations.locate(config)
+  reader = make_reader(config, where.tokenizer)
+  model = backbones.model_config(config.model, len(reader.tokenizer))
+  graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, 0)))
+  places = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
+  like = {
+    path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=places[path])
+    for path, shape in shapes.items()
+  }
+  step, params = checkpoint.restore_params(place, like, {})
+  assert step == STEP
+  changed = config.inputs.copy_and_resolve_references()
+  changed.update(inputs)
+  return step_scorer.Scorer(reader, changed, mesh, graph, params)
+
+
+def test_scores_tell_steps_apart_and_lie_in_zero_to_one(scorer, some):
+  scores = solutions.score(scorer, some)
+  assert [len(s) for s in scores] == [len(solution.steps) for solution in some]
+  together = np.concatenate(scores)
+  assert together.dtype == np.float32 and (together > 0).all() and (together < 1).all()
+  assert together.std() > 0.01
+
+
+def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer, some):
+  """Packed on 8 devices, against one device: one at a time, in batches of 8 rows, shuffled."""
+  packed = solutions.score(scorer, some)
+  one_device = scorer_with(place, small_config, jax.devices()[:1], row_multiple=8)
+  assert_close(
+    packed, [solutions.score(one_device, [solution])[0] for solution in some[:6]] + packed[6:]
+  )
+  assert_close(packed, solutions.score(one_device, some))
+  order = np.random.default_rng(0).permutation(len(some))
+  shuffled = solutions.score(scorer, [some[i] for i in order])
+  assert_close([packed[i] for i in order], shuffled)
+
+
+def test_few_sizes_of_batches_hold_any_number_of_rows(place, small_config):
+  one_device = scorer_with(place, small_config, jax.devices()[:1], row_multiple=8)
+  assert one_device.batch_rows(13) == [8, 4, 1] and one_device.batch_rows(15) == [8, 8]
+  eight_devices = scorer_with(place, small_config, row_multiple=16)
+  assert eight_devices.batch_rows(13) == [16] and eight_devices.batch_rows(1) == [8]
+  for rows in range(1, 40):
+    batches = one_device.batch_rows(rows)
+    assert batches == sorted(batches, reverse=True)
+    assert 0 <= sum(batches) - rows <= batches[-1] / 4
+
+
+def test_scores_depend_on_the_images_and_on_earlier_steps_alone(scorer, some):
+  whole = solutions.score(scorer, some[:1])[0]
+  shorter = dataclasses.replace(some[0], steps=some[0].steps[:2])
+  blind = Solution.of(some[0].question, some[0].steps)
+  first, unseen = solutions.score(scorer, [shorter, blind])
+  np.testing.assert_allclose(first, whole[:2], atol=1e-5)
+  assert np.abs(unseen - whole).max() > 1e-3
+
+
+def test_what_is_too_long_is_refused_alone(scorer, small_config, some):
+  limit = small_config.inputs.max_length
+  long = Solution.of("Add.", ["one two three four."] * limit)
+  wordy = Solution.of("Add. " * limit, ["one"])
+  scores = solutions.score(scorer, [some[0], long, wordy, some[1]])
+  assert "steps fit into" in str(scores[1]) and isinstance(scores[1], SolutionError)
+  assert "only 0 of 1 steps" in str(scores[2])
+  assert_close([scores[0], scores[3]], solutions.score(scorer, some[:2]))
+  assert all(isinstance(s, SolutionError) for s in solutions.score(scorer, [long, wordy]))
+
+
+def test_a_place_without_a_checkpoint_is_named(tmp_path, place):
+  with pytest.raises(workdir.WorkdirError, match="holds no config.json"):
+    step_scorer.load(str(tmp_path))
+  shutil.copy(place / "config.json", tmp_path)
+  with pytest.raises(workdir.WorkdirError, match="holds no checkpoint yet"):
+    step_scorer.load(str(tmp_path))
+
+
+@pytest.fixture
+def source(folder, tmp_path, scorer, monkeypatch):
+  """(input file, image root): ten good lines, and a bad one behind every other.
+
+  The checkpoint is loaded and compiled once for all tests that score a file.
+  """
+  monkeypatch.setattr(step_scorer, "load", lambda checkpoint: scorer)
+  items = visual_process_bench.load(folder)[:10]
+  bad = [
+    b"{",
+    b"",
+    b"[]",
+    json.dumps({"id": "gone", "question": "q", "steps": ["s"], "image": "gone.png"}).encode(),
+    json.dumps(
+      {"id": "out", "question": "q", "steps": ["s"], "image": ["../digest.json"]}
+    ).encode(),
+  ]
+  lines = []
+  for item in items:
+    names = ["images/" + image.name for image in item.images]
+    record = {
+      "id": item.index,
+      "image": names if len(names) > 1 else names[0],
+      "question": item.question,
+      "steps": item.steps,
+    }
+    lines.append(json.dumps(record).encode())
+    if item.index % 2:
+      lines.append(bad[item.index // 2])
+  (tmp_path / "solutions.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+  return tmp_path / "solutions.jsonl", folder
+
+
+def outcome(target):
+  return [json.loads(line) for line in target.read_text().splitlines()]
+
+
+def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
+  place, scorer, source, tmp_path, some
+):
+  target = tmp_path / "out/scores.jsonl"
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  lines = outcome(target)
+  assert [line["id"] for line in lines] == [
+    0, 1, None, 2, 3, None, 4, 5, None, 6, 7, "gone", 8, 9, "out",
+  ]  # fmt: skip
+  errors = [line["error"] for line in lines if "error" in line]
+  reasons = ("no JSON", "no JSON", "JSON object is wanted", "'gone.png' is not", "is not below")
+  assert len(errors) == 5
+  for error, reason in zip(errors, reasons, strict=True):
+    assert reason in error
+  assert_close(
+    [line["scores"] for line in lines if "scores" in line], solutions.score(scorer, some[:10])
+  )
+
+
+def test_a_killed_run_goes_on_behind_its_last_whole_line(place, source, tmp_path, capsys):
+  whole, target = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+  solution_files.score_file(str(place), source[0], whole, source[1], chunk=4)
+  lines = whole.read_bytes().splitlines(keepends=True)
+  target.write_bytes(b"".join(lines[:5]) + lines[5][:9])
+  note = tmp_path / "cut.jsonl.model.json"
+  shutil.copy(tmp_path / "whole.jsonl.model.json", note)
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  assert "wrote 10 of 15 lines" in capsys.readouterr().out
+  for got, want in zip(outcome(target), outcome(whole), strict=True):
+    assert got.keys() == want.keys() and got["id"] == want["id"]
+    assert_close([got.get("scores", [])], [want.get("scores", [])])
+  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  assert "has all 15 lines already" in capsys.readouterr().out
+
+  target.write_bytes(b"".join(lines[:5]))
+  note.write_text('{"checkpoint": "another step 9"}')
+  with pytest.raises(ValueError, match="holds scores of another step 9, not of .* step 3"):
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  target.write_bytes(b"".join(lines[1:3]))
+  with pytest.raises(ValueError, match="line 1 has another id"):
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  target.write_bytes(b"".join(lines * 2))
+  with pytest.raises(ValueError, match="more lines than"):
+    solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  assert target.read_bytes() == b"".join(lines * 2)
+
+
+@pytest.mark.parametrize(
+  ("question", "steps", "images", "message"),
+  [
+    (None, ["a"], [], "`question` must be a string"),
+    ("q", "abc", [], "`steps` must be a list"),
+    ("q", ["a", 1], [], "`steps` must be a list of strings"),
+    ("q", [], [], "at least one step"),
+    ("q \ud800", ["a"], [], "not Unicode"),
+    ("q", ["a"], [b"text"], "image 0: broken"),
+  ],
+)
+def test_what_is_no_solution_is_refused(question, steps, images, message):
+  with pytest.raises(SolutionError, match=message):
+    Solution.of(question, steps, images)
+
+
+def test_placeholders_leave_the_question():
+  assert Solution.of("<image>\n<image1> How many?", ["a"]).question == "How many?"
+
+
+@pytest.mark.parametrize("command", ["score", "serve"])
+def test_a_command_without_a_run_says_what_it_wants(tmp_path, command):
+  flags = [f"--checkpoint={tmp_path}"]
+  if command == "score":
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    flags += [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+  program = [sys.executable, "-m", f"bis_jax.{command}"]
+  root = pathlib.Path(__file__).resolve().parents[2]
+  run = subprocess.run([*program, *flags], cwd=root, capture_output=True, text=True, timeout=120)
+  assert run.returncode == 1
+  assert run.stderr.splitlines()[-1].startswith(f"{command}: {tmp_path} holds no config.json")
+  assert not (tmp_path / "out.jsonl").exists()

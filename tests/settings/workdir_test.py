@@ -1,0 +1,50 @@
+"""A workdir belongs to one config."""
+
+import json
+
+import pytest
+from etils import epath
+
+from bis_jax import files
+from bis_jax.settings import workdir
+from configs import common
+
+
+def test_a_new_workdir_gets_the_config(tmp_path):
+  place = epath.Path(tmp_path) / "runs" / "a"
+  workdir.claim(place, common.get_config())
+  assert json.loads((place / "config.json").read_text())["optim"]["learning_rate"] == 1e-5
+  workdir.claim(place, common.get_config())  # the same run goes on
+
+
+def test_another_config_is_refused_and_named(tmp_path):
+  place, config = epath.Path(tmp_path) / "a", common.get_config()
+  workdir.claim(place, config)
+  before = (place / "config.json").read_text()
+  config.selection.fraction = 0.25
+  with pytest.raises(workdir.WorkdirError, match=r"selection.fraction: 1.0 there, 0.25 here"):
+    workdir.claim(place, config)
+  assert (place / "config.json").read_text() == before
+
+
+def test_what_does_not_change_the_result_may_change(tmp_path):
+  place, config = epath.Path(tmp_path) / "a", common.get_config()
+  workdir.claim(place, config)
+  config.mesh.fsdp, config.inputs.workers, config.train.checkpoint_every = 4, 0, 7
+  workdir.claim(place, config)
+
+
+def test_somebody_elses_folder_is_left_alone(tmp_path):
+  (tmp_path / "thesis.tex").write_text("years of work")
+  with pytest.raises(workdir.WorkdirError, match="no config.json"):
+    workdir.claim(epath.Path(tmp_path), common.get_config())
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+  path = epath.Path(tmp_path) / "a.json"
+  files.write_json(path, {"a": 1})
+  with pytest.raises(TypeError):
+    files.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": 1}
+  assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,206 @@
+"""One step is the same mathematics on one device or eight, in one micro-batch or four.
+
+Mutations these tests catch (each tried once): normalising by the markers of the micro-batch or of
+the device, dropping a micro-batch's gradient, and rows that change device without their patches.
+"""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bis_jax.models import backbones
+from bis_jax.models.param_tree import split
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings
+from bis_jax.training import optim
+from bis_jax.training.train_state import TrainState, to_device
+from bis_jax.training.train_step import loss_and_grads, make_train_step
+from configs import common
+
+MODEL = Qwen2_5_VLConfig.tiny(vocab_size=256)
+ROWS, TOKENS, PATCHES, MARKERS = 8, 64, 64, 6
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+  """Eight rows of two samples, an image in the first; rows have unequal numbers of markers."""
+  rng = np.random.default_rng(0)
+  segment = np.repeat([1, 2, 0], [40, 16, 8])[None].repeat(ROWS, 0)
+  position = np.concatenate([np.arange(40), np.arange(16), np.arange(8)])
+  image = np.full((ROWS, TOKENS), -1)
+  image[:, 2:18] = rng.permutation(16)
+  weight = (np.arange(MARKERS)[None] < rng.integers(0, MARKERS + 1, (ROWS, 1))).astype(np.float32)
+  return {
+    "tokens": rng.integers(0, 256, (ROWS, TOKENS), dtype=np.int32),
+    "segment_ids": segment.astype(np.int32),
+    "positions": position[None, None].repeat(ROWS, 0).repeat(3, 1).astype(np.int32),
+    "image_index": image.astype(np.int32),
+    "patches": rng.normal(size=(ROWS, PATCHES, 1176)).astype(np.float32),
+    "patch_segment": np.ones((ROWS, PATCHES), np.int32),
+    "patch_window": np.ones((ROWS, PATCHES), np.int32),
+    "patch_position": rng.integers(0, 8, (ROWS, PATCHES, 2), dtype=np.int32),
+    "marker_index": rng.integers(20, 56, (ROWS, MARKERS), dtype=np.int32),
+    "marker_target": rng.integers(0, 2, (ROWS, MARKERS)).astype(np.float32),
+    "marker_weight": weight,
+  }
+
+
+_jitted = jax.jit(loss_and_grads, static_argnums=(0, 4))
+
+
+def _grads(batch, mesh, accumulate=1, normalise="global"):
+  """Returns (loss, gradients) of the batch on a mesh, as numpy."""
+  graph, params = split(backbones.build(MODEL, 0))
+  params = jax.device_put(params, parameter_shardings(mesh, backbones.SHARDING, params))
+  rows = {
+    key: jax.device_put(array.reshape(accumulate, -1, *array.shape[1:]), batch_sharding(mesh))
+    for key, array in batch.items()
+  }
+  loss, grads, _ = _jitted(graph, params, {}, rows, normalise)
+  return jax.tree.map(np.asarray, (loss, grads))
+
+
+@pytest.fixture(scope="module")
+def alone(batch):
+  return _grads(batch, make_mesh(1, 1, 1, jax.devices()[:1]))
+
+
+def _assert_close(got, wanted):
+  assert abs(got[0] - wanted[0]) <= 1e-5 * abs(wanted[0])
+  flat = [np.concatenate([g.ravel() for g in grads.values()]) for grads in (got[1], wanted[1])]
+  assert np.linalg.norm(flat[0] - flat[1]) <= 1e-5 * np.linalg.norm(flat[1])
+  for path, grad in got[1].items():
+    reference = np.linalg.norm(wanted[1][path])
+    assert np.linalg.norm(grad - wanted[1][path]) <= 1e-4 * reference + 1e-7, path
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_eight_devices_agree_with_one(batch, alone, shape):
+  _assert_close(_grads(batch, make_mesh(*shape)), alone)
+
+
+TWO_PROCESSES = """
+import sys
+from bis_jax import distributed
+distributed.start()
+import jax, numpy as np
+from jax.experimental import multihost_utils
+jax.config.update("jax_default_matmul_precision", "highest")
+from bis_jax import backbones
+from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
+from bis_jax.state import split
+from bis_jax.train_step import loss_and_grads
+batch = dict(np.load(sys.argv[1]))
+graph, params = split(backbones.build(Qwen2_5_VLConfig.tiny(vocab_size=256), 0))
+step = jax.jit(loss_and_grads, static_argnums=(0, 4))
+mesh = make_mesh(2, 2, 2)
+part, parts = batch_share(mesh)
+placed = jax.tree.map(
+  lambda array, sharding: jax.make_array_from_callback(
+    array.shape, sharding, lambda index, array=np.asarray(array): array[index]),
+  params, parameter_shardings(mesh, backbones.SHARDING, params))
+rows = {
+  key: jax.make_array_from_process_local_data(
+    batch_sharding(mesh), np.split(array, parts)[part][None])
+  for key, array in batch.items()
+}
+loss, grads, _ = step(graph, placed, {}, rows, "global")
+grads = multihost_utils.process_allgather(grads, tiled=True)
+if distributed.is_first():
+  np.savez(sys.argv[2], loss=np.asarray(loss), **grads)
+distributed.wait_for_all("end")
+"""
+
+
+def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_path):
+  np.savez(tmp_path / "batch.npz", **batch)
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  command = [
+    sys.executable,
+    "-c",
+    TWO_PROCESSES,
+    str(tmp_path / "batch.npz"),
+    str(tmp_path / "grads.npz"),
+  ]
+  started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  try:
+    assert [process.wait(timeout=600) for process in started] == [0, 0]
+  finally:
+    for process in started:
+      process.kill()
+  grads = dict(np.load(tmp_path / "grads.npz"))
+  _assert_close((grads.pop("loss"), grads), alone)
+
+
+def test_micro_batches_agree_with_one_batch(batch, alone):
+  mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+  _assert_close(_grads(batch, mesh, accumulate=4), alone)
+
+
+def test_micro_batches_hold_the_same_rows_on_any_number_of_processes():
+  mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+  whole, first, second = (
+    to_device({"tokens": np.arange(*span)[:, None]}, mesh, 2)["tokens"][..., 0]
+    for span in ((0, 8), (0, 4), (4, 8))
+  )
+  np.testing.assert_array_equal(whole, [[0, 2, 4, 6], [1, 3, 5, 7]])
+  np.testing.assert_array_equal(whole, jnp.concatenate([first, second], axis=1))
+
+
+def test_rows_in_another_order_are_the_same_batch(batch, alone):
+  mesh = make_mesh(8, 1, 1)
+  _assert_close(_grads({key: array[::-1] for key, array in batch.items()}, mesh), alone)
+
+
+def test_micro_normalisation_averages_the_means(batch):
+  mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+  parts = [
+    _grads({key: array[rows] for key, array in batch.items()}, mesh)[0]
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))
+  ]
+  got, _ = _grads(batch, mesh, accumulate=4, normalise="micro")
+  assert got == pytest.approx(np.mean(parts), rel=1e-5)
+  assert got != pytest.approx(_grads(batch, mesh)[0], rel=1e-3)
+
+
+def test_a_batch_without_labels_has_loss_zero_and_no_gradient(batch):
+  empty = batch | {"marker_weight": np.zeros((ROWS, MARKERS), np.float32)}
+  loss, grads = _grads(empty, make_mesh(1, 1, 1, jax.devices()[:1]))
+  assert loss == 0 and all((grad == 0).all() for grad in grads.values())
+
+
+def test_the_step_changes_trainable_parameters_only(batch):
+  c = common.get_config()
+  graph, params = split(backbones.build(MODEL, 0))
+  factor = optim.factors(c.model.learning_rates, list(params))
+  frozen = {path: array for path, array in params.items() if factor[path] == 0}
+  trained = {path: array for path, array in params.items() if factor[path] > 0}
+  assert {path.split(".")[0] for path in frozen} == {"visual"}
+  assert any("merger" in path for path in trained)
+  optimizer = optim.optimizer(c.optim, 2, factor)
+  step = make_train_step(graph, optimizer, optim.schedule(c.optim, 2), "global")
+  state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, trained), optimizer.init(trained))
+  rows = {key: array[None] for key, array in batch.items()}
+  for _ in range(2):
+    state, metrics = step(state, frozen, rows)
+  assert int(state.step) == 2
+  assert set(state.params) == set(trained)
+  assert all((state.params[path] != trained[path]).any() for path in trained)
+  row_loss = np.asarray(metrics["row_loss"]).ravel()
+  assert row_loss.sum() == pytest.approx(float(metrics["loss"]) * batch["marker_weight"].sum())
