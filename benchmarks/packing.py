@@ -42,7 +42,7 @@ from bis_jax.inputs import pack
 from bis_jax.inputs.images import UNIT_PATCHES
 from bis_jax.inputs.pipeline import measure
 from bis_jax.inputs.tiles import InternVLImages
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "folder of *.jsonl", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
   rollouts = Rollouts(pathlib.Path(_ANNOTATIONS.value), _LIMIT.value)
-  reader = make_reader(_CONFIG.value, _TOKENIZER.value)
-  formatter, images = reader.prompt, reader.images
+  processor = make_processor(_CONFIG.value, _TOKENIZER.value)
+  formatter, images = processor.prompt, processor.images
   start = time.perf_counter()
   measured = measure(rollouts, formatter, images, max_length=4096, progress=True)
   seconds = time.perf_counter() - start

@@ -70,7 +70,7 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     other_rows="those of the checkpoint it started from" if base else "zero",
     plain=not internvl or hf_folder.internvl_layout(run.model, folder) == "hf",
   )
-  hf_folder.write(out, run.params, run.model, run.reader, base=folder, dtype=dtype, card=card)
+  hf_folder.write(out, run.params, run.model, run.processor, base=folder, dtype=dtype, card=card)
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
 
 

@@ -72,8 +72,10 @@ def marker_states(run: Restored, examples: Examples) -> np.ndarray:
   Raises:
     InputError: a step does not fit the run's length limit.
   """
-  reader, inputs = run.reader, run.config.inputs
-  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  processor, inputs = run.processor, run.config.inputs
+  measured = pipeline.measure(
+    examples, processor.prompt, processor.images, max_length=inputs.max_length
+  )
   if measured.dropped_steps.any():
     raise InputError(
       f"{np.count_nonzero(measured.dropped_steps)} rollouts have steps beyond {inputs.max_length} "
@@ -95,7 +97,7 @@ def marker_states(run: Restored, examples: Examples) -> np.ndarray:
   step = jax.jit(lambda params, batch: merge(run.graph, params)(batch))
   # Fewer rows than a batch are filled up with empty ones.
   for batch in pipeline.batches(
-    examples, measured, plan, reader.images, rows_per_batch=inputs.row_multiple
+    examples, measured, plan, processor.images, rows_per_batch=inputs.row_multiple
   ):
     arrays = {key: value for key, value in batch.items() if key not in HOST_KEYS}
     with jax.set_mesh(run.mesh):  # which attention kernels read

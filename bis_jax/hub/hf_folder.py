@@ -13,7 +13,7 @@ from bis_jax.hub import weights
 from bis_jax.inputs import tiles
 from bis_jax.models.backbones import ModelConfig
 from bis_jax.models.internvl import InternVLConfig
-from bis_jax.models.processor import Reader
+from bis_jax.models.processor import Processor
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 
 
@@ -21,7 +21,7 @@ def write(
   out: pathlib.Path,
   params: Mapping[str, jax.Array],
   config: ModelConfig,
-  reader: Reader,
+  processor: Processor,
   *,
   base: pathlib.Path | None,
   dtype: str,
@@ -37,7 +37,7 @@ def write(
     out: a folder that does not exist or is empty.
     params: every parameter by path, on devices of this process.
     config: the model's.
-    reader: of text and images, as the model was trained with.
+    processor: of text and images, as the model was trained with.
     base: checkpoint whose LM head has the rows other than `Yes` and `No`; None: they are zero.
     dtype: of the tensors, "float32", "bfloat16" or "float16".
     card: text of the model card.
@@ -49,8 +49,8 @@ def write(
   if out.exists() and any(out.iterdir()):
     raise FileExistsError(f"{out} holds files: name a new or an empty folder, nothing was changed")
   out.mkdir(parents=True, exist_ok=True)
-  _write_json(out / "config.json", hugging_face_config(config, reader, dtype, base))
-  special = reader.prompt.special
+  _write_json(out / "config.json", hugging_face_config(config, processor, dtype, base))
+  special = processor.prompt.special
   weights.save(
     out,
     params,
@@ -61,31 +61,31 @@ def write(
     dtype=dtype,
     tied=tied,
   )
-  reader.tokenizer.save_pretrained(out)
-  _write_json(out / "preprocessor_config.json", _preprocessor(reader))
+  processor.tokenizer.save_pretrained(out)
+  _write_json(out / "preprocessor_config.json", _preprocessor(processor))
   (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def hugging_face_config(
-  config: ModelConfig, reader: Reader, dtype: str, base: pathlib.Path | None = None
+  config: ModelConfig, processor: Processor, dtype: str, base: pathlib.Path | None = None
 ) -> dict[str, Any]:
   """Returns the content of config.json.
 
   The LM head is never tied, because its two reward rows are apart from the embedding.
   """
   if isinstance(config, InternVLConfig):
-    content = _internvl_config(config, reader, base)
+    content = _internvl_config(config, processor, base)
   else:
-    content = _qwen_config(config, reader)
+    content = _qwen_config(config, processor)
   return content | {
     "tie_word_embeddings": False,
     "dtype": dtype,
-    "step_marker_token_id": reader.prompt.special.prm,  # read back by `weights.load`
+    "step_marker_token_id": processor.prompt.special.prm,  # read back by `weights.load`
   }
 
 
-def _qwen_config(config: Qwen2_5_VLConfig, reader: Reader) -> dict[str, Any]:
-  special, token_id = reader.prompt.special, reader.tokenizer.convert_tokens_to_ids
+def _qwen_config(config: Qwen2_5_VLConfig, processor: Processor) -> dict[str, Any]:
+  special, token_id = processor.prompt.special, processor.tokenizer.convert_tokens_to_ids
   content = config.to_hugging_face() | {
     "image_token_id": special.image_pad,
     "video_token_id": token_id("<|video_pad|>"),
@@ -100,19 +100,19 @@ def _qwen_config(config: Qwen2_5_VLConfig, reader: Reader) -> dict[str, Any]:
 
 
 def _internvl_config(
-  config: InternVLConfig, reader: Reader, base: pathlib.Path | None
+  config: InternVLConfig, processor: Processor, base: pathlib.Path | None
 ) -> dict[str, Any]:
   """What the base's config.json says beside ours, such as where the release's code is, stays."""
   layout = internvl_layout(config, base)
   content = config.to_hugging_face(layout)
   if layout == "hf":
     tokens = config.vision.side**2 // tiles.TOKEN_PATCHES
-    content |= {"image_token_id": reader.prompt.special.image_pad, "image_seq_length": tokens}
+    content |= {"image_token_id": processor.prompt.special.image_pad, "image_seq_length": tokens}
   else:
     content |= {
       "dynamic_image_size": True,
       "force_image_size": config.vision.image_size,
-      "max_dynamic_patch": reader.images.max_tiles,
+      "max_dynamic_patch": processor.images.max_tiles,
       "min_dynamic_patch": 1,
       "use_thumbnail": True,
     }
@@ -132,19 +132,21 @@ def internvl_layout(config: InternVLConfig, base: pathlib.Path | None) -> str:
   return "hf" if model_type == "internvl" else "hub"
 
 
-def _preprocessor(reader: Reader) -> dict[str, Any]:
-  images = reader.images
+def _preprocessor(processor: Processor) -> dict[str, Any]:
+  images = processor.images
   if isinstance(images, tiles.InternVLImages):
-    processor = GotOcr2ImageProcessorPil(
+    hugging_face = GotOcr2ImageProcessorPil(
       crop_to_patches=True,
       max_patches=images.max_tiles,
       size={"height": images.tile, "width": images.tile},
       image_mean=list(tiles.MEAN),
       image_std=list(tiles.STD),
     )
-    return processor.to_dict() | {"processor_class": "InternVLProcessor"}
-  processor = Qwen2VLImageProcessorPil(min_pixels=images.min_pixels, max_pixels=images.max_pixels)
-  return processor.to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
+    return hugging_face.to_dict() | {"processor_class": "InternVLProcessor"}
+  hugging_face = Qwen2VLImageProcessorPil(
+    min_pixels=images.min_pixels, max_pixels=images.max_pixels
+  )
+  return hugging_face.to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

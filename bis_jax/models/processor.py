@@ -1,4 +1,7 @@
-"""How a backbone reads text and images: the same for training, evaluation and scoring."""
+"""The processor of a backbone: tokenizer, prompt formatter and image preprocessor.
+
+Training, evaluation and scoring use the same.
+"""
 
 import dataclasses
 
@@ -12,22 +15,16 @@ from bis_jax.models import backbones
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
-  """What turns questions, steps and images into tokens and patches.
-
-  Attributes:
-    tokenizer: with the step marker.
-    prompt: the formatter.
-    images: the image rule.
-  """
+class Processor:
+  """Tokenizer (with the step marker), prompt formatter and image preprocessor of a backbone."""
 
   tokenizer: PreTrainedTokenizerBase | internvl_prompt.TextTokenizer
   prompt: prompt.QwenPrompt | internvl_prompt.InternVLPrompt
   images: QwenImages | InternVLImages
 
 
-def make_reader(config: ConfigDict, folder: str) -> Reader:
-  """Returns the reader of a config's backbone, with the tokenizer in `folder` (or of a hub id).
+def make_processor(config: ConfigDict, folder: str) -> Processor:
+  """Returns the processor of a config's backbone, with the tokenizer in `folder` (or of a hub id).
 
   Raises:
     OSError, ValueError: there is no tokenizer, or it is another backbone's.
@@ -40,7 +37,7 @@ def make_reader(config: ConfigDict, folder: str) -> Reader:
   else:
     tokenizer = prompt.load_tokenizer(folder)
     formatter = prompt.QwenPrompt(tokenizer, separator=separator)
-  return Reader(tokenizer, formatter, images)
+  return Processor(tokenizer, formatter, images)
 
 
 def image_rule(config: ConfigDict) -> QwenImages | InternVLImages:

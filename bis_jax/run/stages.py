@@ -27,7 +27,7 @@ from bis_jax.inputs import pack, pipeline
 from bis_jax.models import backbones
 from bis_jax.models.attention import BackendError, check_backend
 from bis_jax.models.param_tree import Params
-from bis_jax.models.processor import Reader, make_reader
+from bis_jax.models.processor import Processor, make_processor
 from bis_jax.parallel import processes
 from bis_jax.parallel.sharding import MeshError, batch_share, make_mesh
 from bis_jax.reports import run_page
@@ -85,20 +85,20 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   mesh = make_mesh(**config.mesh)
   corpus = prepare_corpus(config, where)
   manifest = select_rollouts(config, corpus, place / "manifest.json")
-  reader = make_reader(config, where.tokenizer)
+  processor = make_processor(config, where.tokenizer)
   if processes.is_first():
-    kept_tokenizer.keep(reader.tokenizer, place)
-  model_config = backbones.model_config(config.model, len(reader.tokenizer))
-  evaluator = make_evaluator(config, where, corpus, manifest, reader, mesh, model_config)
+    kept_tokenizer.keep(processor.tokenizer, place)
+  model_config = backbones.model_config(config.model, len(processor.tokenizer))
+  evaluator = make_evaluator(config, where, corpus, manifest, processor, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
-  iterator = training_batches(config, examples, reader, mesh)
+  iterator = training_batches(config, examples, processor, mesh)
   trained = loop.train(
     config,
     place,
     mesh,
     model_config,
     lambda: base_checkpoint(config, where),
-    reader.prompt.special,
+    processor.prompt.special,
     examples,
     iterator,
     evaluator.while_training if evaluator else None,
@@ -174,14 +174,14 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
 
 
 def training_batches(
-  config: ConfigDict, examples: pipeline.Examples, reader: Reader, mesh: Mesh
+  config: ConfigDict, examples: pipeline.Examples, processor: Processor, mesh: Mesh
 ) -> pipeline.BatchIterator:
   """Returns this process's share of the run's global batches, planned to the last row."""
   inputs = config.inputs
   measured = pipeline.measure(
     examples,
-    reader.prompt,
-    reader.images,
+    processor.prompt,
+    processor.images,
     max_length=inputs.max_length,
     progress=sys.stderr.isatty(),
   )
@@ -217,7 +217,7 @@ def training_batches(
     examples,
     measured,
     plan,
-    reader.images,
+    processor.images,
     rows_per_batch=rows,
     process_index=part,
     process_count=parts,
@@ -231,7 +231,7 @@ def make_evaluator(
   where: locations.Locations,
   corpus: Corpus,
   manifest: Manifest,
-  reader: Reader,
+  processor: Processor,
   mesh: Mesh,
   model_config: Any,
 ) -> Evaluator | None:
@@ -245,7 +245,7 @@ def make_evaluator(
   graph, _ = backbones.structure(model_config, mesh)
 
   def scorer_of(params: Params) -> step_scorer.Scorer:
-    return step_scorer.Scorer(reader, config.inputs, mesh, graph, params)
+    return step_scorer.Scorer(processor, config.inputs, mesh, graph, params)
 
   kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
   indices = held_out.draw(corpus, kept, count, config.seed)
@@ -259,7 +259,7 @@ def make_evaluator(
   dev = held_out.HeldOut(corpus, indices, config) if len(indices) else None
   items = visual_process_bench.load(where.benchmark)
   examples = BenchmarkExamples(items, config.evaluation.images)
-  step_scorer.check_lengths(examples, reader, config.inputs)  # now, and not after the training
+  step_scorer.check_lengths(examples, processor, config.inputs)  # now, and not after the training
   return Evaluator(config.evaluation, items, dev, scorer_of)
 
 

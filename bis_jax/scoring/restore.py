@@ -13,7 +13,7 @@ from bis_jax import files
 from bis_jax.models import backbones
 from bis_jax.models.backbones import ModelConfig
 from bis_jax.models.param_tree import Params
-from bis_jax.models.processor import Reader, make_reader
+from bis_jax.models.processor import Processor, make_processor
 from bis_jax.parallel.sharding import make_mesh
 from bis_jax.scoring import kept_tokenizer
 from bis_jax.settings import locations
@@ -27,7 +27,7 @@ class Restored:
 
   Attributes:
     config: the run's config.
-    reader: of text and images.
+    processor: of text and images.
     model: the backbone's config.
     mesh: where the parameters live.
     graph: the model's structure.
@@ -36,7 +36,7 @@ class Restored:
   """
 
   config: ConfigDict
-  reader: Reader
+  processor: Processor
   model: ModelConfig
   mesh: Mesh
   graph: nnx.GraphDef
@@ -61,10 +61,10 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   config = ConfigDict(json.loads((place / "config.json").read_text()))
   config.model.attention = "auto"  # the run's was for the machine that it ran on
-  load = functools.partial(make_reader, config)
-  reader = kept_tokenizer.kept(place, load) or _reader(config)
+  load = functools.partial(make_processor, config)
+  processor = kept_tokenizer.kept(place, load) or _processor(config)
   mesh = make_mesh(**(mesh or config.mesh))
-  model = backbones.model_config(config.model, len(reader.tokenizer))
+  model = backbones.model_config(config.model, len(processor.tokenizer))
   graph, like = backbones.structure(model, mesh)
   factors = optim.factors(config.model.learning_rates, list(like))
   restored = checkpoint.restore_params(
@@ -75,13 +75,13 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   if restored is None:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
   step, params = restored
-  return Restored(config, reader, model, mesh, graph, params, step)
+  return Restored(config, processor, model, mesh, graph, params, step)
 
 
-def _reader(config: ConfigDict) -> Reader:
+def _processor(config: ConfigDict) -> Processor:
   name = locations.locate(config).tokenizer
   try:
-    return make_reader(config, name)
+    return make_processor(config, name)
   except (OSError, ValueError) as error:
     raise FileNotFoundError(
       f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "

@@ -23,7 +23,7 @@ from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.rows import HOST_KEYS, Batch, empty_batch
 from bis_jax.models.param_tree import Params, merge
-from bis_jax.models.processor import Reader
+from bis_jax.models.processor import Processor
 from bis_jax.parallel.sharding import batch_sharding, batch_shards, batch_share
 from bis_jax.scoring.restore import restore
 
@@ -40,7 +40,7 @@ class Scorer:
 
   def __init__(
     self,
-    reader: Reader,
+    processor: Processor,
     inputs: ConfigDict,
     mesh: Mesh,
     graph: nnx.GraphDef,
@@ -50,13 +50,13 @@ class Scorer:
     """Holds a model.
 
     Args:
-      reader: of text and images, as the model was trained with.
+      processor: of text and images, as the model was trained with.
       inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
       mesh, graph, params: the model.
       name: says which model this is.
     """
     self.name = name
-    self._reader, self._inputs, self._params = reader, inputs, params
+    self._processor, self._inputs, self._params = processor, inputs, params
     self._sharding = batch_sharding(mesh)
     self._part, self._parts = batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
@@ -82,9 +82,9 @@ class Scorer:
 
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
     """Returns (scores, {example: why it has none}); a refused example's scores are empty."""
-    inputs, reader = self._inputs, self._reader
+    inputs, processor = self._inputs, self._processor
     measured = pipeline.measure(
-      examples, reader.prompt, reader.images, max_length=inputs.max_length
+      examples, processor.prompt, processor.images, max_length=inputs.max_length
     )
     refused = _refused(measured, inputs)
     scores = [np.zeros(0, np.float32)] * len(examples)
@@ -107,7 +107,7 @@ class Scorer:
     inputs = self._inputs
     for rows in self._sizes:
       sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
-      batch = empty_batch(self._reader.images, *sizes)
+      batch = empty_batch(self._processor.images, *sizes)
       jax.block_until_ready(self._scores_of(batch))
 
   def batch_rows(self, rows: int) -> list[int]:
@@ -145,7 +145,7 @@ class Scorer:
           examples,
           measured,
           part,
-          self._reader.images,
+          self._processor.images,
           rows_per_batch=rows,
           process_index=self._part,
           process_count=self._parts,
@@ -193,12 +193,14 @@ def load(workdir: str, **inputs: int) -> Scorer:
   run = restore(workdir)
   run.config.inputs.update(inputs)
   name = f"{workdir} step {run.step}"
-  return Scorer(run.reader, run.config.inputs, run.mesh, run.graph, run.params, name)
+  return Scorer(run.processor, run.config.inputs, run.mesh, run.graph, run.params, name)
 
 
-def check_lengths(examples: Examples, reader: Reader, inputs: ConfigDict) -> None:
+def check_lengths(examples: Examples, processor: Processor, inputs: ConfigDict) -> None:
   """Raises UnscoredStepError if `Scorer.score` would; reads texts and image sizes alone."""
-  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  measured = pipeline.measure(
+    examples, processor.prompt, processor.images, max_length=inputs.max_length
+  )
   _check_none_refused(examples, _refused(measured, inputs))
 
 

@@ -34,7 +34,7 @@ from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Example
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import Params, merge
-from bis_jax.models.processor import Reader, make_reader
+from bis_jax.models.processor import Processor, make_processor
 from bis_jax.parallel.sharding import make_mesh
 from bis_jax.toy import drawing
 from bis_jax.training import optim
@@ -124,18 +124,18 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     logging.info("reusing the pre-trained backbone in %s", out)
     return
   started = time.monotonic()
-  reader = make_reader(config, str(drawn / "tokenizer"))
+  processor = make_processor(config, str(drawn / "tokenizer"))
   captions = CaptionExamples(drawn / "captions.jsonl", drawn / "images")
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
-  model = backbones.model_config(config.model, len(reader.tokenizer))
+  model = backbones.model_config(config.model, len(processor.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
-  params = first_params(model, shapes, None, reader.prompt.special, _seed(config))
+  params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, mesh)
   step = _make_step(graph, optimizer)
-  batches = _batches(config, captions, reader)
+  batches = _batches(config, captions, processor)
   loss = None
   try:
     bar = tqdm(range(config.pretrain.steps), "pretrain", disable=not sys.stderr.isatty())
@@ -159,7 +159,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     part,
     state.params,
     model,
-    reader,
+    processor,
     base=None,
     dtype="float32",
     card=card,
@@ -170,11 +170,11 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
 
 
 def _batches(
-  config: ConfigDict, captions: CaptionExamples, reader: Reader
+  config: ConfigDict, captions: CaptionExamples, processor: Processor
 ) -> pipeline.BatchIterator:
   """Returns batches of packed captions, in passes that each have an order of their own."""
   inputs, own = config.inputs, config.pretrain
-  prompt, images = reader.prompt, reader.images
+  prompt, images = processor.prompt, processor.images
   measured = pipeline.measure(captions, prompt, images, max_length=own.row_tokens)
   passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
   plan = pack.plan(

@@ -14,7 +14,7 @@ from bis_jax.corpus.corpus import Corpus
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.rows import HOST_KEYS
 from bis_jax.models import backbones
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.run import stages
 from bis_jax.scoring import restore
 from bis_jax.settings import locations, workdir
@@ -36,10 +36,10 @@ def place(small_config, tmp_path_factory):
   workdir.claim(folder, config)
   stages.select_rollouts(config, corpus, folder / "manifest.json")
   mesh = stages.make_mesh(**config.mesh)
-  reader = make_reader(config, where.tokenizer)
-  model = backbones.model_config(config.model, len(reader.tokenizer))
+  processor = make_processor(config, where.tokenizer)
+  model = backbones.model_config(config.model, len(processor.tokenizer))
   _, shapes = backbones.structure(model, mesh)
-  params = train_state.first_params(model, shapes, None, reader.prompt.special, config.seed)
+  params = train_state.first_params(model, shapes, None, processor.prompt.special, config.seed)
   head = params[head_gradients.HEAD]
   drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])
   params[head_gradients.HEAD] = jax.device_put(drawn.astype(head.dtype), head.sharding)
@@ -52,8 +52,10 @@ def place(small_config, tmp_path_factory):
 
 def _of_training(model, examples, i):
   """Returns the head's gradient of the loss of a batch that holds example i alone, [D, 2]."""
-  inputs, reader = model.config.inputs, model.reader
-  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=inputs.max_length)
+  inputs, processor = model.config.inputs, model.processor
+  measured = pipeline.measure(
+    examples, processor.prompt, processor.images, max_length=inputs.max_length
+  )
   plan = pack.plan(
     *(cost[[i]] for cost in measured.costs),
     row_tokens=inputs.row_tokens,
@@ -62,7 +64,7 @@ def _of_training(model, examples, i):
     shuffle=False,
   )
   plan.examples[:] = i
-  (batch,) = pipeline.batches(examples, measured, plan, reader.images, rows_per_batch=1)
+  (batch,) = pipeline.batches(examples, measured, plan, processor.images, rows_per_batch=1)
   batch = {key: value[None] for key, value in batch.items() if key not in HOST_KEYS}
   head = {head_gradients.HEAD: model.params[head_gradients.HEAD]}
   others = {path: array for path, array in model.params.items() if path not in head}

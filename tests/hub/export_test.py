@@ -21,7 +21,7 @@ from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import EXAMPLE, model_card
 from bis_jax.hub.hf_folder import hugging_face_config
 from bis_jax.models import backbones, param_tree
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Solution
@@ -32,19 +32,19 @@ from bis_jax.training.train_state import TrainState
 
 
 @pytest.fixture(scope="module")
-def reader(small_config):
+def processor(small_config):
   where = locations.locate(small_config)
   drawing.draw(where.toy, workers=1, **small_config.corpus.toy)
-  return make_reader(small_config, where.tokenizer)
+  return make_processor(small_config, where.tokenizer)
 
 
 @pytest.fixture(scope="module")
-def config(small_config, reader):
-  return backbones.model_config(small_config.model, len(reader.tokenizer))
+def config(small_config, processor):
+  return backbones.model_config(small_config.model, len(processor.tokenizer))
 
 
 @pytest.fixture(scope="module")
-def model(config, reader):
+def model(config, processor):
   """(graph, params) of the smallest model, changed so that it tells steps apart.
 
   Markers have no embedding of their own: their states are all that they read from their context.
@@ -52,7 +52,7 @@ def model(config, reader):
   graph, params = param_tree.split(backbones.build(config, 0))
   rng = np.random.default_rng(0)
   embedding = rng.normal(size=(config.text.vocab_size, config.text.hidden_size))
-  embedding[reader.prompt.special.prm] = 0
+  embedding[processor.prompt.special.prm] = 0
   params["language_model.embed_tokens.embedding"] = jax.numpy.asarray(embedding, "float32")
   return graph, params
 
@@ -63,9 +63,9 @@ def _shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
   return {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one) for p, s in shapes.items()}
 
 
-def _load(folder, config, reader):
+def _load(folder, config, processor):
   """Loads as training does; a marker that was never trained would become a mean."""
-  special = reader.prompt.special
+  special = processor.prompt.special
   return weights.load(
     folder,
     config,
@@ -77,9 +77,9 @@ def _load(folder, config, reader):
 
 
 @pytest.fixture(scope="module")
-def folder(config, model, reader, tmp_path_factory):
+def folder(config, model, processor, tmp_path_factory):
   out = tmp_path_factory.mktemp("exported") / "folder"
-  hf_folder.write(out, model[1], config, reader, base=None, dtype="float32", card="A card.")
+  hf_folder.write(out, model[1], config, processor, base=None, dtype="float32", card="A card.")
   return out
 
 
@@ -93,11 +93,11 @@ def test_transformers_loads_it_whole(folder):
 
 
 @pytest.fixture(scope="module")
-def scorer(small_config, model, reader):
+def scorer(small_config, model, processor):
   inputs = small_config.inputs.copy_and_resolve_references()
   inputs.row_patches = 512  # room for two larger images
   mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  return step_scorer.Scorer(reader, inputs, mesh, *model)
+  return step_scorer.Scorer(processor, inputs, mesh, *model)
 
 
 def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
@@ -120,7 +120,7 @@ def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
 
 
 @pytest.mark.parametrize("sizes", [((300, 420), (80, 250)), ((130, 500), (500, 130)), ()])
-def test_several_images_and_none_give_transformers_scores(scorer, reader, folder, sizes):
+def test_several_images_and_none_give_transformers_scores(scorer, processor, folder, sizes):
   """The whole way from encoded images through our packed rows against Transformers' own."""
   rng = np.random.default_rng(0)
   pictures = []
@@ -138,13 +138,13 @@ def test_several_images_and_none_give_transformers_scores(scorer, reader, folder
   content = [{"type": "image"}] * len(sizes) + [{"type": "text", "text": f"Question: {question}"}]
   process = "Process: " + "\n\n".join(step + "<prm>" for step in steps)
   messages = [{"role": "user", "content": content}, {"role": "assistant", "content": process}]
-  first, *rest = reader.tokenizer.apply_chat_template(messages, tokenize=False).split(
+  first, *rest = processor.tokenizer.apply_chat_template(messages, tokenize=False).split(
     "<|image_pad|>"
   )
   counts = [int(grid.prod() // 4) for grid in arrays.get("image_grid_thw", ())]
   text = first + "".join("<|image_pad|>" * n + r for n, r in zip(counts, rest, strict=True))
-  ids = reader.tokenizer(text, return_tensors="pt")["input_ids"]
-  special = reader.prompt.special
+  ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+  special = processor.prompt.special
   reference = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
   with torch.no_grad():
     logits = reference(
@@ -154,25 +154,25 @@ def test_several_images_and_none_give_transformers_scores(scorer, reader, folder
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_out_and_in_again_is_bit_equal(config, model, reader, folder):
-  again = _load(folder, config, reader)
+def test_out_and_in_again_is_bit_equal(config, model, processor, folder):
+  again = _load(folder, config, processor)
   assert again.keys() == model[1].keys()
   for path, value in model[1].items():
     np.testing.assert_array_equal(np.asarray(again[path]), np.asarray(value), err_msg=path)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, reader, tied):
+def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, processor, tied):
   """A bfloat16 hub checkpoint comes out tensor for tensor; a tied one gains its LM head."""
   config = dataclasses.replace(config, tie_word_embeddings=tied)
   base = tmp_path / "base"
-  content = hugging_face_config(config, reader, "bfloat16") | {"tie_word_embeddings": tied}
+  content = hugging_face_config(config, processor, "bfloat16") | {"tie_word_embeddings": tied}
   torch.manual_seed(0)
   torch_config = Qwen2_5_VLForConditionalGeneration.config_class(**content)
   Qwen2_5_VLForConditionalGeneration(torch_config).to(torch.bfloat16).save_pretrained(base)
   out = tmp_path / "out"
-  params = _load(base, config, reader)
-  hf_folder.write(out, params, config, reader, base=base, dtype="bfloat16", card="")
+  params = _load(base, config, processor)
+  hf_folder.write(out, params, config, processor, base=base, dtype="bfloat16", card="")
   before = load_file(base / "model.safetensors")
   after = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
   head = after["lm_head.weight"] if not tied else after.pop("lm_head.weight")
@@ -184,7 +184,7 @@ def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, reader, tied):
 
 
 def test_sharded_parameters_and_small_files_give_the_same_tensors(
-  config, model, reader, folder, tmp_path
+  config, model, processor, folder, tmp_path
 ):
   """Eight devices, and as many files as tensors ask for."""
   mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
@@ -197,7 +197,7 @@ def test_sharded_parameters_and_small_files_give_the_same_tensors(
     )
     for path, value in model[1].items()
   }
-  special = reader.prompt.special
+  special = processor.prompt.special
   weights.save(
     tmp_path,
     params,
@@ -219,17 +219,19 @@ def test_sharded_parameters_and_small_files_give_the_same_tensors(
   assert all(torch.equal(ours[key], value) for key, value in expected.items())
 
 
-def test_nothing_is_written_over(config, model, reader, folder):
+def test_nothing_is_written_over(config, model, processor, folder):
   with pytest.raises(FileExistsError, match="name a new or an empty folder"):
-    hf_folder.write(folder, model[1], config, reader, base=None, dtype="float32", card="")
+    hf_folder.write(folder, model[1], config, processor, base=None, dtype="float32", card="")
 
 
-def test_a_damaged_base_is_named(config, model, reader, tmp_path):
+def test_a_damaged_base_is_named(config, model, processor, tmp_path):
   base = tmp_path / "base"
   base.mkdir()
   save_file({"lm_head.weight": torch.zeros(4, 4)}, base / "model.safetensors")
   with pytest.raises(weights.WeightsError, match=r"lm_head.weight of .* is \(4, 4\)"):
-    hf_folder.write(tmp_path / "out", model[1], config, reader, base=base, dtype="float32", card="")
+    hf_folder.write(
+      tmp_path / "out", model[1], config, processor, base=base, dtype="float32", card=""
+    )
 
 
 def test_the_card_tells_recipe_digest_and_evaluation(small_config):

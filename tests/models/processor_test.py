@@ -7,7 +7,7 @@ import pytest
 from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.internvl_prompt import SYSTEM
 from bis_jax.inputs.tiles import InternVLImages
-from bis_jax.models.processor import image_rule, make_reader
+from bis_jax.models.processor import image_rule, make_processor
 from configs import internvl3_14b_bis10, internvl_bis10, qwen_bis10
 
 
@@ -22,17 +22,17 @@ def test_the_image_rule_is_the_backbones():
 def test_the_system_prompt_is_the_released_one_unless_another_is_asked_for(shared):
   folder = str(shared / "data/tokenizers/internlm2_5")
   c = internvl_bis10.get_config()
-  released = make_reader(c, folder)
+  released = make_processor(c, folder)
   c.inputs.system = "Be brief."
-  other = make_reader(c, folder)
+  other = make_processor(c, folder)
   [system] = released.tokenizer.encode([f"system\n{SYSTEM}"])
   [brief] = other.tokenizer.encode(["system\nBe brief."])
-  for reader, words in ((released, system), (other, brief)):
-    sample = reader.prompt.encode("Q", ["one"], max_length=500)
+  for processor, words in ((released, system), (other, brief)):
+    sample = processor.prompt.encode("Q", ["one"], max_length=500)
     assert sample.tokens.tolist()[2 : 2 + len(words)] == words
   assert dataclasses.asdict(released.prompt.special) == dataclasses.asdict(other.prompt.special)
 
 
 def test_another_backbones_tokenizer_is_refused(shared):
   with pytest.raises((OSError, ValueError)):
-    make_reader(qwen_bis10.get_config(), str(shared / "data/tokenizers/internlm2_5"))
+    make_processor(qwen_bis10.get_config(), str(shared / "data/tokenizers/internlm2_5"))

@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import score_files, step_metrics, visual_process_bench
 from bis_jax.inputs import pipeline
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
@@ -189,9 +189,9 @@ def test_a_run_that_keeps_everything_says_that_nothing_is_held_out(config, caplo
   corpus = Corpus.open(where.prepared)
   manifest = select(corpus.score_table, strategy="full", fraction=1.0, alpha=0.2, seed=0)
   mesh, model = sharding.make_mesh(**config.mesh), Qwen2_5_VLConfig.tiny(vocab_size=64)
-  reader = make_reader(config, where.tokenizer)
+  processor = make_processor(config, where.tokenizer)
   with caplog.at_level(logging.INFO, logger="absl"):
-    evaluator = stages.make_evaluator(config, where, corpus, manifest, reader, mesh, model)
+    evaluator = stages.make_evaluator(config, where, corpus, manifest, processor, mesh, model)
   assert evaluator.held_out is None
   assert f"0 of {DEV} rollouts held out: the selection keeps all others" in caplog.text
 

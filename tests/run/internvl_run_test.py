@@ -26,7 +26,7 @@ from bis_jax.inputs.rows import HOST_KEYS, empty_batch
 from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models import backbones, param_tree
 from bis_jax.models.internvl import InternVLConfig
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
@@ -117,7 +117,7 @@ def test_a_workdir_scores_as_its_run_did(config, unbroken, monkeypatch):
   one = restore(str(unbroken), {"data": 1, "fsdp": 8, "tensor": 1})
   mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
   params = {path: jax.device_put(np.asarray(value)) for path, value in one.params.items()}
-  alone = step_scorer.Scorer(one.reader, one.config.inputs, mesh, one.graph, params)
+  alone = step_scorer.Scorer(one.processor, one.config.inputs, mesh, one.graph, params)
   for i in range(0, len(items), 6):
     [ours] = alone.score(BenchmarkExamples(items[i : i + 1], "multi"))
     np.testing.assert_allclose(ours, written[i], rtol=0, atol=1e-5)
@@ -155,7 +155,7 @@ def test_transformers_loads_the_folder_whole_and_so_does_training(config, unbrok
   )
   assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
   restored = restore(str(unbroken))
-  special = restored.reader.prompt.special
+  special = restored.processor.prompt.special
   _, shapes = backbones.structure(restored.model, restored.mesh)
   again = weights.load(
     folder,
@@ -201,27 +201,28 @@ def test_internlm_goes_out_with_its_tokenizer(shared, tmp_path):
   """InternVL2.5's folder: the release's layout, from a base whose own keys stay, read back by us."""
   c = internvl_bis10.get_config().unlock()
   c.model.size, c.model.dtype = "tiny", "float32"
-  reader = make_reader(c, str(shared / "data/tokenizers/internlm2_5"))
-  model = backbones.model_config(c.model, len(reader.tokenizer))
+  processor = make_processor(c, str(shared / "data/tokenizers/internlm2_5"))
+  model = backbones.model_config(c.model, len(processor.tokenizer))
   assert model.text.vocab_size == 92608 and model.text.architecture == "internlm2"
   model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=92554))
   _, params = param_tree.split(backbones.build(model, 0))
   base, out = tmp_path / "base", tmp_path / "out"
-  hf_folder.write(base, params, model, reader, base=None, dtype="float32", card="")
+  hf_folder.write(base, params, model, processor, base=None, dtype="float32", card="")
   said = json.loads((base / "config.json").read_text())
   said["auto_map"], said["llm_config"]["attn_implementation"] = {"AutoModel": "code"}, "eager"
   (base / "config.json").write_text(json.dumps(said))
 
-  hf_folder.write(out, params, model, reader, base=base, dtype="float32", card="")
+  hf_folder.write(out, params, model, processor, base=base, dtype="float32", card="")
   raw = json.loads((out / "config.json").read_text())
   assert raw["auto_map"] == {"AutoModel": "code"}
   assert raw["llm_config"]["attn_implementation"] == "eager"
   assert raw["llm_config"]["vocab_size"] == 92554 and raw["step_marker_token_id"] == 92553
   assert raw["max_dynamic_patch"] == 6 and raw["use_thumbnail"]
   assert json.loads((out / "added_tokens.json").read_text())["<prm>"] == 92553
-  again = make_reader(c, str(out))
+  again = make_processor(c, str(out))
   one, other = (
-    r.prompt.encode("面积 <prm>?", ["one", "x = 2"], [16], max_length=500) for r in (reader, again)
+    r.prompt.encode("面积 <prm>?", ["one", "x = 2"], [16], max_length=500)
+    for r in (processor, again)
   )
   assert one.tokens.tolist() == other.tokens.tolist() and len(one.markers) == 2
-  assert again.tokenizer.ids == reader.tokenizer.ids
+  assert again.tokenizer.ids == processor.tokenizer.ids

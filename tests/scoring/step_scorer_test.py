@@ -18,7 +18,7 @@ from bis_jax.evaluation import visual_process_bench
 from bis_jax.inputs.prompt import load_tokenizer, special_tokens
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.scoring import solution_files, solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
@@ -82,8 +82,8 @@ def scorer_with(place, config, devices=None, **inputs):
   """A scorer of the same checkpoint on other devices and with other inputs."""
   mesh = sharding.make_mesh(1 if devices else -1, 1, 1, devices)
   where = locations.locate(config)
-  reader = make_reader(config, where.tokenizer)
-  model = backbones.model_config(config.model, len(reader.tokenizer))
+  processor = make_processor(config, where.tokenizer)
+  model = backbones.model_config(config.model, len(processor.tokenizer))
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, 0)))
   places = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
   like = {
@@ -94,7 +94,7 @@ def scorer_with(place, config, devices=None, **inputs):
   assert step == STEP
   changed = config.inputs.copy_and_resolve_references()
   changed.update(inputs)
-  return step_scorer.Scorer(reader, changed, mesh, graph, params)
+  return step_scorer.Scorer(processor, changed, mesh, graph, params)
 
 
 def test_scores_tell_steps_apart_and_lie_in_zero_to_one(scorer, some):

@@ -11,7 +11,7 @@ from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.records import Rollout
 from bis_jax.inputs import pack, pipeline
-from bis_jax.models.processor import make_reader
+from bis_jax.models.processor import make_processor
 from bis_jax.settings import locations
 from bis_jax.toy import drawing
 from bis_jax.toy.questions import SCORES
@@ -92,12 +92,15 @@ def test_labels_are_what_the_pictures_show(config, where):
 def test_labels_stay_with_their_steps_where_trailing_ones_are_cut(config, where):
   corpus, shown = Corpus.open(where.prepared), shown_scores(where.toy / "captions.jsonl")
   chosen = np.arange(0, len(corpus), 5)
-  examples, reader = RolloutExamples(corpus, chosen, config), make_reader(config, where.tokenizer)
-  measured = pipeline.measure(examples, reader.prompt, reader.images, max_length=110)
+  examples, processor = (
+    RolloutExamples(corpus, chosen, config),
+    make_processor(config, where.tokenizer),
+  )
+  measured = pipeline.measure(examples, processor.prompt, processor.images, max_length=110)
   assert 10 < np.count_nonzero(measured.dropped_steps) < len(chosen)
   plan = pack.plan(*measured.costs, row_tokens=256, row_patches=128, row_markers=32)
   checked = 0
-  for batch in pipeline.batches(examples, measured, plan, reader.images, rows_per_batch=8):
+  for batch in pipeline.batches(examples, measured, plan, processor.images, rows_per_batch=8):
     for row, marker in zip(*np.nonzero(batch["example_index"] >= 0), strict=True):
       example, step = batch["example_index"][row, marker], batch["step_index"][row, marker]
       truth = truth_of(corpus.rollout(int(chosen[example])), shown)
