@@ -13,6 +13,8 @@ less: no text, positions, window order, packing or batching. On one core of a sh
     | 672 x 672 | 78 | 63 |
 """
 
+import copy
+import functools
 import io
 import time
 
@@ -23,7 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from bis_jax.inputs import pack, prompt
 from bis_jax.inputs.images import QwenImages, decode
-from bis_jax.inputs.pipeline import Example, ExampleList, batches, measure
+from bis_jax.inputs.pipeline import Example, batches, measure
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)
 _COUNTS = {112: 3000, 336: 400, 672: 100}  # image side in pixels -> examples
@@ -31,7 +33,7 @@ _COUNTS = {112: 3000, 336: 400, 672: 100}  # image side in pixels -> examples
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 1280 * 28 * 28}
 
 
-def draw(side: int, count: int) -> ExampleList:
+def draw(side: int, count: int) -> list[Example]:
   """Returns examples with PNG images of coloured squares, side x side pixels."""
   rng = np.random.default_rng(0)
   examples = []
@@ -41,9 +43,18 @@ def draw(side: int, count: int) -> ExampleList:
     Image.fromarray(squares).resize((side, side), Image.Resampling.NEAREST).save(file, "PNG")
     steps = tuple(f"There are {j} red and {rng.integers(9)} blue squares here." for j in range(6))
     labels = np.ones(len(steps), np.float32)
-    image = file.getvalue()
-    examples.append(Example(f"drawn:{i}", "How many squares?", steps, (image,), labels, labels))
-  return ExampleList(examples)
+    examples.append(
+      Example(
+        id=f"drawn:{i}",
+        question="How many squares?",
+        steps=steps,
+        image_sizes=[(side, side)],
+        read_images=functools.partial(copy.copy, (file.getvalue(),)),
+        targets=labels,
+        weights=labels,
+      )
+    )
+  return examples
 
 
 def main(argv: list[str]) -> None:
@@ -64,7 +75,7 @@ def main(argv: list[str]) -> None:
     for _ in iterator:
       pass
     ours = count / (time.process_time() - start)
-    decoded = [decode(examples[i].images[0]) for i in range(count)]
+    decoded = [decode(examples[i].read_images()[0]) for i in range(count)]
     start = time.process_time()
     for image in decoded:
       processor(images=[image])

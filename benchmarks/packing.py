@@ -40,7 +40,7 @@ from ml_collections import config_flags
 
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import UNIT_PATCHES
-from bis_jax.inputs.pipeline import measure
+from bis_jax.inputs.pipeline import Example, measure, unlabelled
 from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models.processor import make_processor
 
@@ -50,43 +50,30 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/qwen_bis10.py", "wh
 _LIMIT = flags.DEFINE_integer("limit", 0, "read about this many, evenly spread; 0: all")
 
 
-class Rollouts:
-  """The texts of a corpus with made-up image sizes, as a source for `measure`."""
-
-  def __init__(self, folder: pathlib.Path, limit: int):
-    """Holds every rollout, or about `limit` of them, evenly spread."""
-    self._texts, self._sizes = [], []
-    rng = np.random.default_rng(0)
-    paths = sorted(folder.glob("*.jsonl"))
-    total = sum(path.read_bytes().count(b"\n") for path in paths)
-    stride = max(1, total // limit) if limit else 1
-    for path in paths:
-      side, aspect = np.exp(rng.uniform(np.log(250), np.log(1200))), rng.uniform(0.5, 1.4)
-      for line in path.read_text(encoding="utf-8").splitlines()[::stride]:
-        record = json.loads(line)
-        steps = tuple(step["step"] for step in record["steps_with_score"])
-        self._texts.append((record["question_orig"], steps))
-        count = len(record["image"]) if isinstance(record["image"], list) else 1
-        scale = np.exp(rng.normal(0, 0.25, (count, 2)))
-        size = np.maximum(28, scale * [side * aspect, side]).astype(int)
-        self._sizes.append([tuple(map(int, pair)) for pair in size])
-
-  def __len__(self) -> int:
-    return len(self._texts)
-
-  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
-    """Returns (question, steps) of rollout i."""
-    return self._texts[i]
-
-  def image_sizes(self, i: int) -> list[tuple[int, int]]:
-    """Returns (height, width) of the images of rollout i."""
-    return self._sizes[i]
+def read_rollouts(folder: pathlib.Path, limit: int) -> list[Example]:
+  """Returns every rollout, or about `limit` of them, evenly spread, with made-up image sizes."""
+  rollouts = []
+  rng = np.random.default_rng(0)
+  paths = sorted(folder.glob("*.jsonl"))
+  total = sum(path.read_bytes().count(b"\n") for path in paths)
+  stride = max(1, total // limit) if limit else 1
+  for path in paths:
+    side, aspect = np.exp(rng.uniform(np.log(250), np.log(1200))), rng.uniform(0.5, 1.4)
+    for line in path.read_text(encoding="utf-8").splitlines()[::stride]:
+      record = json.loads(line)
+      steps = [step["step"] for step in record["steps_with_score"]]
+      count = len(record["image"]) if isinstance(record["image"], list) else 1
+      scale = np.exp(rng.normal(0, 0.25, (count, 2)))
+      size = np.maximum(28, scale * [side * aspect, side]).astype(int)
+      sizes = [tuple(map(int, pair)) for pair in size]
+      rollouts.append(unlabelled(path.stem, record["question_orig"], steps, sizes, list))
+  return rollouts
 
 
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
-  rollouts = Rollouts(pathlib.Path(_ANNOTATIONS.value), _LIMIT.value)
+  rollouts = read_rollouts(pathlib.Path(_ANNOTATIONS.value), _LIMIT.value)
   processor = make_processor(_CONFIG.value, _TOKENIZER.value)
   formatter, images = processor.prompt, processor.images
   start = time.perf_counter()
@@ -96,7 +83,7 @@ def main(argv: list[str]) -> None:
   print(f"{len(rollouts)} rollouts measured in {seconds:.0f} s, {lengths.sum():,} tokens")
   print("tokens a rollout, percentiles 1 50 99:", *np.percentile(lengths, [1, 50, 99]).astype(int))
   patches = UNIT_PATCHES * sum(
-    images.cost(*size)[0] for i in range(len(rollouts)) for size in rollouts.image_sizes(i)
+    images.cost(*size)[0] for rollout in rollouts for size in rollout.image_sizes
   )
   print("| row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |")
   print("|---|---|---|---|---|---|---|")

@@ -100,10 +100,10 @@ def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
   """Returns the scores that the checkpoint gives the items, and saves them where asked to."""
   # Imported here, as the evaluation of a score file needs neither JAX nor Transformers.
   from bis_jax.scoring import step_scorer
-  from bis_jax.scoring.benchmark_examples import BenchmarkExamples
+  from bis_jax.scoring.benchmark_examples import benchmark_examples
 
   logging.set_verbosity(logging.WARNING)
-  scores = step_scorer.load(_CHECKPOINT.value).score(BenchmarkExamples(items, _IMAGES.value))
+  scores = step_scorer.load(_CHECKPOINT.value).score(benchmark_examples(items, _IMAGES.value))
   if _SAVE_SCORES.value:
     score_files.write_scores(_SAVE_SCORES.value, scores)
   return scores

@@ -10,7 +10,7 @@ any number of processes and workers.
 What a batch holds is said in `rows`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bis_jax.errors import UserError
-from bis_jax.inputs.images import ImageError, Patches, QwenImages, decode
+from bis_jax.inputs.images import Patches, QwenImages, decode
 from bis_jax.inputs.internvl_prompt import InternVLPrompt
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
@@ -29,69 +29,50 @@ from bis_jax.inputs.tiles import InternVLImages, Tiles
 
 @dataclass(frozen=True)
 class Example:
-  """One question with its images (encoded bytes) and the n steps of one answer.
+  """One question with its images and the n steps of one answer.
 
   Attributes:
     id: names the example in errors, "source:line".
+    image_sizes: upright (height, width) of every image.
+    read_images: returns the encoded images; picklable where worker processes are used.
     targets: float32[n], probability that the step is correct, in [0, 1].
-    weights: float32[n], 1 where the step is labelled, 0 where it is not.
+    weights: float32[n], 1 if the step is labelled, else 0.
   """
 
   id: str
   question: str
   steps: tuple[str, ...]
-  images: tuple[bytes, ...]
+  image_sizes: Sequence[tuple[int, int]]
+  read_images: Callable[[], Sequence[bytes]]
   targets: np.ndarray
   weights: np.ndarray
 
 
+def unlabelled(
+  id: str,
+  question: str,
+  steps: Sequence[str],
+  image_sizes: Sequence[tuple[int, int]],
+  read_images: Callable[[], Sequence[bytes]],
+) -> Example:
+  """Returns an example with targets and weights 0, for scoring."""
+  zeros = np.zeros(len(steps), np.float32)
+  return Example(id, question, tuple(steps), image_sizes, read_images, zeros, zeros)
+
+
 class Examples(Protocol):
-  """A random-access source of examples; picklable where worker processes are used."""
+  """A list of examples, or anything that makes example i when asked; no image is read for that.
+
+  Picklable where worker processes are used.
+  """
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, i: int) -> Example:
-    """Returns example i with its images."""
-
-  def text(self, i: int) -> tuple[str, Sequence[str]]:
-    """Returns (question, steps) of example i without reading its images."""
-
-  def image_sizes(self, i: int) -> Sequence[tuple[int, int]]:
-    """Returns (height, width), upright, of every image of example i without decoding it."""
+  def __getitem__(self, i: int, /) -> Example: ...
 
 
 class InputError(UserError):
   """An example that cannot be put into a batch; the message names it."""
-
-
-class ExampleList:
-  """A source of examples held in memory."""
-
-  def __init__(self, examples: Sequence[Example]):
-    """Decodes every image once for its size; raises InputError naming an example with a bad one."""
-    self._examples = tuple(examples)
-    self._sizes = [_image_sizes(example) for example in self._examples]
-
-  def __len__(self) -> int:
-    return len(self._examples)
-
-  def __getitem__(self, i: int) -> Example:
-    return self._examples[i]
-
-  def text(self, i: int) -> tuple[str, Sequence[str]]:
-    """Returns (question, steps) of example i."""
-    return self._examples[i].question, self._examples[i].steps
-
-  def image_sizes(self, i: int) -> Sequence[tuple[int, int]]:
-    """Returns (height, width) of the images of example i."""
-    return self._sizes[i]
-
-
-def _image_sizes(example: Example) -> list[tuple[int, int]]:
-  try:
-    return [decode(data).size[::-1] for data in example.images]
-  except ImageError as error:
-    raise InputError(f"example {example.id}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -143,10 +124,10 @@ def measure(
   patch_costs, marker_counts, lengths, dropped_steps, tokens = [], [], [], [], []
   with tqdm(total=len(examples), desc="measure", disable=not progress, unit="rollout") as bar:
     for start in range(0, len(examples), chunk):
-      chosen = range(start, min(start + chunk, len(examples)))
-      costs = [[images.cost(*size) for size in examples.image_sizes(i)] for i in chosen]
+      chosen = [examples[i] for i in range(start, min(start + chunk, len(examples)))]
+      costs = [[images.cost(*size) for size in example.image_sizes] for example in chosen]
       counts = [[image_tokens for image_tokens, _ in cost] for cost in costs]
-      texts = [examples.text(i) for i in chosen]
+      texts = [(example.question, example.steps) for example in chosen]
       encoded = prompt.encode_batch(texts, counts, max_length=max_length)
       for (_, steps), cost, (compact, dropped) in zip(texts, costs, encoded, strict=True):
         lengths.append(len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost))
@@ -200,8 +181,8 @@ class BatchSource:
   def _read(self, i: int) -> tuple[Example, Sample, list[Patches] | list[Tiles]]:
     example = self.examples[i]
     try:
-      images = [self.images.patches(decode(data)) for data in example.images]
-      planned = [self.images.cost(*size)[0] for size in self.examples.image_sizes(i)]
+      images = [self.images.patches(decode(data)) for data in example.read_images()]
+      planned = [self.images.cost(*size)[0] for size in example.image_sizes]
       found = [image.image_tokens for image in images]
       if planned != found:
         raise ValueError(
@@ -216,7 +197,7 @@ class BatchSource:
           f"targets and {len(example.weights)} weights"
         )
       return example, sample, images
-    except ValueError as error:
+    except (UserError, ValueError) as error:
       raise InputError(f"example {example.id}: {error}") from error
 
 

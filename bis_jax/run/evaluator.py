@@ -10,7 +10,7 @@ from bis_jax.evaluation import step_evaluation
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.models.param_tree import Params
 from bis_jax.run.held_out import HeldOut
-from bis_jax.scoring.benchmark_examples import BenchmarkExamples
+from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.step_scorer import Scorer
 
 
@@ -71,7 +71,7 @@ class Evaluator:
     return scores, [i for i in range(len(scores)) if i not in refused]
 
   def _score(self, params: Params, items: list[BenchmarkItem], *, blank: bool) -> list[np.ndarray]:
-    examples = BenchmarkExamples(items, self._config.images, blank=blank)
+    examples = benchmark_examples(items, self._config.images, blank=blank)
     return self._scorer_with(params).score(examples)
 
   def _scorer_with(self, params: Params) -> Scorer:

@@ -34,7 +34,7 @@ from bis_jax.reports import run_page
 from bis_jax.run import held_out
 from bis_jax.run.evaluator import Evaluator
 from bis_jax.scoring import kept_tokenizer, step_scorer
-from bis_jax.scoring.benchmark_examples import BenchmarkExamples
+from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
@@ -258,7 +258,7 @@ def make_evaluator(
     )
   dev = held_out.HeldOut(corpus, indices, config) if len(indices) else None
   items = visual_process_bench.load(where.benchmark)
-  examples = BenchmarkExamples(items, config.evaluation.images)
+  examples = benchmark_examples(items, config.evaluation.images)
   step_scorer.check_lengths(examples, processor, config.inputs)  # now, and not after the training
   return Evaluator(config.evaluation, items, dev, scorer_of)
 

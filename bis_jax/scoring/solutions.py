@@ -17,7 +17,7 @@ import numpy as np
 from bis_jax.errors import UserError
 from bis_jax.evaluation.visual_process_bench import without_placeholders
 from bis_jax.inputs.images import ImageError, decode
-from bis_jax.inputs.pipeline import Example
+from bis_jax.inputs.pipeline import unlabelled
 from bis_jax.scoring.step_scorer import Scorer
 
 
@@ -64,36 +64,16 @@ class Solution:
       sizes.append((image.height, image.width))
     return cls(without_placeholders(question), tuple(steps), tuple(images), tuple(sizes))
 
+  def read_images(self) -> tuple[bytes, ...]:
+    """Returns the encoded images."""
+    return self.images
+
 
 def score(scorer: Scorer, solutions: Sequence[Solution]) -> list[np.ndarray | SolutionError]:
   """Returns for each solution its step scores float32[n], P(correct), or why it is too long."""
-  scores, refused = scorer.score_each(_Source(solutions))
+  examples = [
+    unlabelled(f"solution {i}", s.question, s.steps, s.image_sizes, s.read_images)
+    for i, s in enumerate(solutions)
+  ]
+  scores, refused = scorer.score_each(examples)
   return [SolutionError(refused[i]) if i in refused else s for i, s in enumerate(scores)]
-
-
-class _Source:
-  """Solutions as a source of examples; targets and weights are 0."""
-
-  def __init__(self, solutions: Sequence[Solution]):
-    self._solutions = solutions
-
-  def __len__(self) -> int:
-    return len(self._solutions)
-
-  def __getitem__(self, i: int) -> Example:
-    solution = self._solutions[i]
-    zeros = np.zeros(len(solution.steps), np.float32)
-    return Example(
-      id=f"solution {i}",
-      question=solution.question,
-      steps=solution.steps,
-      images=solution.images,
-      targets=zeros,
-      weights=zeros,
-    )
-
-  def text(self, i: int) -> tuple[str, Sequence[str]]:
-    return self._solutions[i].question, self._solutions[i].steps
-
-  def image_sizes(self, i: int) -> Sequence[tuple[int, int]]:
-    return self._solutions[i].image_sizes

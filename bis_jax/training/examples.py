@@ -1,8 +1,6 @@
-"""Sources of examples: what training and evaluation hand to the input pipeline.
+"""The selected rollouts of a corpus as training examples."""
 
-A source has a length, gives `Example`s by number, and knows image sizes without decoding. It holds
-paths and arrays only, so worker processes get it cheaply.
-"""
+import functools
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -39,21 +37,16 @@ class RolloutExamples:
       self._unmeasured,
       truth,
     )
+    image_sizes = self._corpus.image_sizes[list(rollout.image_ids)].tolist()
     return Example(
       id=rollout.id,
       question=rollout.question,
       steps=rollout.steps,
-      images=tuple(self._corpus.image(image) for image in rollout.image_ids),
+      image_sizes=[(height, width) for height, width in image_sizes],
+      read_images=functools.partial(self._read_images, rollout.image_ids),
       targets=targets,
       weights=weights,
     )
 
-  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
-    """Returns (question, steps) of example i."""
-    rollout = self._corpus.rollout(int(self._indices[i]))
-    return rollout.question, rollout.steps
-
-  def image_sizes(self, i: int) -> list[tuple[int, int]]:
-    """Returns (height, width) in pixels of every image of example i."""
-    image_ids = self._corpus.image_ids(int(self._indices[i]))
-    return [tuple(map(int, self._corpus.image_sizes[image])) for image in image_ids]
+  def _read_images(self, image_ids: tuple[int, ...]) -> list[bytes]:
+    return [self._corpus.image(image_id) for image_id in image_ids]

@@ -12,16 +12,15 @@ has pushed their rows the same way, and a reward head that starts from equal row
 They are the random reward head that the model was made with.
 """
 
+import functools
 import hashlib
-import json
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 import optax
 from absl import logging
 from flax import nnx
@@ -29,9 +28,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from bis_jax import files
 from bis_jax.hub import hf_folder
 from bis_jax.inputs import pack, pipeline
-from bis_jax.inputs.pipeline import Example
+from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.processor import Processor, make_processor
@@ -57,36 +57,33 @@ Pre-trained on captions of the corpus's pictures: {captions} captions in {steps}
 """
 
 
-class CaptionExamples:
-  """Captions of images in the form of solutions, a sentence a step, without labels."""
+def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Example]:
+  """Returns captions in the form of solutions, one sentence per step, without labels.
 
-  def __init__(self, captions: pathlib.Path, images: pathlib.Path):
-    """Reads JSON lines {"image": [path in `images`, ...], "question": ..., "sentences": [...]}."""
-    self._captions = [json.loads(line) for line in captions.read_text().splitlines()]
-    self._images = images
-
-  def __len__(self) -> int:
-    return len(self._captions)
-
-  def __getitem__(self, i: int) -> Example:
-    caption = self._captions[i]
-    zeros = np.zeros(len(caption["sentences"]), np.float32)
-    return Example(
-      id=f"caption {i}",
-      question=caption["question"],
-      steps=tuple(caption["sentences"]),
-      images=tuple((self._images / path).read_bytes() for path in caption["image"]),
-      targets=zeros,
-      weights=zeros,
+  `captions` is JSON lines {"image": [path in `images`, ...], "question": ..., "sentences": [...]}.
+  """
+  examples = []
+  for number, (_, caption) in enumerate(files.read_jsonl(captions)):
+    paths = [images / path for path in caption["image"]]
+    examples.append(
+      unlabelled(
+        f"caption {number}",
+        caption["question"],
+        caption["sentences"],
+        image_sizes=[_size(path) for path in paths],
+        read_images=functools.partial(_read, paths),
+      )
     )
+  return examples
 
-  def text(self, i: int) -> tuple[str, tuple[str, ...]]:
-    """Returns (question, sentences) of caption i."""
-    return self._captions[i]["question"], tuple(self._captions[i]["sentences"])
 
-  def image_sizes(self, i: int) -> list[tuple[int, int]]:
-    """Returns (height, width) in pixels of every image of caption i."""
-    return [Image.open(self._images / path).size[::-1] for path in self._captions[i]["image"]]
+def _size(path: pathlib.Path) -> tuple[int, int]:
+  with Image.open(path) as image:
+    return image.height, image.width
+
+
+def _read(paths: list[pathlib.Path]) -> list[bytes]:
+  return [path.read_bytes() for path in paths]
 
 
 def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
@@ -125,7 +122,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     return
   started = time.monotonic()
   processor = make_processor(config, str(drawn / "tokenizer"))
-  captions = CaptionExamples(drawn / "captions.jsonl", drawn / "images")
+  captions = caption_examples(drawn / "captions.jsonl", drawn / "images")
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
   model = backbones.model_config(config.model, len(processor.tokenizer))
 
@@ -170,7 +167,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
 
 
 def _batches(
-  config: ConfigDict, captions: CaptionExamples, processor: Processor
+  config: ConfigDict, captions: Sequence[Example], processor: Processor
 ) -> pipeline.BatchIterator:
   """Returns batches of packed captions, in passes that each have an order of their own."""
   inputs, own = config.inputs, config.pretrain

@@ -11,6 +11,7 @@ from PIL import Image
 from bis_jax.inputs import internvl_prompt, pack, pipeline
 from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models.internvl import InternVL, InternVLConfig, TextConfig, VisionConfig
+from tests.in_memory import in_memory
 
 
 def _png(height, width, seed):
@@ -23,19 +24,17 @@ def _png(height, width, seed):
 def _example(name, sizes, steps):
   labels = np.arange(len(steps), dtype=np.float32) / max(1, len(steps))
   images = tuple(_png(*size, seed) for seed, size in enumerate(sizes))
-  return pipeline.Example(name, f"求 {name}?", tuple(steps), images, labels, np.ones_like(labels))
+  return in_memory(name, f"求 {name}?", tuple(steps), images, labels, np.ones_like(labels))
 
 
 @pytest.fixture(scope="module")
 def batch(shared):
   """One row of three examples: an image of 3 tiles, none, and two images of 1 and 4 tiles."""
-  examples = pipeline.ExampleList(
-    [
-      _example("a", [(400, 900)], ["one", "two"]),
-      _example("b", [], ["only"]),
-      _example("c", [(448, 448), (1400, 470)], ["x", "y", "z"]),
-    ]
-  )
+  examples = [
+    _example("a", [(400, 900)], ["one", "two"]),
+    _example("b", [], ["only"]),
+    _example("c", [(448, 448), (1400, 470)], ["x", "y", "z"]),
+  ]
   tokenizer = internvl_prompt.load_tokenizer(str(shared / "data/tokenizers/internlm2_5"))
   prompt, images = internvl_prompt.InternVLPrompt(tokenizer), InternVLImages(6)
   measured = pipeline.measure(examples, prompt, images, max_length=4096)
@@ -57,7 +56,7 @@ def test_a_row_holds_every_sample_with_its_own_tiles(batch):
     marker &= row["marker_weight"] > 0
     [number] = set(row["example_index"][marker].tolist())
     example = examples[number]
-    tiles = [images.patches(pipeline.decode(data)) for data in example.images]
+    tiles = [images.patches(pipeline.decode(data)) for data in example.read_images()]
     counts = [image.image_tokens for image in tiles]
     sample = prompt.encode(example.question, example.steps, counts, max_length=4096)
     here = slice(token, token + len(sample.tokens))

@@ -12,7 +12,8 @@ from PIL import Image
 
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.pipeline import Example, ExampleList, InputError, batches, measure
+from bis_jax.inputs.pipeline import InputError, batches, measure
+from tests.in_memory import in_memory
 
 IMAGES = QwenImages(min_pixels=28 * 28, max_pixels=336 * 336)
 ROW = {"row_tokens": 320, "row_patches": 512, "row_markers": 24}
@@ -33,12 +34,12 @@ def example(i, **changes):
   targets = np.array([i + j / 100 for j in range(len(steps))], np.float32)
   weights = np.array([(i + j) % 3 > 0 for j in range(len(steps))], np.float32)
   fields = dict(id=f"toy:{i}", question=f"How many in {i}?", steps=steps, images=images)
-  return Example(**(fields | {"targets": targets, "weights": weights} | changes))
+  return in_memory(**(fields | {"targets": targets, "weights": weights} | changes))
 
 
 @pytest.fixture(scope="module")
 def source():
-  return ExampleList([example(i) for i in range(40)])
+  return [example(i) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def assert_equal(left, right):
 
 def test_measured_costs_are_those_of_single_samples(source, measured, tiny_prompt):
   for i in range(len(source)):
-    costs = [IMAGES.cost(*size) for size in source.image_sizes(i)]
+    costs = [IMAGES.cost(*size) for size in source[i].image_sizes]
     counts = [tokens for tokens, _ in costs]
     sample = tiny_prompt.encode(source[i].question, source[i].steps, counts, max_length=320)
     assert measured.token_lengths[i] == len(sample.tokens)
@@ -123,7 +124,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
         np.testing.assert_array_equal(row["marker_target"][mine], source[i].targets)
         np.testing.assert_array_equal(row["marker_weight"][mine], source[i].weights)
         start += length
-        images += len(source[i].images)
+        images += len(source[i].image_sizes)
         seen += 1
       assert not row["segment_ids"][start:].any() and (row["image_index"][start:] == -1).all()
       assert row["patch_segment"].max() == images
@@ -226,7 +227,7 @@ def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
 
 
 def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
-  source = ExampleList([example(4), example(9, images=())])
+  source = [example(4), example(9, images=())]
   measured = measure(source, tiny_prompt, IMAGES, max_length=150)
   assert measured.dropped_steps.min() > 0 and measured.marker_counts.min() > 0
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
@@ -237,44 +238,28 @@ def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
     np.testing.assert_array_equal(found, source[i].targets[:kept])
 
 
-class WrongSizes(ExampleList):
-  """States other image sizes than the images have."""
-
-  def image_sizes(self, i):
-    return [(224, 224) for _ in super().image_sizes(i)]
-
-
-class Damaged(ExampleList):
-  """Its images break after they have been measured."""
-
-  def __getitem__(self, i):
-    return dataclasses.replace(super().__getitem__(i), images=(b"\x89PNG\r\n",))
-
-
-class Grown(ExampleList):
-  """Its examples have a step more than when they were measured."""
-
-  def __getitem__(self, i):
-    return dataclasses.replace(super().__getitem__(i), steps=("a", "b", "c"))
+WRONG_SIZES = {"image_sizes": [(224, 224)]}
 
 
 @pytest.mark.parametrize(
-  "kind, message",
+  "measured_change, read_change, message",
   [
-    (WrongSizes, r"example toy:1: .*places for \[64\] image tokens.*give \[16\] features"),
-    (Damaged, r"example toy:1: broken image"),
-    (Grown, r"example toy:1: 2 steps when measured, now 3 with 2 targets"),
+    (
+      WRONG_SIZES,
+      WRONG_SIZES,
+      r"example toy:1: .*places for \[64\] image tokens.*give \[16\] features",
+    ),
+    ({}, {"read_images": lambda: (b"\x89PNG\r\n",)}, r"example toy:1: broken image"),
+    ({}, {"steps": ("a", "b", "c")}, r"example toy:1: 2 steps when measured, now 3 with 2 targets"),
   ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_errors_name_the_example(tiny_prompt, kind, message, prefetch):
-  source = kind([example(1, images=(encoded_image(112, 112, 0),))] * 2)
+def test_errors_name_the_example(tiny_prompt, measured_change, read_change, message, prefetch):
+  """Its images have other sizes than it states, or are damaged later, or it gets another step."""
+  one = example(1, images=(encoded_image(112, 112, 0),))
+  source = [dataclasses.replace(one, **measured_change)] * 2
   measured = measure(source, tiny_prompt, IMAGES, max_length=320)
+  source = [dataclasses.replace(one, **read_change)] * 2
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
   with pytest.raises(InputError, match=message):
     next(batches(source, measured, plan, IMAGES, rows_per_batch=1, prefetch=prefetch))
-
-
-def test_example_list_names_a_bad_image():
-  with pytest.raises(InputError, match="example toy:2: broken image"):
-    ExampleList([example(2, images=(b"",))])

@@ -15,7 +15,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.pipeline import Example, ExampleList, batches, measure
+from bis_jax.inputs.pipeline import batches, measure
+from tests.in_memory import in_memory
 
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 400 * 28 * 28}
 
@@ -82,8 +83,8 @@ def test_packed_row_equals_the_processor_sample_by_sample(request, tmp_path, whi
       picture.save(tmp_path / "image.png")
       files.append((tmp_path / "image.png").read_bytes())
     zeros = np.zeros(len(steps), np.float32)
-    examples.append(Example(f"s:{i}", question, tuple(steps), tuple(files), zeros, zeros))
-  source, limits = ExampleList(examples), QwenImages(**LIMITS)
+    examples.append(in_memory(f"s:{i}", question, tuple(steps), tuple(files), zeros, zeros))
+  source, limits = examples, QwenImages(**LIMITS)
   measured = measure(source, formatter, limits, max_length=4096)
   plan = pack.plan(
     *measured.costs, row_tokens=4096, row_patches=8192, row_markers=16, shuffle=False

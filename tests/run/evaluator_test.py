@@ -26,7 +26,7 @@ from bis_jax.parallel.preemption import Preempted
 from bis_jax.reports import run_table
 from bis_jax.run import stages
 from bis_jax.scoring import step_scorer
-from bis_jax.scoring.benchmark_examples import BenchmarkExamples
+from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest
 from bis_jax.settings import locations
@@ -204,7 +204,7 @@ def test_a_workdir_scores_when_the_corpus_is_gone(judged, config, tmp_path):
   held["corpus"]["cache"] = str(tmp_path / "empty")
   (folder / "config.json").write_text(json.dumps(held))
   items = visual_process_bench.load(locations.locate(config).benchmark)
-  scores = step_scorer.load(str(folder)).score(BenchmarkExamples(items, "multi"))
+  scores = step_scorer.load(str(folder)).score(benchmark_examples(items, "multi"))
   for ours, theirs in zip(
     scores, score_files.read_scores(str(folder / "scores.jsonl"), items), strict=True
   ):

@@ -31,7 +31,7 @@ from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
 from bis_jax.scoring import step_scorer
-from bis_jax.scoring.benchmark_examples import BenchmarkExamples
+from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.restore import restore
 from bis_jax.settings import locations
 from bis_jax.training.train_state import TrainState
@@ -78,7 +78,7 @@ def _written_scores(folder):
 
 def _examples(config):
   items = visual_process_bench.load(locations.locate(config).benchmark)
-  return items, BenchmarkExamples(items, config.evaluation.images)
+  return items, benchmark_examples(items, config.evaluation.images)
 
 
 def test_a_stopped_run_ends_as_if_never_stopped(config, unbroken, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_workdir_scores_as_its_run_did(config, unbroken, monkeypatch):
   params = {path: jax.device_put(np.asarray(value)) for path, value in one.params.items()}
   alone = step_scorer.Scorer(one.processor, one.config.inputs, mesh, one.graph, params)
   for i in range(0, len(items), 6):
-    [ours] = alone.score(BenchmarkExamples(items[i : i + 1], "multi"))
+    [ours] = alone.score(benchmark_examples(items[i : i + 1], "multi"))
     np.testing.assert_allclose(ours, written[i], rtol=0, atol=1e-5)
 
 

@@ -39,7 +39,7 @@ class Lengths:
   def score_each(self, examples):
     self.batches.append(len(examples))
     time.sleep(self._seconds)
-    texts = [examples.text(i)[1] for i in range(len(examples))]
+    texts = [example.steps for example in examples]
     if any("break" in steps for steps in texts):
       raise RuntimeError("the device is gone")
     scores = [np.array([len(step) / 1000 for step in steps], np.float32) for steps in texts]
@@ -237,7 +237,7 @@ SLOW_SERVER = """
 import signal, sys, uvicorn
 sys.path.insert(0, {tests!r})
 import server_test
-from bis_jax import server
+from bis_jax.scoring import server
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 app = server.create_app(server_test.Lengths(seconds=1.0), server.Limits())
 uvicorn.run(app, port={port}, log_level="critical")

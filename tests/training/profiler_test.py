@@ -42,15 +42,13 @@ class MixedExamples(RolloutExamples):
 
   def __getitem__(self, i: int) -> pipeline.Example:
     example = super().__getitem__(i)
+    sizes = [(28 + i % 5 * 28, 28 + i % 3 * 56) for _ in example.image_sizes]
     images = []
-    for data, (height, width) in zip(example.images, self.image_sizes(i), strict=True):
+    for data, (height, width) in zip(example.read_images(), sizes, strict=True):
       with io.BytesIO() as file:
         PIL.Image.open(io.BytesIO(data)).resize((width, height)).save(file, "PNG")
         images.append(file.getvalue())
-    return dataclasses.replace(example, images=tuple(images))
-
-  def image_sizes(self, i: int) -> list[tuple[int, int]]:
-    return [(28 + i % 5 * 28, 28 + i % 3 * 56) for _ in super().image_sizes(i)]
+    return dataclasses.replace(example, image_sizes=sizes, read_images=lambda: images)
 
 
 class Ran(NamedTuple):

@@ -1,0 +1,23 @@
+"""Examples whose images are in memory."""
+
+import copy
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from bis_jax.inputs.images import decode
+from bis_jax.inputs.pipeline import Example
+
+
+def in_memory(
+  id: str,
+  question: str,
+  steps: Sequence[str],
+  images: Sequence[bytes],
+  targets: np.ndarray,
+  weights: np.ndarray,
+) -> Example:
+  sizes = [decode(image).size[::-1] for image in images]
+  read = functools.partial(copy.copy, tuple(images))
+  return Example(id, question, tuple(steps), sizes, read, targets, weights)
