@@ -64,10 +64,11 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   evaluation = place / "evaluation.json"
   card = model_card(
     run=run.config.to_dict(),
+    processor=run.processor,
     manifest=json.loads((place / "manifest.json").read_text()),
     evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
     step=run.step,
-    other_rows="those of the checkpoint it started from" if base else "zero",
+    other_rows="those of the initial checkpoint" if base else "zero",
     plain=not internvl or hf_folder.internvl_layout(run.model, folder) == "hf",
   )
   hf_folder.write(out, run.params, run.model, run.processor, base=folder, dtype=dtype, card=card)

@@ -179,6 +179,7 @@ class InternVLPrompt:
     )
     self._encode = tokenizer.encode
     self._separator = separator
+    self.system = system  # read by the model card
     start, end = ids[_TURN_START], ids[_TURN_END]
     system, user, assistant, line = self._encode(
       [f"system\n{system}", "user\n", "assistant\n", "\n"]

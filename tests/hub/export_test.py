@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.export import export_run
 from bis_jax.hub import hf_folder, weights
-from bis_jax.hub.card import EXAMPLE, model_card
+from bis_jax.hub.card import model_card
 from bis_jax.hub.hf_folder import hugging_face_config
 from bis_jax.models import backbones, param_tree
 from bis_jax.models.processor import make_processor
@@ -76,10 +76,27 @@ def _load(folder, config, processor):
   )
 
 
+MANIFEST = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2}
+MANIFEST |= {"none_positive": 1.0, "seed": 0, "rollouts": 4800, "digest": "abc123"}
+
+
 @pytest.fixture(scope="module")
-def folder(config, model, processor, tmp_path_factory):
+def card(small_config, processor):
+  block = {"threshold": 0.5, "overall_source_weighted": 0.8123, "roc_auc": None}
+  return model_card(
+    run=json.loads(small_config.to_json()),
+    processor=processor,
+    manifest=MANIFEST,
+    evaluation={"thresholds": {"fixed_0.5": block}},
+    step=12,
+    other_rows="zero",
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(config, model, processor, card, tmp_path_factory):
   out = tmp_path_factory.mktemp("exported") / "folder"
-  hf_folder.write(out, model[1], config, processor, base=None, dtype="float32", card="A card.")
+  hf_folder.write(out, model[1], config, processor, base=None, dtype="float32", card=card)
   return out
 
 
@@ -103,6 +120,7 @@ def scorer(small_config, model, processor):
 def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
   """At most 1e-4 on the step probabilities, float32; the example runs as the card prints it."""
   items = visual_process_bench.load(locations.locate(small_config).benchmark)[:6]
+  example = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
   differences, spread = [], []
   for item in items:
     [picture] = visual_process_bench.encoded_images(item, "first")
@@ -110,7 +128,7 @@ def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
     image = folder.parent / "image.png"
     image.write_bytes(picture)
     names = {"folder": folder, "image": image, "question": item.question, "steps": item.steps}
-    exec(EXAMPLE, names)
+    exec(example, names)
     theirs = names["scores"].numpy()
     differences.append(np.abs(ours - theirs).max())
     spread += theirs.tolist()
@@ -234,25 +252,13 @@ def test_a_damaged_base_is_named(config, model, processor, tmp_path):
     )
 
 
-def test_the_card_tells_recipe_digest_and_evaluation(small_config):
-  run = json.loads(small_config.to_json())
-  manifest = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2}
-  manifest |= {"none_positive": 1.0, "seed": 0, "rollouts": 4800}
-  block = {"threshold": 0.5, "overall_source_weighted": 0.8123, "roc_auc": None}
-  card = model_card(
-    run=run,
-    manifest=manifest | {"digest": "abc123"},
-    evaluation={"thresholds": {"fixed_0.5": block}},
-    step=12,
-    other_rows="zero",
-  )
-  assert "abc123" in card
+def test_the_card_tells_recipe_digest_and_evaluation(card):
   assert (
-    "bis, fraction 0.1 of every source, alpha 0.2, R 1 without a positive step, seed 0: 4,800 rollouts"
+    "bis, fraction 0.1 of each source, alpha 0.2, R = 1 without a positive step, seed 0: 4,800 rollouts"
   ) in card
-  assert "| labels | correct where the MC score is above 0 |" in card
-  assert "| fixed_0.5 (0.5000) | 81.23 |" in card
-  assert EXAMPLE in card
+  assert "| manifest digest | `abc123` |" in card
+  assert "| labels | correct if the MC score is above 0 |" in card
+  assert "| fixed_0.5 (0.5000) | 81.23 |  |  |  |  |" in card
 
 
 def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, capsys):
@@ -263,9 +269,7 @@ def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, ca
   checkpoint.save(checkpoints, 7, TrainState(jax.numpy.int32(7), model[1], {}))
   checkpoints.wait_until_finished()
   checkpoints.close()
-  manifest = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2}
-  manifest |= {"none_positive": 1.0, "seed": 0, "rollouts": 4800}
-  (place / "manifest.json").write_text(json.dumps(manifest | {"digest": "abc123"}))
+  (place / "manifest.json").write_text(json.dumps(MANIFEST))
   out = tmp_path / "out"
   export_run(str(place), out, "float32", None)
   assert "wrote step 7" in capsys.readouterr().out
