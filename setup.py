@@ -12,7 +12,9 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["bis_jax", "bis_jax.*"]),
-  package_data={"bis_jax": ["reports/*.css", "reports/*.js", "hub/templates/*.md", "models/*/*.md"]},
+  package_data={
+    "bis_jax": ["reports/*.css", "reports/*.js", "hub/templates/*.md", "models/*/*.md"]
+  },
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
