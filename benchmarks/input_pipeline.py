@@ -23,8 +23,9 @@ from absl import app, flags
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from bis_jax.images import decode
 from bis_jax.inputs import pack, prompt
-from bis_jax.inputs.images import QwenImages, decode
+from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import Example, batches, measure
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)

@@ -14,7 +14,7 @@ ORDER = (
   ("hub", "reports"),
   ("models", "selection", "evaluation"),
   ("inputs", "corpus", "toy", "parallel"),
-  ("files",),
+  ("files", "images"),
   ("errors",),
 )
 

@@ -5,25 +5,21 @@ are followed and must end inside, and only regular files are read.
 """
 
 import functools
-import io
 import os
 import pathlib
 import posixpath
 import stat
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image
-
+from bis_jax import images
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
 
 _RELEASE = "VisualPRM400K-v1.1-Raw/"
 _FOLDER = "images/"
-_EXIF_ORIENTATION = 0x0112
 
 
 def candidates(reference: str) -> tuple[str, ...]:
@@ -136,26 +132,15 @@ class ImageRoot:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-  """Returns (height, width) of an encoded image as a person sees it, that is after EXIF rotation.
-
-  The pixels are decoded once, JPEGs at an eighth of their size, so that a cut-short file is found.
-  An image beyond Pillow's limit (89 million pixels) is taken for a decompression bomb.
+  """Returns the upright (height, width) of an encoded image that is decoded once as a check.
 
   Raises:
     BadRecord: unreadable_image.
   """
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("error", Image.DecompressionBombWarning)
-      image = Image.open(io.BytesIO(data))
-    with image:
-      width, height = image.size
-      rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-      image.draft(None, (max(1, width // 8), max(1, height // 8)))
-      image.load()
-  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-    raise BadRecord("unreadable_image", f"{name}: {error or type(error).__name__}") from error
-  return (width, height) if rotated else (height, width)
+    return images.upright_size(data, whole=True)
+  except images.ImageError as error:
+    raise BadRecord("unreadable_image", f"{name}: {error.detail}") from error
 
 
 @functools.lru_cache(maxsize=1)

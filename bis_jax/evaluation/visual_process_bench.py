@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from bis_jax.corpus.image_root import ImageRoot
+from bis_jax.images import ImageError, decode, upright_size
 
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
 ANNOTATIONS = "test.jsonl"
@@ -27,8 +28,6 @@ CANVAS_COLUMNS = 3
 MODES = ("multi", "canvas", "first")  # what is shown of an item with several images
 _SHOWN_FAULTS = 20
 _IMAGE_PLACEHOLDER = re.compile(r"<image\d*>")
-_EXIF_ORIENTATION = 0x0112
-_EXIF_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +136,6 @@ def canvas(encoded: Sequence[bytes]) -> bytes:
   At most three columns; every cell has the largest width and the largest height; each image is
   pasted in the middle of its cell at its own size, row by row. Raises `ImageError` on broken files.
   """
-  # Imported here: it takes Transformers along, which the evaluation of a score file never needs.
-  from bis_jax.inputs.images import decode
-
   images = [decode(data) for data in encoded]
   columns, rows = _canvas_grid(len(images))
   width, height = max(image.width for image in images), max(image.height for image in images)
@@ -210,11 +206,8 @@ def _steps_and_labels(response: dict) -> tuple[tuple[str, ...], tuple[int, ...]]
 
 
 def _image_size(image: BenchmarkImage) -> tuple[int, int]:
-  """Returns (height, width) as shown, from the header alone: a damaged rest shows when decoded."""
+  """Returns (height, width) as shown; decodes the image, so that a damaged one is found now."""
   try:
-    with Image.open(io.BytesIO(image.read())) as opened:
-      height, width = opened.height, opened.width
-      orientation = opened.getexif().get(_EXIF_ORIENTATION)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    return upright_size(image.read(), whole=True)
+  except ImageError as error:
     raise ValueError(f"image {image.name!r} can't be opened: {error}") from error
-  return (width, height) if orientation in _EXIF_SWAPS_SIDES else (height, width)

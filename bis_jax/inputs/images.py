@@ -1,4 +1,4 @@
-"""Images: decoding, Qwen's resize rule, and patches in the order the vision tower reads them.
+"""Images: Qwen's resize rule, and patches in the order the vision tower reads them.
 
 Layout. A patch is 14 x 14 pixels; 2 x 2 patches make a merge unit, which becomes one image token;
 4 x 4 units (112 x 112 pixels, 64 patches) make an attention window, smaller at the right and lower
@@ -15,17 +15,14 @@ and `vision_utils.get_vision_window_index` (windows).
 """
 
 import functools
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
   Qwen2VLImageProcessorPil,
   smart_resize,
 )
-
-from bis_jax.errors import UserError
 
 PATCH = 14  # pixels along a side
 MERGE = 2  # patches along a side of a merge unit
@@ -36,51 +33,6 @@ BLOCK = WINDOW * WINDOW * UNIT_PATCHES  # patch slots of a block: 64
 PATCH_VALUES = 3 * 2 * PATCH * PATCH  # channels x frames x pixels: 1176; a still image fills both
 
 MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed to this
-MAX_STORED_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; larger is taken for a decompression bomb
-
-
-class ImageError(UserError):
-  """An image that cannot be used; `reason` is "bomb" or "broken"."""
-
-  def __init__(self, reason: str, detail: str):
-    super().__init__(f"{reason} image: {detail}")
-    self.reason = reason
-
-
-def decode(data: bytes) -> Image.Image:
-  """Returns an encoded image as a person sees it: upright RGB, the first frame, on white.
-
-  Raises:
-    ImageError: "bomb" if the header announces more than `MAX_STORED_PIXELS` (nothing is decoded
-      then), "broken" if the bytes are no image or are cut short.
-  """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      if image.width * image.height > MAX_STORED_PIXELS:
-        size = f"{image.width} x {image.height} pixels"
-        raise ImageError("bomb", f"{size}, more than {MAX_STORED_PIXELS:,}")
-      image.load()
-      ImageOps.exif_transpose(image, in_place=True)
-      return _on_white(image)
-  except ImageError:
-    raise
-  except Image.DecompressionBombError as error:  # Pillow's own check, at twice our limit
-    raise ImageError("bomb", str(error)) from error
-  except UnidentifiedImageError as error:
-    raise ImageError("broken", "not in a format that Pillow knows, or cut short") from error
-  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-    raise ImageError("broken", str(error) or type(error).__name__) from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-  """Returns the image in RGB, transparency over white, 16-bit grey scaled to 8 bits."""
-  if image.mode.startswith("I"):
-    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-  if "A" not in image.getbands() and "transparency" not in image.info:
-    return image.convert("RGB")
-  image = image.convert("RGBA")
-  white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-  return Image.alpha_composite(white, image).convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bis_jax.errors import UserError
-from bis_jax.inputs.images import Patches, QwenImages, decode
+from bis_jax.images import decode
+from bis_jax.inputs.images import Patches, QwenImages
 from bis_jax.inputs.internvl_prompt import InternVLPrompt
 from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand

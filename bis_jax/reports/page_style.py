@@ -10,7 +10,7 @@ import io
 import pathlib
 from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+from bis_jax import images
 
 # Files of these formats at most this large go into a page as they are; others are redrawn.
 _SHOWN_AS_IS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
@@ -56,17 +56,15 @@ def data_uri(encoded: bytes, kind: str) -> str:
 def thumbnail(encoded: bytes) -> tuple[bytes, str]:
   """Returns (bytes, kind) of an image for a page: small files as they are, others redrawn.
 
-  Redrawn means WebP, at most 560 pixels a side, transparent parts on white. Raises OSError (PIL's
-  UnidentifiedImageError) where the bytes are no image.
+  Redrawn means WebP, at most 560 pixels a side, transparent parts on white. Raises
+  `images.ImageError` if the bytes are no image.
   """
-  with Image.open(io.BytesIO(encoded)) as image:
+  with images.opened(encoded) as image:
     if image.format in _SHOWN_AS_IS and len(encoded) <= _AS_IS_BYTES:
       return encoded, _SHOWN_AS_IS[image.format]
     image.draft("RGB", (_LONGEST_SIDE, _LONGEST_SIDE))  # a JPEG is decoded no larger than needed
-    shown = ImageOps.exif_transpose(image).convert("RGBA")
+    shown = images.upright_rgb(image)
   shown.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-  sheet = Image.new("RGBA", shown.size, "white")
-  sheet.alpha_composite(shown)
   small = io.BytesIO()
-  sheet.convert("RGB").save(small, "WEBP", quality=80, method=2)
+  shown.save(small, "WEBP", quality=80, method=2)
   return small.getvalue(), "webp"

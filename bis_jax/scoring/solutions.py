@@ -16,7 +16,7 @@ import numpy as np
 
 from bis_jax.errors import UserError
 from bis_jax.evaluation.visual_process_bench import without_placeholders
-from bis_jax.inputs.images import ImageError, decode
+from bis_jax.images import ImageError, decode
 from bis_jax.inputs.pipeline import unlabelled
 from bis_jax.scoring.step_scorer import Scorer
 

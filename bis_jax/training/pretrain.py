@@ -25,11 +25,11 @@ import optax
 from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from bis_jax import files
 from bis_jax.hub import hf_folder
+from bis_jax.images import upright_size
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.models import backbones
@@ -70,16 +70,11 @@ def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Examp
         f"caption {number}",
         caption["question"],
         caption["sentences"],
-        image_sizes=[_size(path) for path in paths],
+        image_sizes=list(map(upright_size, paths)),
         read_images=functools.partial(_read, paths),
       )
     )
   return examples
-
-
-def _size(path: pathlib.Path) -> tuple[int, int]:
-  with Image.open(path) as image:
-    return image.height, image.width
 
 
 def _read(paths: list[pathlib.Path]) -> list[bytes]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bis_jax.evaluation import step_evaluation, visual_process_bench
+from bis_jax.images import ImageError
 from bis_jax.reports import page_style, run_page
 
 
@@ -141,5 +142,5 @@ def test_small_pictures_are_shown_as_they_are():
   encoded = io.BytesIO()
   Image.new("RGB", (10, 10)).save(encoded, "JPEG")
   assert page_style.thumbnail(encoded.getvalue()) == (encoded.getvalue(), "jpeg")
-  with pytest.raises(OSError):
+  with pytest.raises(ImageError):
     page_style.thumbnail(json.dumps({}).encode())

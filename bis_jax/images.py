@@ -1,0 +1,101 @@
+"""The one place that opens image files: corpus, benchmark, scoring, pages and captions use it."""
+
+import contextlib
+import io
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bis_jax.errors import UserError
+
+# Raster formats only: for others Pillow may start programs (EPS runs Ghostscript).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_STORED_PIXELS = 89_478_485  # Pillow's own limit; larger is taken for a decompression bomb
+
+_ORIENTATION = 0x0112  # EXIF tag; the values from 5 to 8 swap height and width
+# A PNG may state its orientation behind the pixels, which Pillow decodes to look there.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+class ImageError(UserError):
+  """An image that cannot be used; `reason` is "bomb" or "broken"."""
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(reason, detail)
+    self.reason, self.detail = reason, detail
+
+  def __str__(self) -> str:
+    return f"{self.reason} image: {self.detail}"
+
+
+@contextlib.contextmanager
+def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
+  """Opens encoded bytes or a file; only the header is read until the caller asks for pixels.
+
+  Raises:
+    ImageError: "bomb" for more than `MAX_STORED_PIXELS`; "broken" if the format is not in
+      `FORMATS`, or for any failure to decode in the `with` block.
+  """
+  data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+      if image.width * image.height > MAX_STORED_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        raise ImageError("bomb", f"{size}, more than {MAX_STORED_PIXELS:,}")
+      yield image
+  except ImageError:
+    raise
+  except Image.DecompressionBombError as error:  # Pillow's own check, at twice our limit
+    raise ImageError("bomb", str(error)) from error
+  except UnidentifiedImageError as error:
+    raise ImageError("broken", f"not one of {', '.join(FORMATS)}, or cut short") from error
+  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    raise ImageError("broken", str(error) or type(error).__name__) from error
+
+
+def decode(source: bytes | str | os.PathLike) -> Image.Image:
+  """Returns an image as a person sees it: upright RGB, the first frame, on white.
+
+  Raises:
+    ImageError: see `opened`.
+  """
+  with opened(source) as image:
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+  """Returns an opened image upright in RGB: transparency over white, 16-bit grey as 8 bits."""
+  image.load()
+  ImageOps.exif_transpose(image, in_place=True)
+  if image.mode.startswith("I"):
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+  if "A" not in image.getbands() and "transparency" not in image.info:
+    return image.convert("RGB")
+  image = image.convert("RGBA")
+  white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+  return Image.alpha_composite(white, image).convert("RGB")
+
+
+def upright_size(source: bytes | str | os.PathLike, *, whole: bool = False) -> tuple[int, int]:
+  """Returns (height, width) in pixels after EXIF rotation, from the header.
+
+  Args:
+    source: encoded bytes or a file.
+    whole: also decodes the pixels, JPEGs at an eighth of their size, to find a file cut short.
+
+  Raises:
+    ImageError: see `opened`.
+  """
+  data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+  with opened(data) as image:
+    width, height = image.size
+    orientation = 1
+    if image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION):
+      orientation = image.getexif().get(_ORIENTATION, 1)
+    if whole:
+      image.draft(None, (max(1, width // 8), max(1, height // 8)))
+      image.load()
+  return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
