@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bis_jax.inputs.images import decode
+from bis_jax.images import decode
 from bis_jax.inputs.pipeline import Example
 
 
