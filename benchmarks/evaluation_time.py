@@ -2,12 +2,7 @@
 
   python benchmarks/evaluation_time.py
 
-Prints seconds, best of three, in one process. Asked: at most 20 s on 2 cores.
-
-Last result, 2 cores shared with other work (load 5 to 7):
-evaluate, 1000 draws           3.53 s
-compare, 1000 paired draws     1.48 s
-evaluate, no intervals         0.08 s
+Prints seconds, best of three, in one process. Results: benchmarks/RESULTS.md.
 """
 
 import time

@@ -4,8 +4,8 @@
   python -m benchmarks.golden_losses --write    # stores what this checkout computes
 
 A refactoring must leave the losses and the SHA-256 of the final parameters equal to the bit on the
-machine where they were stored. Another processor or jax release rounds differently, so the exit code
-depends on a relative tolerance of 1e-3 only, and bit equality is printed.
+machine where they were stored. Another processor or jax release rounds differently, so the exit
+code depends on a relative tolerance of 1e-3 only, and bit equality is printed.
 """
 
 import hashlib

@@ -1,16 +1,10 @@
-"""Examples a CPU second through the input pipeline, beside the Hugging Face image processor alone.
+"""Examples per CPU second through the input pipeline, beside Hugging Face's image processor alone.
 
-    python benchmarks/input_pipeline.py --tokenizer=DIR
+  python benchmarks/input_pipeline.py --tokenizer=DIR
 
 Draws examples of about 100 tokens of text with one image each and reads them all once, at several
 image sizes. The last column is `Qwen2VLImageProcessorPil` on the same decoded images, which does
-less: no text, positions, window order, packing or batching. On one core of a shared machine:
-
-    | image | examples a CPU second | images a CPU second, Hugging Face processor alone |
-    |---|---|---|
-    | 112 x 112 | 2121 | 2024 |
-    | 336 x 336 | 253 | 319 |
-    | 672 x 672 | 78 | 63 |
+less: no text, positions, window order, packing or batching. Results: benchmarks/RESULTS.md.
 """
 
 import copy

@@ -2,13 +2,10 @@
 
   python benchmarks/items_page_time.py
 
-Writes a page with 26,950 steps of the released lengths (24 words at the median) and an image an
-item, opens it three times in a fresh profile, and prints the wall time from the start of the
-browser's process to the end of it, with the page drawn and its list written out, and the
-processor time that took. Asked: at most 3 s, no console message.
-
-Last result, 2 cores shared with other work (load 8 to 9.5): 2.4 s, 2.5 s, 2.5 s with 0.9 s of
-processor time; an empty page 1.1 s, 0.9 s, 0.9 s with 0.5 s of processor time. The page is 4.4 MB.
+Writes a page with 26,950 steps of the released lengths (24 words at the median) and one image per
+item, opens it three times in a fresh profile, and prints wall and processor time from the start of
+the browser's process to its end, with the page drawn and its list written out.
+Results: benchmarks/RESULTS.md.
 """
 
 import pathlib

@@ -1,14 +1,10 @@
-"""Loads a 3B-size random checkpoint (7.5 GB, bfloat16) into 8 fake devices, and with Transformers.
+"""Loads a 3B random checkpoint (7.5 GB, bfloat16) onto 8 fake devices, and with Transformers.
 
   python benchmarks/load_weights.py --folder=FOLDER
 
 FOLDER gets the checkpoint (two files and an index) on the first call. Each load is a process of its
-own; ours and Transformers' take turns. Prints seconds, peak resident memory of the process, and its
-ratio to the size of the arrays. Asked: at most 1.2.
-
-Last result (2 cores, other work beside it): bis_jax 30.9 and 22.7 s, 8.86 and 8.71 GB, ratio 1.18 and
-1.16; Transformers 10.4 and 5.5 s, 13.27 GB, ratio 1.77. Once more since weights are copied by tiles,
-ours alone: 29.6 s, 7.84 GB, ratio 1.04.
+own; ours and Transformers' alternate. Prints seconds, peak resident memory of the process, and its
+ratio to the size of the arrays. Results: benchmarks/RESULTS.md.
 """
 
 import json

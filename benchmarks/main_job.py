@@ -3,21 +3,8 @@
   python -m benchmarks.main_job [configs/internvl_bis10.py:toy]
 
 Runs the README's first command (after its install), or that of another recipe, with an empty cache
-in a folder of its own, and prints what was asked beside what came out.
-
-Last result (2 cores, no other work):
-  wall time                      3.8 min   asked: at most 8
-  peak resident memory           1.56 GB   asked: at most 6
-  pooled macro-F1 at 0.5         0.980     asked: at least 0.80
-  less that of blanked images    0.710     asked: at least 0.15
-
-Of configs/internvl_bis10.py:toy, which was asked to take at most 10 minutes on two cores and to reach
-0.75 (on 2 cores, no other work; 6.1 min at a load of 4 to 5):
-  wall time                      3.6 min
-  processor time                 6.2 min
-  peak resident memory           1.54 GB
-  pooled macro-F1 at 0.5         0.958
-  less that of blanked images    0.679
+in a folder of its own, and prints what was asked beside what was measured. "Looks" compares the
+macro-F1 with that on blanked images. Results: benchmarks/RESULTS.md.
 """
 
 import json

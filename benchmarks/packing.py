@@ -1,33 +1,12 @@
 """How full packed rows are on a whole corpus, and how long measuring and planning take.
 
-    python -m benchmarks.packing --annotations=DIR --tokenizer=DIR [--limit=N]
-        [--config=configs/internvl_bis10.py]
+  python -m benchmarks.packing --annotations=DIR --tokenizer=DIR [--limit=N]
+      [--config=configs/internvl_bis10.py]
 
 Reads the annotations (VisualPRM400K layout) and the tokenizer, no images: annotations do not state
 image sizes, so each source gets a typical size, 250 to 1200 pixels, and an aspect ratio, and its
-images vary by about 25 % around them. Every token and patch slot of a row is counted, the slots
-that windows leave empty in their blocks as padding, too.
-
-Asked: at most 5 % of tokens and 10 % of patches, the plan of 565k rollouts in at most 20 s. On 2
-shared cores, 565,149 generated rollouts of 155, 501 and 1524 tokens (percentiles 1, 50 and 99):
-
-    | row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |
-    |---|---|---|---|---|---|---|
-    | 4096 | 11456 | 1 | 97296 | 13.8% | 18.9% | 6.0 |
-    | 4096 | 11456 | 64 | 85686 | 2.1% | 7.9% | 6.2 |
-    | 4096 | 11456 | 512 | 85414 | 1.8% | 7.6% | 8.3 |
-    | 8192 | 22848 | 1 | 45227 | 7.2% | 12.5% | 5.9 |
-    | 8192 | 22848 | 64 | 42651 | 1.6% | 7.2% | 5.8 |
-    | 8192 | 22848 | 512 | 42602 | 1.5% | 7.1% | 8.1 |
-
-InternVL2.5's tiles, 20,000 generated rollouts of 362, 1455 and 2259 tokens; row patches in whole tiles:
-
-    | 4096 | 14336 | 1 | 8425 | 19.8% | 24.0% | 0.2 |
-    | 4096 | 14336 | 64 | 6935 | 2.6% | 7.6% | 0.2 |
-    | 4096 | 14336 | 512 | 6921 | 2.4% | 7.4% | 0.3 |
-    | 8192 | 28672 | 1 | 3758 | 10.1% | 14.8% | 0.2 |
-    | 8192 | 28672 | 64 | 3421 | 1.3% | 6.4% | 0.2 |
-    | 8192 | 28672 | 512 | 3414 | 1.1% | 6.2% | 0.2 |
+images vary by about 25 % around them. Padding is the share of all token and patch slots of the
+rows, the slots that windows leave empty in their blocks included. Results: benchmarks/RESULTS.md.
 """
 
 import json

@@ -1,11 +1,8 @@
 """Selects 10 % of 100 million rollouts from their score table, drawn at random, on one host.
 
-    python benchmarks/select_100m.py [--rollouts=100000000]
+  python benchmarks/select_100m.py [--rollouts=100000000]
 
-Asked: at most 60 s and 6 GB.
-
-Last, on 2 cores that other work kept at a load of 9: bis 26.8 s and 3.6 GB, random 30.3 s, bis over
-all sources at once 19.1 s and 4.2 GB; under 1 s more to write the manifest of 10 million.
+Results: benchmarks/RESULTS.md.
 """
 
 import pathlib

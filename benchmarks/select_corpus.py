@@ -1,18 +1,11 @@
 """Annotations -> kept records on disk, against a plain Python loop, and again from the score table.
 
-    python benchmarks/select_corpus.py --annotations=DIR [--repeats=3]
+  python benchmarks/select_corpus.py --annotations=DIR [--repeats=3]
 
-DIR holds 565,149 rollouts in 38 files (1.4 GB) in the layout of VisualPRM400K-v1.1-Raw. Commands run
-as a person runs them, start of Python included, plain loop and command by turns; the least time of
-each counts. Memory is the most that a command and its processes held together (Pss).
-
-Asked: at least 8 times faster, the same kept set, at most 1 GB; from the table at most 1 s.
-
-Last, on 2 cores that other work kept at a load of 9: plain loop 16.6 s, command 5.8 s, 2.9 times
-faster (7.5 against 4.3 processor s, so 3.5 at best on two free cores); the same bytes; 192 MB; from
-the table 0.33 to 0.36 s to a manifest, 0.57 to 0.68 s to the records. What is left
-of the command's time: typed decoding of every byte 1.2 processor s, 3.2 M steps into checked arrays
-1.3 s, reading files 0.3 s, start, joining, statistics and writing 0.7 s in one process.
+DIR holds 565,149 rollouts in 38 files (1.4 GB) in the layout of VisualPRM400K-v1.1-Raw. Commands
+run as a person runs them, start of Python included, plain loop and command alternating; the least
+time of each counts. Memory is the most that a command and its processes held together (Pss).
+Results: benchmarks/RESULTS.md.
 """
 
 import filecmp

@@ -1,13 +1,10 @@
 """Whether every bad record of a full-size corpus is found with its reason, and none more.
 
-    python benchmarks/select_dirty.py --corpus=DIR
+  python benchmarks/select_dirty.py --corpus=DIR
 
-DIR holds annotations/ and dirty.json, (file, line, kind) of 2,000 bad records among 565,149. An
+DIR holds annotations/ and dirty.json, (file, line, kind) of 2,000 bad records among 565,149. The
 image root is made up: a zip with an empty member for every reference but the planted ones.
-
-Asked: every planted record with its reason, none more.
-
-Last: 2,000 planted, all found with their reasons or left in where they are right, 0 others rejected.
+Results: benchmarks/RESULTS.md.
 """
 
 import collections

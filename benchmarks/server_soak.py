@@ -5,28 +5,10 @@
 WORKDIR is a run's, DIR a benchmark of the same kind (the toy run's is in its corpus cache). The
 right answers are computed first, one at a time with the same model in this process. Then the
 server's process is started. Throughput: rounds of one-at-a-time calls here and of `--burst` clients
-there, by turns, so that both meet the same machine. Soak: `--clients` threads for `--seconds`, and
+there alternate, so that both meet the same machine. Soak: `--clients` threads for `--seconds`;
 every answer is compared. Broken requests: bad base64, an image of 12,000 x 12,000 pixels, 10,000
 steps, a body that stops half way. Texts with special tokens are good requests. At the end a SIGTERM
-arrives while requests are in flight.
-
-Asked: every good request answered right, every bad one a 4xx with a reason, memory flat, a clean
-stop with requests in flight finished, at least three times the one-at-a-time rate.
-
-Last result, the toy recipe's model, 2 cores shared with the clients and other work (load 8):
-
-one at a time   24.7/s, server with 32 clients   88.1/s, 3.6 times as many
-one at a time   24.9/s, server with 32 clients   90.9/s, 3.6 times as many
-one at a time   27.9/s, server with 32 clients   92.7/s, 3.3 times as many
-one at a time   28.4/s, server with 32 clients  103.6/s, 3.7 times as many
-10,000 steps   as wanted: 60
-bad base64     as wanted: 85
-good           as wanted: 2491
-huge image     as wanted: 62
-slow body      as wanted: 52
-good requests: median 75 ms, 99 % within 110 ms
-resident MB: 906 906 906 906 906 906 906 906 908 908 908 908
-in flight at SIGTERM: {('good', 'as wanted'): 5} exit code 0
+arrives while requests are in flight. Results: benchmarks/RESULTS.md.
 """
 
 import argparse

@@ -1,14 +1,9 @@
-"""Jitted statistics and scores alone: steps a second, beside the memory bandwidth of the same run.
+"""Jitted statistics and scores alone: steps per second, beside the same run's memory bandwidth.
 
-    python benchmarks/step_ranks.py
+  python benchmarks/step_ranks.py
 
-MC counts of 4 million rollouts lie on the device; the program counts steps, positive steps and
-continuations and looks the BIS rank up. Times are the least of 20.
-
-Asked: at least 200 M steps/s on 2 cores, or within 2 of memory bandwidth.
-
-Last, on 2 cores: 1,552 M steps/s, 5.5 GB/s, where a plain copy reached 3.5 GB/s (759 M steps/s with
-other work at a load of 5).
+MC counts of 4 million rollouts are on the device; the program counts steps, positive steps and
+continuations and looks the BIS rank up. Times are the least of 20. Results: benchmarks/RESULTS.md.
 """
 
 import time

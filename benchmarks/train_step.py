@@ -1,35 +1,17 @@
-"""Our training step against torch with Transformers: rollouts a second and peak memory.
+"""Our training step against torch with Transformers: rollouts per second and peak memory.
 
-    python -m benchmarks.train_step                      # 50M parameters, for a CPU
-    python -m benchmarks.train_step --size=7b-layers=12  # 7B width, bfloat16, for a GPU
+  python -m benchmarks.train_step                      # 50M parameters, for a CPU
+  python -m benchmarks.train_step --size=7b-layers=12  # 7B width, bfloat16, for a GPU
 
 Both sides train the same rollouts: the reward loss on two logits at the step markers, the vision
 tower frozen but for its merger and everything else trained, the 152,064-row embedding included, as
 in the recipes; float32 parameters and moments, clipping, AdamW. Each runs in a process of its own,
 one after the other. torch takes Transformers' decoder without an LM head, two rows at the markers
-instead, its fastest attention (FlashAttention 2 where it is installed, else sdpa) and fused AdamW;
+instead, its fastest attention (FlashAttention 2 if it is installed, else sdpa) and fused AdamW;
 once with the rollouts side by side in a padded batch, once one by one with accumulated gradients.
 Our rows are packed. Peak memory is the process's on a CPU, the allocator's on a GPU. Seconds are
-the median of the steps after the first, which compiles.
-
-Asked on a CPU: at least 1.3 times the rollouts/s and at most 0.7 times the peak memory. Last result,
-two cores without other work, 7 rollouts, 6 steps:
-
-    | | rollouts/s | a CPU second | peak memory |
-    |---|---|---|---|
-    | bis_jax | 4.41 | 2.28 | 2.05 GB |
-    | torch padded | 3.11 | 1.57 | 3.39 GB |
-    | torch one by one | 4.30 | 2.18 | 1.83 GB |
-
-So 1.42 times and 0.60 times against the same rollouts in one batch (1.44 and 0.63 in the run before):
-met. Against torch's best, one by one, which pads nothing and holds one rollout's activations at a
-time, 1.03 and 1.12 times. Not yet measured on a GPU.
-
-What was changed until it came out so: heads are 128 wide on both sides (they were 32), our rows go in
-two micro-batches, our backward pass keeps products alone ("dots"), our attention takes 256 queries at
-once (128 made a program that needed more to compile), parameters are filled one by one as weights are
-read, and our side does not import torch. The sides start from different random weights, so losses
-are not compared here; tests/models/ does that.
+the median of the steps after the first, which compiles. The sides start from different random
+weights, so losses are not compared here; tests/models/ does that. Results: benchmarks/RESULTS.md.
 """
 
 import dataclasses
