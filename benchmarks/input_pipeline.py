@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     row_patches = pack.balanced_row_patches(measured.token_lengths, measured.patch_costs, 2048)
     budgets = {"row_tokens": 2048, "row_patches": row_patches, "row_markers": 256}
     plan = pack.plan(*measured.costs, **budgets)
-    iterator = batches(examples, measured, plan, images, rows_per_batch=4, prefetch=0)
+    iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
     start = time.process_time()
     for _ in iterator:
       pass

@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags
 
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig, TextConfig, VisionConfig
-from bis_jax.training import train_state
+from bis_jax.training import train_state, train_step
 
 _SIZE = flags.DEFINE_string("size", "50m", '"50m", or "7b-layers=N"')
 _STEPS = flags.DEFINE_integer("steps", 4, "steps to time, after the first")
@@ -122,42 +122,15 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
   return batch, alone
 
 
-@dataclasses.dataclass(frozen=True)
-class OurStep:
-  """Our jitted step and what its arguments are, as in `train.train`."""
-
-  step: Callable[..., Any]
-  optimizer: Any
-  mesh: Any
-  trained: dict[str, Any]  # shapes of parameters
-  frozen: dict[str, Any]
-  stages: set[str]  # with trained kernels
-
-
-def our_step(size: Size) -> OurStep:
+def our_step(size: Size) -> train_step.TrainStep:
   """Returns the step of a size; makes no array."""
   import jax
 
-  from bis_jax.models import backbones, model_flops
   from bis_jax.parallel.sharding import make_mesh
-  from bis_jax.training import optim, train_step
   from configs import common
 
-  config = common.get_config()
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-  graph, shapes = backbones.structure(size.model, mesh)
-  factor = optim.factors(config.model.learning_rates, list(shapes))
-  optimizer = optim.optimizer(config.optim, 100, factor)
-  return OurStep(
-    train_step.make_train_step(
-      graph, optimizer, optim.schedule(config.optim, 100), config.loss.normalise
-    ),
-    optimizer,
-    mesh,
-    {path: shape for path, shape in shapes.items() if factor[path]},
-    {path: shape for path, shape in shapes.items() if not factor[path]},
-    model_flops.trained_stages(factor),
-  )
+  return train_step.step_of(common.get_config(), size.model, mesh, 100)
 
 
 def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, Any]:
@@ -165,33 +138,34 @@ def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, 
   sys.modules["torch"] = None  # our side needs none; Transformers' image sizes would load it
   import jax
 
+  from bis_jax.inputs.rows import device_arrays
+  from bis_jax.models.model_flops import trained_stages
   from bis_jax.parallel.devices import peak_flops
+  from bis_jax.parallel.sharding import put_rows
   from bis_jax.training import metrics
 
   ours, device = our_step(size), jax.devices()[0]
   rng = np.random.default_rng(0)
   params = {}
-  for path, shape in (ours.trained | ours.frozen).items():  # one by one, as weights are read
+  for path, shape in (ours.state.params | ours.frozen).items():  # one by one, as weights are read
     scale = float(path.endswith("scale"))
     values = rng.standard_normal(shape.shape, np.float32) * 0.02 * (1 - scale) + scale
     params[path] = jax.device_put(jax.numpy.array(values, shape.dtype), shape.sharding)
   frozen = {path: params.pop(path) for path in ours.frozen}
-  state = train_state.first_state(ours.optimizer, params, ours.mesh)
+  state = train_state.first_state(ours.optimizer, params, ours.step.mesh)
   del params
 
   def step() -> float:
     nonlocal state
-    with jax.set_mesh(ours.mesh):
-      state, values = ours.step(
-        state, frozen, train_state.to_device(batch, ours.mesh, size.micro_batches)
-      )
+    arrays = put_rows(device_arrays(batch), ours.step.mesh, size.micro_batches)
+    state, values = ours.step(state, frozen, arrays)
     return float(values["loss"])
 
   measured = _measure(step, steps) | {"device": device.device_kind}
   if device.platform != "cpu":
     measured["peak_bytes"] = device.memory_stats()["peak_bytes_in_use"]
   if peak := peak_flops(device.device_kind):
-    flops = metrics.batch_counts(batch, size.model, ours.stages)["flops"]
+    flops = metrics.batch_counts(batch, size.model, trained_stages(ours.factors))["flops"]
     measured["mfu"] = flops / measured["seconds"] / peak
   return measured
 

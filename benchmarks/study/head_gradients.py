@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs import pipeline
 from bis_jax.inputs.pipeline import Examples, InputError
-from bis_jax.inputs.rows import HOST_KEYS
+from bis_jax.inputs.rows import device_arrays
 from bis_jax.models.param_tree import merge
+from bis_jax.parallel.sharding import OnMesh
 from bis_jax.scoring.restore import Restored
 
 HEAD = "reward_head.kernel"
@@ -81,27 +82,16 @@ def marker_states(run: Restored, examples: Examples) -> np.ndarray:
       f"{np.count_nonzero(measured.dropped_steps)} rollouts have steps beyond {inputs.max_length} "
       "tokens: take a run with a larger config.inputs.max_length"
     )
-  plan = pack.plan(
-    *measured.costs,
-    row_tokens=inputs.row_tokens,
-    row_patches=inputs.row_patches,
-    row_markers=inputs.row_markers,
-    shuffle=False,
-    lookahead=inputs.lookahead,
-  )
+  plan = measured.plan_rows(inputs, shuffle=False)
   head = run.params[HEAD]
   width = head.shape[0]
   params = run.params | {HEAD: jnp.eye(width, dtype=head.dtype)}
   first_step = np.cumsum(measured.marker_counts) - measured.marker_counts
   state_SD = np.zeros((measured.marker_counts.sum(), width), np.float32)
-  step = jax.jit(lambda params, batch: merge(run.graph, params)(batch))
+  step = OnMesh(jax.jit(lambda params, batch: merge(run.graph, params)(batch)), run.mesh)
   # Fewer rows than a batch are filled up with empty ones.
-  for batch in pipeline.batches(
-    examples, measured, plan, processor.images, rows_per_batch=inputs.row_multiple
-  ):
-    arrays = {key: value for key, value in batch.items() if key not in HOST_KEYS}
-    with jax.set_mesh(run.mesh):  # which attention kernels read
-      state_BRD = np.asarray(step(params, arrays))
+  for batch in pipeline.batches(measured, plan, rows_per_batch=inputs.row_multiple):
+    state_BRD = np.asarray(step(params, device_arrays(batch)))
     used_BR = batch["example_index"] >= 0
     place = first_step[batch["example_index"][used_BR]] + batch["step_index"][used_BR]
     state_SD[place] = state_BRD[used_BR]

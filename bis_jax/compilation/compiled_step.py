@@ -11,18 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax.compilation import hlo
-from bis_jax.inputs.rows import HOST_KEYS, empty_batch
+from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones
 from bis_jax.models.model_flops import step_flops, tower_trained, trained_stages
 from bis_jax.models.processor import image_rule
 from bis_jax.parallel.devices import Chip, chip_of, slice_devices
 from bis_jax.parallel.sharding import batch_sharding, make_mesh
-from bis_jax.training import optim, train_state
-from bis_jax.training.train_step import make_train_step
+from bis_jax.training import train_state
+from bis_jax.training.train_step import step_of
 
 # Token slots that a rollout takes of a packed row, its share of padding included: 565,149 rollouts
 # in 42,602 rows of 8192 tokens, and 20,000 in 3,414 of InternVL's (benchmarks/packing.py).
@@ -127,41 +126,33 @@ def compile_step(
   rollouts = rows * inputs.row_tokens / rollout_tokens
 
   model = _model_config(config)
-  graph, factor, optimizer, state, frozen = _abstract_run(config, model, mesh)
+  step = step_of(config, model, mesh, _STEPS)
+  row = empty_batch(
+    image_rule(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
+  )
   batch = {
     key: jax.ShapeDtypeStruct(
       (accumulate, rows // accumulate, *array.shape[1:]), array.dtype, sharding=batch_sharding(mesh)
     )
-    for key, array in empty_batch(
-      image_rule(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
-    ).items()
-    if key not in HOST_KEYS
+    for key, array in device_arrays(row).items()
   }
 
-  step = make_train_step(
-    graph,
-    optimizer,
-    optim.schedule(config.optim, _STEPS),
-    config.loss.normalise,
-    config.seed if config.model.drop_path else None,
-  )
   start = time.perf_counter()
-  with jax.set_mesh(mesh):
-    lowered = step.lower(state, frozen, batch)
-    lower_seconds = time.perf_counter() - start
-    compiled = lowered.compile()
+  lowered = step.step.lower(step.state, step.frozen, batch)
+  lower_seconds = time.perf_counter() - start
+  compiled = lowered.compile()
   compile_seconds = time.perf_counter() - start - lower_seconds
 
   memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-  stages = trained_stages(factor)
+  stages = trained_stages(step.factors)
   return CompiledStep(
     chip=chip_of(topology),
     mesh=dict(mesh.shape),
     rows=rows,
     micro_batches=accumulate,
     rollouts=rollouts,
-    parameters=_device_bytes((state.params, frozen)),
-    optimizer=_device_bytes(state.opt_state),
+    parameters=_device_bytes((step.state.params, step.frozen)),
+    optimizer=_device_bytes(step.state.opt_state),
     batch=_device_bytes(batch),
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
@@ -197,18 +188,8 @@ def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
 def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
   """Returns the bytes of parameters and optimiser state on one of `devices`; compiles nothing."""
   mesh = make_mesh(**config.mesh, devices=devices)
-  *_, state, frozen = _abstract_run(config, _model_config(config), mesh)
-  return _device_bytes((state, frozen))
-
-
-def _abstract_run(config: ConfigDict, model: Any, mesh: Mesh) -> tuple:
-  """(structure, learning-rate factors, optimiser, state, frozen parameters) as in `train.train`."""
-  graph, shapes = backbones.structure(model, mesh)
-  factor = optim.factors(config.model.learning_rates, list(shapes))
-  frozen = {path: shape for path, shape in shapes.items() if factor[path] == 0}
-  trained = {path: shape for path, shape in shapes.items() if factor[path] > 0}
-  optimizer = optim.optimizer(config.optim, _STEPS, factor)
-  return graph, factor, optimizer, train_state.abstract_state(optimizer, trained, mesh), frozen
+  step = step_of(config, _model_config(config), mesh, _STEPS)
+  return _device_bytes((step.state, step.frozen))
 
 
 def _model_config(config: ConfigDict) -> Any:

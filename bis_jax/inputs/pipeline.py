@@ -1,8 +1,8 @@
 """From examples to batches: measure, plan (see `pack`), then read batches through Grain.
 
     measured = measure(examples, prompt, images, max_length=...)
-    plan = pack.plan(*measured.costs, row_tokens=..., ...)
-    iterator = batches(examples, measured, plan, images, rows_per_batch=...)
+    plan = measured.plan_rows(config.inputs, seed=..., epochs=...)
+    iterator = batches(measured, plan, rows_per_batch=...)
 
 Batch number n of a run is a pure function of (examples, plan, n), so a run resumes at any batch, on
 any number of processes and workers.
@@ -11,18 +11,19 @@ What a batch holds is said in `rows`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import grain
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bis_jax.errors import UserError
 from bis_jax.images import decode
+from bis_jax.inputs import pack
 from bis_jax.inputs.images import Patches, QwenImages
 from bis_jax.inputs.internvl_prompt import InternVLPrompt
-from bis_jax.inputs.pack import Plan
 from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
 from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
 from bis_jax.inputs.tiles import InternVLImages, Tiles
@@ -78,15 +79,18 @@ class InputError(UserError):
 
 @dataclass(frozen=True)
 class Measured:
-  """What every example takes of a row, and its tokens with one `image_pad` an image.
+  """Examples with their costs in a row and their tokens, one `image_pad` per image.
 
   Attributes:
+    examples, images: the source and how its images become patches.
     token_lengths, patch_costs, marker_counts: int64[n].
     dropped_steps: int64[n], trailing steps beyond the length limit.
-    tokens: int32[...], all examples behind one another; offsets: int64[n + 1] into it.
+    tokens: int32[...], all examples concatenated; offsets: int64[n + 1] into it.
     special: the ids that `tokens` was made with.
   """
 
+  examples: Examples
+  images: QwenImages | InternVLImages
   token_lengths: np.ndarray
   patch_costs: np.ndarray
   marker_counts: np.ndarray
@@ -104,6 +108,26 @@ class Measured:
     """Returns the tokenised sample of example i."""
     compact = self.tokens[self.offsets[i] : self.offsets[i + 1]]
     return expand(compact, image_token_counts, self.special, int(self.dropped_steps[i]))
+
+  def plan_rows(
+    self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: int
+  ) -> pack.Plan:
+    """Returns the row plan of these examples with the row budgets of `config.inputs`.
+
+    Args:
+      inputs: `config.inputs`.
+      only: int64[k], the examples to plan; None: all.
+      options: seed, epochs and shuffle of `pack.plan`.
+    """
+    plan = pack.plan(
+      *(self.costs if only is None else [cost[only] for cost in self.costs]),
+      row_tokens=inputs.row_tokens,
+      row_patches=inputs.row_patches,
+      row_markers=inputs.row_markers,
+      lookahead=inputs.lookahead,
+      **options,
+    )
+    return plan if only is None else replace(plan, examples=only[plan.examples])
 
 
 def measure(
@@ -138,6 +162,8 @@ def measure(
         tokens.append(compact)
       bar.update(len(chosen))
   return Measured(
+    examples=examples,
+    images=images,
     token_lengths=np.array(lengths, np.int64),
     patch_costs=np.array(patch_costs, np.int64),
     marker_counts=np.array(marker_counts, np.int64),
@@ -157,10 +183,8 @@ class BatchSource:
       of `rows_per_batch`. The last batch of the run is filled up with empty rows.
   """
 
-  examples: Examples
   measured: Measured
-  plan: Plan
-  images: QwenImages | InternVLImages
+  plan: pack.Plan
   rows_per_batch: int
   first_row: int
   rows: int
@@ -170,7 +194,8 @@ class BatchSource:
 
   def __getitem__(self, number: int) -> Batch:
     plan = self.plan
-    batch = empty_batch(self.images, self.rows, plan.row_tokens, plan.row_patches, plan.row_markers)
+    budgets = (plan.row_tokens, plan.row_patches, plan.row_markers)
+    batch = empty_batch(self.measured.images, self.rows, *budgets)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
       row = RowWriter({name: array[b] for name, array in batch.items()})
@@ -180,10 +205,11 @@ class BatchSource:
     return batch
 
   def _read(self, i: int) -> tuple[Example, Sample, list[Patches] | list[Tiles]]:
-    example = self.examples[i]
+    source, rule = self.measured.examples, self.measured.images
+    example = source[i]
     try:
-      images = [self.images.patches(decode(data)) for data in example.read_images()]
-      planned = [self.images.cost(*size)[0] for size in example.image_sizes]
+      images = [rule.patches(decode(data)) for data in example.read_images()]
+      planned = [rule.cost(*size)[0] for size in example.image_sizes]
       found = [image.image_tokens for image in images]
       if planned != found:
         raise ValueError(
@@ -203,35 +229,33 @@ class BatchSource:
 
 
 def batches(
-  examples: Examples,
   measured: Measured,
-  plan: Plan,
-  images: QwenImages | InternVLImages,
+  plan: pack.Plan,
   *,
   rows_per_batch: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  share: tuple[int, int] = (0, 1),
   workers: int = 0,
   prefetch: int = 2,
 ) -> "BatchIterator":
   """Returns the iterator over a run's batches, for training and for scoring.
 
   Args:
-    rows_per_batch: rows of a global batch, over all processes; each process reads its own
-      contiguous share, so their shares in order are the global batch.
+    rows_per_batch: rows of a global batch, over all processes.
+    share: (i, n) reads the i-th of n contiguous shares of every global batch.
     workers: processes that assemble batches; 0 uses threads of this process.
     prefetch: batches assembled ahead; 0 assembles each when it is asked for.
 
   Raises:
     ValueError: the rows of a batch do not divide over the processes.
   """
-  rows, left_over = divmod(rows_per_batch, process_count)
+  index, count = share
+  rows, left_over = divmod(rows_per_batch, count)
   if left_over:
     raise ValueError(
-      f"{rows_per_batch} rows a batch do not divide over {process_count} processes; "
-      f"use a multiple of {process_count}"
+      f"{rows_per_batch} rows per batch do not divide over {count} processes; "
+      f"use a multiple of {count}"
     )
-  source = BatchSource(examples, measured, plan, images, rows_per_batch, process_index * rows, rows)
+  source = BatchSource(measured, plan, rows_per_batch, first_row=index * rows, rows=rows)
   return BatchIterator(source, workers=workers, prefetch=prefetch)
 
 

@@ -31,10 +31,14 @@ from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches, QwenImage
 from bis_jax.inputs.prompt import Sample
 from bis_jax.inputs.tiles import TOKEN_PATCHES, InternVLImages, Tiles
 
-# What stays on the host: where each marker's example stands in the source.
+Batch = dict[str, np.ndarray]
+# Arrays that stay on the host: the model does not read them.
 HOST_KEYS = ("example_index", "step_index")
 
-Batch = dict[str, np.ndarray]
+
+def device_arrays(batch: Batch) -> Batch:
+  """Returns the arrays that the model and the loss read."""
+  return {key: array for key, array in batch.items() if key not in HOST_KEYS}
 
 
 def empty_batch(

@@ -4,8 +4,9 @@ Parameters are a flat dict `{"visual.blocks.attn.qkv.kernel": array}`; a table o
 PartitionSpec) says how each is split. First match wins and an unmatched path raises.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,6 +71,38 @@ def parameter_shardings(
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of batch arrays [accumulate, rows, ...]: rows over data and fsdp."""
   return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
+def put_rows(
+  arrays: Mapping[str, np.ndarray], mesh: Mesh, micro_batches: int = 1
+) -> dict[str, jax.Array]:
+  """Returns this process's rows [B, ...] as global arrays [A, B / A, ...] of A micro-batches.
+
+  Micro-batch a takes rows a, a + A, a + 2 A, ...: the same rows on any number of processes.
+  """
+  sharding = batch_sharding(mesh)
+  return {
+    key: jax.make_array_from_process_local_data(
+      sharding, array.reshape(-1, micro_batches, *array.shape[1:]).swapaxes(0, 1)
+    )
+    for key, array in arrays.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+  """A jitted function, called with the mesh in context for attention kernels and `split_rows`."""
+
+  jitted: jax.stages.Wrapped
+  mesh: Mesh
+
+  def __call__(self, *arguments: Any) -> Any:
+    with jax.set_mesh(self.mesh):
+      return self.jitted(*arguments)
+
+  def lower(self, *arguments: Any) -> jax.stages.Lowered:
+    with jax.set_mesh(self.mesh):
+      return self.jitted.lower(*arguments)
 
 
 def split_rows(x: jax.Array) -> jax.Array:

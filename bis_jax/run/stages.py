@@ -23,7 +23,7 @@ from bis_jax.corpus.score_table import ScoreTable, ScoreTableError
 from bis_jax.evaluation import score_files, step_evaluation, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.hub import weights
-from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs import pipeline
 from bis_jax.models import backbones
 from bis_jax.models.attention import BackendError, check_backend
 from bis_jax.models.param_tree import Params
@@ -185,15 +185,7 @@ def training_batches(
     max_length=inputs.max_length,
     progress=sys.stderr.isatty(),
   )
-  plan = pack.plan(
-    *measured.costs,
-    row_tokens=inputs.row_tokens,
-    row_patches=inputs.row_patches,
-    row_markers=inputs.row_markers,
-    seed=config.seed,
-    epochs=config.train.epochs,
-    lookahead=inputs.lookahead,
-  )
+  plan = measured.plan_rows(inputs, seed=config.seed, epochs=config.train.epochs)
   rows = train_state.rows_per_step(
     len(plan.examples) / len(plan), config.train, inputs.row_multiple
   )
@@ -212,15 +204,11 @@ def training_batches(
     np.count_nonzero(measured.dropped_steps),
     len(plan.too_long),
   )
-  part, parts = batch_share(mesh)
   return pipeline.batches(
-    examples,
     measured,
     plan,
-    processor.images,
     rows_per_batch=rows,
-    process_index=part,
-    process_count=parts,
+    share=batch_share(mesh),
     workers=inputs.workers,
     prefetch=inputs.prefetch,
   )

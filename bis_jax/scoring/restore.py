@@ -19,6 +19,7 @@ from bis_jax.scoring import kept_tokenizer
 from bis_jax.settings import locations
 from bis_jax.settings.workdir import WorkdirError
 from bis_jax.training import checkpoint, optim
+from bis_jax.training.train_state import split_trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +68,7 @@ def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
   model = backbones.model_config(config.model, len(processor.tokenizer))
   graph, like = backbones.structure(model, mesh)
   factors = optim.factors(config.model.learning_rates, list(like))
-  restored = checkpoint.restore_params(
-    place,
-    {path: shape for path, shape in like.items() if factors[path] > 0},
-    {path: shape for path, shape in like.items() if factors[path] == 0},
-  )
+  restored = checkpoint.restore_params(place, *split_trainable(like, factors))
   if restored is None:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
   step, params = restored

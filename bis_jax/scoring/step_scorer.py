@@ -8,7 +8,6 @@ import collections
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,10 +20,10 @@ from tqdm import tqdm
 from bis_jax.errors import UserError
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Examples
-from bis_jax.inputs.rows import HOST_KEYS, Batch, empty_batch
+from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.processor import Processor
-from bis_jax.parallel.sharding import batch_sharding, batch_shards, batch_share
+from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
 from bis_jax.scoring.restore import restore
 
 
@@ -57,12 +56,11 @@ class Scorer:
     """
     self.name = name
     self._processor, self._inputs, self._params = processor, inputs, params
-    self._sharding = batch_sharding(mesh)
-    self._part, self._parts = batch_share(mesh)
+    self._mesh, self._share = mesh, batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
     while self._sizes[-1] < inputs.row_multiple:
       self._sizes.append(2 * self._sizes[-1])
-    self._step = make_score_step(graph)
+    self._step = OnMesh(make_score_step(graph), mesh)
 
   def with_params(self, params: Params) -> "Scorer":
     """Returns a scorer of the same model with other parameters; the compiled step is shared."""
@@ -90,16 +88,8 @@ class Scorer:
     scores = [np.zeros(0, np.float32)] * len(examples)
     fitting = np.array([i for i in range(len(examples)) if i not in refused], np.int64)
     if len(fitting):
-      plan = pack.plan(
-        *(cost[fitting] for cost in measured.costs),
-        row_tokens=inputs.row_tokens,
-        row_patches=inputs.row_patches,
-        row_markers=inputs.row_markers,
-        shuffle=False,
-        lookahead=inputs.lookahead,
-      )
-      plan = dataclasses.replace(plan, examples=fitting[plan.examples])
-      self._run(examples, measured, plan, scores)
+      plan = measured.plan_rows(inputs, only=fitting, shuffle=False)
+      self._run(measured, plan, scores)
     return scores, refused
 
   def warm_up(self) -> None:
@@ -126,7 +116,6 @@ class Scorer:
 
   def _run(
     self,
-    examples: Examples,
     measured: pipeline.Measured,
     plan: pack.Plan,
     scores: list[np.ndarray],
@@ -142,13 +131,10 @@ class Scorer:
         )
         first_row += rows * count
         for batch in pipeline.batches(
-          examples,
           measured,
           part,
-          self._processor.images,
           rows_per_batch=rows,
-          process_index=self._part,
-          process_count=self._parts,
+          share=self._share,
           workers=self._inputs.workers,
           prefetch=self._inputs.prefetch,
         ):
@@ -160,8 +146,7 @@ class Scorer:
     index = {key: batch[key] for key in HOST_KEYS}
     score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
     if jax.process_count() > 1:  # through the devices, so that rows come in the order of the scores
-      index = {key: self._on_devices(array) for key, array in index.items()}
-      index = multihost_utils.process_allgather(index, tiled=True)
+      index = multihost_utils.process_allgather(put_rows(index, self._mesh), tiled=True)
       index = {key: array[0] for key, array in index.items()}
     used_BR = index["example_index"] >= 0
     placed = (index["example_index"][used_BR], index["step_index"][used_BR], score_BR[used_BR])
@@ -170,13 +155,7 @@ class Scorer:
 
   def _scores_of(self, batch: Batch) -> jax.Array:
     """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
-    arrays = {k: self._on_devices(array) for k, array in batch.items() if k not in HOST_KEYS}
-    with jax.set_mesh(self._sharding.mesh):  # which attention kernels read
-      return self._step(self._params, arrays)
-
-  def _on_devices(self, rows: np.ndarray) -> jax.Array:
-    """Returns [1, B, ...] of all processes from this one's rows."""
-    return jax.make_array_from_process_local_data(self._sharding, rows[None])
+    return self._step(self._params, put_rows(device_arrays(batch), self._mesh))
 
 
 def load(workdir: str, **inputs: int) -> Scorer:
@@ -236,9 +215,7 @@ def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
   return refused
 
 
-def make_score_step(
-  graph: nnx.GraphDef,
-) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+def make_score_step(graph: nnx.GraphDef) -> jax.stages.Wrapped:
   """Returns the jitted (params, batch [1, B, ...]) -> P("correct") at markers, float32[B, R]."""
 
   def score_step(params, batch):

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -19,24 +18,17 @@ from tqdm import tqdm
 from bis_jax.errors import UserError
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
-from bis_jax.models import backbones
+from bis_jax.inputs.rows import device_arrays
 from bis_jax.models.model_flops import trained_stages
-from bis_jax.models.param_tree import Params, merge
+from bis_jax.models.param_tree import Params
 from bis_jax.parallel.devices import peak_flops
 from bis_jax.parallel.preemption import Preempted, StopRequest
-from bis_jax.parallel.sharding import batch_share
-from bis_jax.training import checkpoint, optim
+from bis_jax.parallel.sharding import batch_share, put_rows
+from bis_jax.training import checkpoint
 from bis_jax.training.metrics import Goodput, MetricWriter, Rates, batch_counts
 from bis_jax.training.profiler import Profile
-from bis_jax.training.train_state import (
-  TrainState,
-  abstract_state,
-  first_params,
-  first_state,
-  partition,
-  to_device,
-)
-from bis_jax.training.train_step import make_train_step
+from bis_jax.training.train_state import TrainState, first_params, first_state, split_trainable
+from bis_jax.training.train_step import step_of
 
 
 class NonFiniteLossError(UserError):
@@ -45,16 +37,10 @@ class NonFiniteLossError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A trained model: where its parameters live, its structure, and the run's log lines."""
+  """All parameters of a trained model, and the run's log lines."""
 
-  mesh: Mesh
-  graph: nnx.GraphDef
   params: Params
   history: list[dict[str, float]]
-
-  def model(self) -> nnx.Module:
-    """Returns the module."""
-    return merge(self.graph, self.params)
 
 
 def _stop_on_bad_loss(
@@ -105,14 +91,10 @@ def train(
     NonFiniteLossError: the loss or the gradient norm is not finite.
     Preempted: the run was told to stop; it is saved after the last step it did.
   """
-  accumulate = config.train.accumulate
   steps = min(len(iterator), config.train.steps or len(iterator))
   every = config.evaluation.every if evaluate else 0
 
-  graph, shapes = backbones.structure(model_config, mesh)
-  factor = optim.factors(config.model.learning_rates, list(shapes))
-  is_trained = {path: factor[path] > 0 for path in shapes}
-  optimizer = optim.optimizer(config.optim, steps, factor)
+  train_step = step_of(config, model_config, mesh, steps)
 
   with contextlib.ExitStack() as at_the_end:
     checkpoints = at_the_end.enter_context(
@@ -121,35 +103,27 @@ def train(
       )
     )
     at_the_end.callback(iterator.close)
-    trained_shapes, frozen_shapes = partition(shapes, is_trained)
-    like = abstract_state(optimizer, trained_shapes, mesh)
-    if restored := checkpoint.restore(checkpoints, like):
+    if restored := checkpoint.restore(checkpoints, train_step.state):
       state, position = restored
-      frozen = checkpoint.restore_frozen(workdir, frozen_shapes)
+      frozen = checkpoint.restore_frozen(workdir, train_step.frozen)
       iterator.set_state(position)
       logging.info("going on from step %d of %d", int(state.step), steps)
     else:
+      shapes = train_step.state.params | train_step.frozen
       params = first_params(
         model_config, shapes, base(), special, config.seed, config.model.marker_noise
       )
-      params, frozen = partition(params, is_trained)
-      state = first_state(optimizer, params, mesh)
+      params, frozen = split_trainable(params, train_step.factors)
+      state = first_state(train_step.optimizer, params, mesh)
       checkpoint.save_frozen(workdir, frozen)
     start = int(state.step)
 
-    train_step = make_train_step(
-      graph,
-      optimizer,
-      optim.schedule(config.optim, steps),
-      config.loss.normalise,
-      config.seed if config.model.drop_path else None,
-    )
     writer = MetricWriter(workdir, resume_step=start, write=jax.process_index() == 0)
     at_the_end.callback(writer.close)
     goodput = Goodput(writer.found, start)
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     rates, pending = Rates(peak and peak * mesh.size), None
-    stages, (_, shares) = trained_stages(factor), batch_share(mesh)
+    stages, (_, shares) = trained_stages(train_step.factors), batch_share(mesh)
     profile = at_the_end.enter_context(
       Profile(workdir / "profile", *config.train.profile_steps, write=jax.process_index() == 0)
     )
@@ -190,8 +164,9 @@ def train(
       stopping = stop.anywhere()
       profile.before(step)
       compiling = rates.paused() if step == start + 1 else contextlib.nullcontext()
-      with compiling, jax.set_mesh(mesh):  # which attention kernels and `split_rows` read
-        state, metrics = train_step(state, frozen, to_device(batch, mesh, accumulate))
+      with compiling:
+        arrays = put_rows(device_arrays(batch), mesh, config.train.accumulate)
+        state, metrics = train_step.step(state, frozen, arrays)
       profile.after(step, metrics)
       if pending:
         read(pending)
@@ -210,4 +185,4 @@ def train(
           raise Preempted(
             f"told to stop; step {step} of {steps} is saved: run the same command again"
           )
-  return Trained(mesh, graph, state.params | frozen, writer.history())
+  return Trained(state.params | frozen, writer.history())

@@ -30,15 +30,16 @@ from tqdm import tqdm
 from bis_jax import files
 from bis_jax.hub import hf_folder
 from bis_jax.images import upright_size
-from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs import pipeline
 from bis_jax.inputs.pipeline import Example, unlabelled
+from bis_jax.inputs.rows import device_arrays
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.processor import Processor, make_processor
-from bis_jax.parallel.sharding import make_mesh
+from bis_jax.parallel.sharding import make_mesh, put_rows
 from bis_jax.toy import drawing
 from bis_jax.training import optim
-from bis_jax.training.train_state import TrainState, first_params, first_state, to_device
+from bis_jax.training.train_state import TrainState, first_params, first_state
 from bis_jax.training.train_step import next_token_loss
 
 # Not the run's: every run on the same pictures starts from the same backbone.
@@ -134,7 +135,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     for done in bar:
       if done and done % 100 == 0:
         bar.set_postfix(loss=f"{float(loss):.3f}")
-      state, loss = step(state, to_device(next(batches), mesh, 1))
+      state, loss = step(state, put_rows(device_arrays(next(batches)), mesh))
   finally:
     batches.close()
   seconds = time.monotonic() - started
@@ -165,22 +166,14 @@ def _batches(
   config: ConfigDict, captions: Sequence[Example], processor: Processor
 ) -> pipeline.BatchIterator:
   """Returns batches of packed captions, in passes that each have an order of their own."""
-  inputs, own = config.inputs, config.pretrain
-  prompt, images = processor.prompt, processor.images
-  measured = pipeline.measure(captions, prompt, images, max_length=own.row_tokens)
+  own = config.pretrain
+  inputs = ConfigDict(config.inputs.to_dict() | {"row_tokens": own.row_tokens})
+  measured = pipeline.measure(
+    captions, processor.prompt, processor.images, max_length=own.row_tokens
+  )
   passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
-  plan = pack.plan(
-    *measured.costs,
-    row_tokens=own.row_tokens,
-    row_patches=inputs.row_patches,
-    row_markers=inputs.row_markers,
-    seed=_seed(config),
-    epochs=passes,
-    lookahead=inputs.lookahead,
-  )
-  return pipeline.batches(
-    captions, measured, plan, images, rows_per_batch=own.rows, prefetch=inputs.prefetch
-  )
+  plan = measured.plan_rows(inputs, seed=_seed(config), epochs=passes)
+  return pipeline.batches(measured, plan, rows_per_batch=own.rows, prefetch=inputs.prefetch)
 
 
 def _make_step(

@@ -5,17 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from bis_jax.hub import weights
 from bis_jax.inputs.prompt import SpecialTokens
-from bis_jax.inputs.rows import HOST_KEYS
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import Params, split
-from bis_jax.parallel.sharding import MeshError, batch_sharding, batch_shards
+from bis_jax.parallel.sharding import MeshError, batch_shards
 
 
 class TrainState(NamedTuple):
@@ -26,38 +24,23 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-def rows_per_step(rollouts_a_row: float, train: ConfigDict, multiple: int) -> int:
+def rows_per_step(rollouts_per_row: float, train: ConfigDict, multiple: int) -> int:
   """Returns how many packed rows make a step of about `global_batch` rollouts.
 
-  A number of the config and the data alone, never of the devices, so a run is the same on any.
+  It does not depend on the devices, so that a run gives the same result on any number of them.
   """
-  return max(1, round(train.global_batch / rollouts_a_row / multiple)) * multiple
+  return max(1, round(train.global_batch / rollouts_per_row / multiple)) * multiple
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-  """Raises MeshError where the rows of a step do not divide over micro-batches and devices."""
+  """Raises MeshError if the rows of a step do not divide over micro-batches and devices."""
   parts = accumulate * batch_shards(mesh)
   if rows % parts:
     raise MeshError(
-      f"{rows} rows a step do not divide over {accumulate} micro-batches x {batch_shards(mesh)} "
+      f"{rows} rows per step do not divide over {accumulate} micro-batches x {batch_shards(mesh)} "
       f"batch shards of the mesh: set config.inputs.row_multiple to a multiple of {parts}, or "
       "change config.train.accumulate or config.mesh"
     )
-
-
-def to_device(batch: dict[str, np.ndarray], mesh: Mesh, micro_batches: int) -> dict[str, jax.Array]:
-  """Returns this process's rows [B, ...] of a batch as global arrays [A, B / A, ...].
-
-  Micro-batch a takes rows a, a + A, a + 2 A, ...: the same rows on any number of processes.
-  """
-  sharding = batch_sharding(mesh)
-  return {
-    key: jax.make_array_from_process_local_data(
-      sharding, array.reshape(-1, micro_batches, *array.shape[1:]).swapaxes(0, 1)
-    )
-    for key, array in batch.items()
-    if key not in HOST_KEYS
-  }
 
 
 def first_params(
@@ -129,9 +112,9 @@ def first_state(optimizer: optax.GradientTransformation, params: Params, mesh: M
   return TrainState(jax.device_put(jnp.int32(0), places.step), params, opt_state)
 
 
-def partition(tree: dict[str, Any], chosen: dict[str, bool]) -> tuple[dict, dict]:
-  """Returns the entries that are chosen, and the others."""
-  parts: tuple[dict, dict] = ({}, {})
-  for path, value in tree.items():
-    parts[not chosen[path]][path] = value
-  return parts
+def split_trainable(
+  tree: dict[str, Any], factors: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns (trainable, frozen) entries; parameters with learning-rate factor 0 are frozen."""
+  trainable = {path: value for path, value in tree.items() if factors[path] > 0}
+  return trainable, {path: value for path, value in tree.items() if path not in trainable}

@@ -3,15 +3,21 @@
 Batch arrays arrive as [A, B, ...]: A micro-batches, accumulated in a scan, of B rows.
 """
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from bis_jax.models import backbones
 from bis_jax.models.param_tree import Params, merge
-from bis_jax.training.train_state import TrainState
+from bis_jax.parallel.sharding import OnMesh
+from bis_jax.training import optim
+from bis_jax.training.train_state import TrainState, abstract_state, split_trainable
 
 Metrics = dict[str, jax.Array]
 
@@ -95,13 +101,49 @@ def loss_and_grads(
   return loss, grads, metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """The training step of a config and the shapes of its arguments, with shardings.
+
+  Attributes:
+    step: (state, frozen, batch) -> (state, metrics); see `make_train_step`.
+    optimizer: of the trainable parameters.
+    factors: learning-rate factor of every parameter.
+    state: shapes of the training state.
+    frozen: shapes of the frozen parameters.
+  """
+
+  step: OnMesh
+  optimizer: optax.GradientTransformation
+  factors: dict[str, float]
+  state: TrainState
+  frozen: dict[str, jax.ShapeDtypeStruct]
+
+
+def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> TrainStep:
+  """Returns the training step of a run of `steps` steps; makes no array."""
+  graph, shapes = backbones.structure(model_config, mesh)
+  factors = optim.factors(config.model.learning_rates, list(shapes))
+  optimizer = optim.optimizer(config.optim, steps, factors)
+  step = make_train_step(
+    graph,
+    optimizer,
+    optim.schedule(config.optim, steps),
+    config.loss.normalise,
+    config.seed if config.model.drop_path else None,
+  )
+  trainable, frozen = split_trainable(shapes, factors)
+  state = abstract_state(optimizer, trainable, mesh)
+  return TrainStep(OnMesh(step, mesh), optimizer, factors, state, frozen)
+
+
 def make_train_step(
   graph: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   normalise: str,
   drop_path_seed: int | None = None,
-) -> Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss

@@ -11,8 +11,8 @@ from etils import epath
 from benchmarks.study import head_gradients, theory_curves, theory_on_model, theory_page
 from benchmarks.study.head_gradients import Steps
 from bis_jax.corpus.corpus import Corpus
-from bis_jax.inputs import pack, pipeline
-from bis_jax.inputs.rows import HOST_KEYS
+from bis_jax.inputs import pipeline
+from bis_jax.inputs.rows import device_arrays
 from bis_jax.models import backbones
 from bis_jax.models.processor import make_processor
 from bis_jax.run import stages
@@ -56,16 +56,9 @@ def _of_training(model, examples, i):
   measured = pipeline.measure(
     examples, processor.prompt, processor.images, max_length=inputs.max_length
   )
-  plan = pack.plan(
-    *(cost[[i]] for cost in measured.costs),
-    row_tokens=inputs.row_tokens,
-    row_patches=inputs.row_patches,
-    row_markers=inputs.row_markers,
-    shuffle=False,
-  )
-  plan.examples[:] = i
-  (batch,) = pipeline.batches(examples, measured, plan, processor.images, rows_per_batch=1)
-  batch = {key: value[None] for key, value in batch.items() if key not in HOST_KEYS}
+  plan = measured.plan_rows(inputs, only=np.array([i]), shuffle=False)
+  (batch,) = pipeline.batches(measured, plan, rows_per_batch=1)
+  batch = {key: value[None] for key, value in device_arrays(batch).items()}
   head = {head_gradients.HEAD: model.params[head_gradients.HEAD]}
   others = {path: array for path, array in model.params.items() if path not in head}
   step = jax.jit(lambda rows: loss_and_grads(model.graph, head, others, rows, "global")[1])

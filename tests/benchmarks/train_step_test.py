@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.train_step import draw, our_step, size_of
-from bis_jax.inputs.rows import HOST_KEYS
-from bis_jax.training import train_state
+from bis_jax.inputs.rows import device_arrays
 
 
 def test_the_step_at_7b_width_takes_the_rows_that_are_drawn():
@@ -15,16 +14,13 @@ def test_the_step_at_7b_width_takes_the_rows_that_are_drawn():
   assert sum(len(r["tokens"]) for r in rollouts) == np.count_nonzero(batch["segment_ids"])
   assert sum(len(r["markers"]) for r in rollouts) == batch["marker_weight"].sum()
   ours = our_step(size)
-  state = train_state.abstract_state(ours.optimizer, ours.trained, ours.mesh)
   rows = {
     key: jax.ShapeDtypeStruct(
       (size.micro_batches, size.rows // size.micro_batches, *array.shape[1:]), array.dtype
     )
-    for key, array in batch.items()
-    if key not in HOST_KEYS
+    for key, array in device_arrays(batch).items()
   }
-  with jax.set_mesh(ours.mesh):
-    after, metrics = jax.eval_shape(ours.step, state, ours.frozen, rows)
+  after, metrics = jax.eval_shape(ours.step, ours.state, ours.frozen, rows)
   embedding = after.params["language_model.embed_tokens.embedding"]
   assert (embedding.shape, embedding.dtype) == ((152_064, 3584), np.float32)
   assert metrics["loss"].shape == ()

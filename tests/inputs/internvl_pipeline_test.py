@@ -42,7 +42,7 @@ def batch(shared):
   plan = pack.plan(
     *measured.costs, row_tokens=4096, row_patches=9 * 1024, row_markers=8, shuffle=False
   )
-  iterator = pipeline.batches(examples, measured, plan, images, rows_per_batch=1, prefetch=0)
+  iterator = pipeline.batches(measured, plan, rows_per_batch=1, prefetch=0)
   return examples, prompt, images, next(iterator)
 
 

@@ -76,7 +76,7 @@ def alone(source, measured, i):
   """Row 0 of a batch that holds example i alone."""
   one = pack.plan(*(cost[i : i + 1] for cost in measured.costs), **ROW)
   one = dataclasses.replace(one, examples=np.array([i]))
-  batch = next(batches(source, measured, one, IMAGES, rows_per_batch=1, prefetch=0))
+  batch = next(batches(measured, one, rows_per_batch=1, prefetch=0))
   return {name: array[0] for name, array in batch.items()}
 
 
@@ -95,7 +95,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
   offset, labels of the next example, positions that go on from the sample before.
   """
   seen = 0
-  iterator = batches(source, measured, plan, IMAGES, rows_per_batch=4, prefetch=0)
+  iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
   for number, batch in enumerate(iterator):
     for b in range(4):
       row = {name: array[b] for name, array in batch.items()}
@@ -133,7 +133,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
 
 
 def test_images_and_windows_of_a_row_stay_apart(source, measured, plan):
-  for batch in batches(source, measured, plan, IMAGES, rows_per_batch=4, prefetch=0):
+  for batch in batches(measured, plan, rows_per_batch=4, prefetch=0):
     for b in range(4):
       segment, window = batch["patch_segment"][b], batch["patch_window"][b]
       assert ((segment > 0) == (window > 0)).all()
@@ -146,24 +146,19 @@ def test_images_and_windows_of_a_row_stay_apart(source, measured, plan):
 
 
 def test_processes_read_their_share_of_every_batch(source, measured, plan):
-  whole = list(batches(source, measured, plan, IMAGES, rows_per_batch=4))
-  assert len(whole) == len(batches(source, measured, plan, IMAGES, rows_per_batch=4))
+  whole = list(batches(measured, plan, rows_per_batch=4))
+  assert len(whole) == len(batches(measured, plan, rows_per_batch=4))
   for count in (2, 4):
-    shares = [
-      batches(
-        source, measured, plan, IMAGES, rows_per_batch=4, process_index=p, process_count=count
-      )
-      for p in range(count)
-    ]
+    shares = [batches(measured, plan, rows_per_batch=4, share=(p, count)) for p in range(count)]
     for batch, *parts in zip(whole, *shares, strict=True):
       assert_equal(batch, {n: np.concatenate([part[n] for part in parts]) for n in batch})
-  with pytest.raises(ValueError, match="4 rows a batch do not divide over 3 processes"):
-    batches(source, measured, plan, IMAGES, rows_per_batch=4, process_count=3)
+  with pytest.raises(ValueError, match="4 rows per batch do not divide over 3 processes"):
+    batches(measured, plan, rows_per_batch=4, share=(0, 3))
 
 
 def test_last_batch_is_filled_with_empty_rows(source, measured, plan):
   rows = len(plan) - 1
-  *_, last = batches(source, measured, plan, IMAGES, rows_per_batch=rows)
+  *_, last = batches(measured, plan, rows_per_batch=rows)
   empty = {name: array[1:] for name, array in last.items()}
   assert (last["example_index"][0] >= 0).any()
   assert all((empty[name] == -1).all() for name in ("image_index", "example_index", "step_index"))
@@ -177,7 +172,7 @@ def test_last_batch_is_filled_with_empty_rows(source, measured, plan):
 def test_run_resumes_from_a_checkpoint_at_the_next_batch(tmp_path, source, measured, plan):
   """Through Orbax, and on another number of processes from the same state."""
   make = lambda **options: batches(  # noqa: E731
-    source, measured, plan, IMAGES, rows_per_batch=4, **options
+    measured, plan, rows_per_batch=4, **options
   )
   whole = list(make())
   iterator = make(prefetch=3)
@@ -191,7 +186,7 @@ def test_run_resumes_from_a_checkpoint_at_the_next_batch(tmp_path, source, measu
     manager.restore(3, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
   for expected, found in zip(whole[3:], resumed, strict=True):
     assert_equal(expected, found)
-  half = make(process_index=1, process_count=2)
+  half = make(share=(1, 2))
   half.set_state(iterator.get_state())
   assert_equal({name: array[2:] for name, array in whole[3].items()}, next(half))
   with pytest.raises(IndexError, match="batch 999 of a run of"):
@@ -201,8 +196,8 @@ def test_run_resumes_from_a_checkpoint_at_the_next_batch(tmp_path, source, measu
 def test_worker_process_gives_the_same_batches(source, measured, plan):
   flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a command's main has parsed them
   options = {"rows_per_batch": 6}
-  expected = list(batches(source, measured, plan, IMAGES, **options))
-  iterator = batches(source, measured, plan, IMAGES, workers=1, **options)
+  expected = list(batches(measured, plan, **options))
+  iterator = batches(measured, plan, workers=1, **options)
   iterator.set_state({"next_batch": 1})
   for left, right in zip(expected[1:], iterator, strict=True):
     assert_equal(left, right)
@@ -212,7 +207,7 @@ def test_worker_process_gives_the_same_batches(source, measured, plan):
 def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
   scores = [np.full(len(source[i].steps), -1.0) for i in range(len(source))]
-  for batch in batches(source, measured, plan, IMAGES, rows_per_batch=4):
+  for batch in batches(measured, plan, rows_per_batch=4):
     used = batch["example_index"] >= 0
     for i, step, target in zip(
       batch["example_index"][used],
@@ -231,7 +226,7 @@ def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
   measured = measure(source, tiny_prompt, IMAGES, max_length=150)
   assert measured.dropped_steps.min() > 0 and measured.marker_counts.min() > 0
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
-  batch = next(batches(source, measured, plan, IMAGES, rows_per_batch=2))
+  batch = next(batches(measured, plan, rows_per_batch=2))
   for i in range(2):
     kept = measured.marker_counts[i]
     found = batch["marker_target"][batch["example_index"] == i]
@@ -262,4 +257,8 @@ def test_errors_name_the_example(tiny_prompt, measured_change, read_change, mess
   source = [dataclasses.replace(one, **read_change)] * 2
   plan = pack.plan(*measured.costs, **ROW, shuffle=False)
   with pytest.raises(InputError, match=message):
-    next(batches(source, measured, plan, IMAGES, rows_per_batch=1, prefetch=prefetch))
+    next(
+      batches(
+        dataclasses.replace(measured, examples=source), plan, rows_per_batch=1, prefetch=prefetch
+      )
+    )

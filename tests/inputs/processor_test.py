@@ -89,7 +89,7 @@ def test_packed_row_equals_the_processor_sample_by_sample(request, tmp_path, whi
   plan = pack.plan(
     *measured.costs, row_tokens=4096, row_patches=8192, row_markers=16, shuffle=False
   )
-  batch = next(batches(source, measured, plan, limits, rows_per_batch=1))
+  batch = next(batches(measured, plan, rows_per_batch=1))
   for segment, i in enumerate(plan.row(0), start=1):
     here = batch["segment_ids"][0] == segment
     ids, positions, pixels = processed(tokenizer, *SAMPLES[i][:2], pictures[i])

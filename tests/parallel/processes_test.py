@@ -65,13 +65,13 @@ def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 WAIT = """
 import sys, time
-from bis_jax import distributed
-distributed.start()
+from bis_jax.parallel import processes
+processes.start()
 import jax
 jax.devices()
-if distributed.is_first():
+if processes.is_first():
   time.sleep(35)
-distributed.wait_for_all("corpus")
+processes.wait_for_all("corpus")
 print("together")
 """
 
@@ -86,11 +86,11 @@ def waiting():
 
 
 COUNT = """
-from bis_jax import distributed
-distributed.start()
+from bis_jax.parallel import processes
+processes.start()
 import jax
-print(jax.process_index(), jax.process_count(), distributed.is_first())
-distributed.wait_for_all("end")
+print(jax.process_index(), jax.process_count(), processes.is_first())
+processes.wait_for_all("end")
 """
 
 
@@ -171,9 +171,9 @@ def test_an_address_alone_is_refused():
 
 DIE = """
 import os, signal, sys, time
-from bis_jax import distributed
+from bis_jax.parallel import processes
 who, how, wait = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-distributed.start(heartbeat_seconds=int(sys.argv[4]))
+processes.start(heartbeat_seconds=int(sys.argv[4]))
 import jax
 from jax.experimental import multihost_utils
 multihost_utils.sync_global_devices("start")
@@ -184,11 +184,11 @@ try:
       raise ValueError("a bad record")
     os.kill(os.getpid(), getattr(signal, how))
   if wait == "barrier":
-    distributed.wait_for_all("corpus")
+    processes.wait_for_all("corpus")
   else:
     multihost_utils.sync_global_devices("step")
 except Exception as error:
-  distributed.fail(f"error: {error}")
+  processes.fail(f"error: {error}")
 """
 
 

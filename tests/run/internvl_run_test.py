@@ -22,7 +22,7 @@ from bis_jax import export
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.hub import hf_folder, weights
 from bis_jax.inputs import pipeline
-from bis_jax.inputs.rows import HOST_KEYS, empty_batch
+from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models import backbones, param_tree
 from bis_jax.models.internvl import InternVLConfig
@@ -188,7 +188,7 @@ def test_drop_path_is_drawn_anew_every_step():
   rows["image_index"][:, :8] = np.arange(8)
   rows["segment_ids"][:] = rows["marker_weight"][:] = 1
   rows["marker_index"][:] = [[9, 15]]
-  batch = {key: array[None] for key, array in rows.items() if key not in HOST_KEYS}
+  batch = {key: array[None] for key, array in device_arrays(rows).items()}
   step = make_train_step(graph, optax.sgd(0.0), lambda step: 0.0, "global", drop_path_seed=3)
   at, losses = TrainState(jax.numpy.int32(0), params, (optax.EmptyState(),) * 2), []
   for _ in range(3):

@@ -30,7 +30,8 @@ RECORDING_MAIN = """
 import json, os, signal
 import numpy as np
 from absl import app
-from bis_jax import main, train
+from bis_jax import main
+from bis_jax.training import loop
 from bis_jax.inputs.pipeline import BatchIterator
 
 mine = os.environ["JAX_PROCESS_ID"]
@@ -53,7 +54,7 @@ def recorded(*arguments):
   return plain(*arguments)
 
 if __name__ == "__main__":
-  plain, train.train = train.train, recorded
+  plain, loop.train = loop.train, recorded
   app.run(main.main)
 """
 

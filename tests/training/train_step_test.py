@@ -18,9 +18,9 @@ import pytest
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings
+from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings, put_rows
 from bis_jax.training import optim
-from bis_jax.training.train_state import TrainState, to_device
+from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import loss_and_grads, make_train_step
 from configs import common
 
@@ -88,16 +88,16 @@ def test_eight_devices_agree_with_one(batch, alone, shape):
 
 TWO_PROCESSES = """
 import sys
-from bis_jax import distributed
-distributed.start()
+from bis_jax.parallel import processes
+processes.start()
 import jax, numpy as np
 from jax.experimental import multihost_utils
 jax.config.update("jax_default_matmul_precision", "highest")
-from bis_jax import backbones
+from bis_jax.models import backbones
 from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from bis_jax.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
-from bis_jax.state import split
-from bis_jax.train_step import loss_and_grads
+from bis_jax.parallel.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
+from bis_jax.models.param_tree import split
+from bis_jax.training.train_step import loss_and_grads
 batch = dict(np.load(sys.argv[1]))
 graph, params = split(backbones.build(Qwen2_5_VLConfig.tiny(vocab_size=256), 0))
 step = jax.jit(loss_and_grads, static_argnums=(0, 4))
@@ -114,9 +114,9 @@ rows = {
 }
 loss, grads, _ = step(graph, placed, {}, rows, "global")
 grads = multihost_utils.process_allgather(grads, tiled=True)
-if distributed.is_first():
+if processes.is_first():
   np.savez(sys.argv[2], loss=np.asarray(loss), **grads)
-distributed.wait_for_all("end")
+processes.wait_for_all("end")
 """
 
 
@@ -156,7 +156,7 @@ def test_micro_batches_agree_with_one_batch(batch, alone):
 def test_micro_batches_hold_the_same_rows_on_any_number_of_processes():
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
   whole, first, second = (
-    to_device({"tokens": np.arange(*span)[:, None]}, mesh, 2)["tokens"][..., 0]
+    put_rows({"tokens": np.arange(*span)[:, None]}, mesh, 2)["tokens"][..., 0]
     for span in ((0, 8), (0, 4), (4, 8))
   )
   np.testing.assert_array_equal(whole, [[0, 2, 4, 6], [1, 3, 5, 7]])
