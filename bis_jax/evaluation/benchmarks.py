@@ -10,27 +10,30 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = [visual_process_bench.ANNOTATIONS, "images.zip", "*.json"]
 
 
-def load(where: str) -> list[BenchmarkItem]:
-  """Returns the checked items of the benchmark at `where`, a folder or a dataset id of the hub.
+def load(name: str) -> list[BenchmarkItem]:
+  """Returns the checked items of a benchmark, given as a folder or a dataset id of the hub.
 
   A folder with `test.jsonl` has VisualProcessBench's layout, any other ProcessBench's. The id
   `OpenGVLab/VisualProcessBench` or `Qwen/ProcessBench` is downloaded (and kept in the hub's cache)
-  if no folder has that name. Raises FileNotFoundError when there is neither, and ValueError that
-  lists every bad item.
+  if no folder has that name.
+
+  Raises:
+    FileNotFoundError: there is neither.
+    EvaluationError: lists every bad item.
   """
-  folder = pathlib.Path(where).expanduser()
+  folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():
-    folder = _download(where)
+    folder = _download(name)
   if (folder / visual_process_bench.ANNOTATIONS).is_file():
     return visual_process_bench.load(folder)
   return process_bench.load(folder)
 
 
 def _download(hub_id: str) -> pathlib.Path:
-  """Returns the folder of a dataset's snapshot; its images.zip stays packed."""
+  missing = f"no benchmark folder at {pathlib.Path(hub_id).absolute()}"
   if not _HUB_ID.fullmatch(hub_id):
-    raise FileNotFoundError(f"no benchmark folder at {pathlib.Path(hub_id).absolute()}")
-  import huggingface_hub  # here, as a local folder needs nothing of the hub
+    raise FileNotFoundError(missing)
+  import huggingface_hub  # here, because a local folder needs nothing of the hub
 
   try:
     return pathlib.Path(
@@ -38,7 +41,7 @@ def _download(hub_id: str) -> pathlib.Path:
     )
   except Exception as error:  # the hub, its HTTP client and the network each raise their own
     raise FileNotFoundError(
-      f"no benchmark folder at {pathlib.Path(hub_id).absolute()}, and the hub did not give the "
-      f"dataset {hub_id} ({type(error).__name__}: {error}): name a folder, or get it with\n"
+      f"{missing}, and the hub did not give the dataset {hub_id} ({type(error).__name__}: "
+      f"{error}): name a folder, or get it with\n"
       f"  hf download {hub_id} --repo-type dataset --local-dir FOLDER"
     ) from error

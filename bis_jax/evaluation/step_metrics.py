@@ -1,19 +1,19 @@
-"""The measures of a step reward model on human-labelled steps, as pure float64 numpy functions.
+"""The metrics of a step reward model on human-labelled steps, as pure float64 NumPy functions.
 
-Labels are 1 (correct) and -1 (erroneous); 0 (neutral) is left out of every measure. A score is
-the probability that a step is correct, and s >= t calls it correct. "Overall" stands for four
-different things in the literature; each has its own name here:
+Labels are 1 (correct) and -1 (erroneous); 0 (neutral) is left out of every metric. A score is the
+probability that a step is correct, and s >= t calls it correct. F1+ and F1- are the F1 of the
+correct and of the erroneous class, macro-F1 is their mean. All metrics are in [0, 1].
 
-  overall_source_weighted  step-weighted mean of each source's macro-F1 (the paper's "micro-F1")
-  macro_f1_pooled          (F1+ + F1-) / 2 over all steps
-  macro_f1_source_mean     unweighted mean of each source's macro-F1
+  overall_source_weighted  mean of the sources' macro-F1, weighted by steps (the paper's "micro-F1")
+  macro_f1_pooled          macro-F1 over all steps
+  macro_f1_source_mean     unweighted mean of the sources' macro-F1
   accuracy                 share of steps called right (the true micro-F1)
 
-An absent class has F1 0. Measures that don't exist for the data at hand (ROC-AUC with one class)
-are NaN. Counts carry leading axes freely, so that one function serves a single evaluation, a
-sweep of thresholds and the draws of a bootstrap.
+The F1 of an absent class is 0. Metrics that do not exist for the data (ROC-AUC with one class) are
+NaN. Counts may have leading axes, so that one function serves a single evaluation, a sweep of
+thresholds and the draws of a bootstrap.
 
-Legend: S labelled steps, I items, G sources (or other groups), K thresholds, U distinct scores.
+Legend: S labelled steps, G sources (or other groups), U distinct scores.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ ERROR_ITEMS, ERROR_FOUND, CLEAN_ITEMS, CLEAN_FOUND = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class ScoredSteps:
-  """The labelled (non-neutral) steps of a benchmark, flat, item after item in order.
+  """The labelled (non-neutral) steps of a benchmark, flat and sorted by item.
 
   Example: two items of sources "A" and "B", labels (1, 0, -1) and (1,):
     labels [1, -1, 1]   scores [.9, .2, .7]   item [0, 0, 1]   group [0, 0, 1]
 
-  `labels` int8[S]; `scores` float64[S] in [0, 1]; `item` int64[S], position of the step's item;
-  `group` int64[S], index into `group_names`, which stand in order of first appearance among
+  `labels` int8[S]; `scores` float64[S] in [0, 1]; `item` int64[S], the item of the step;
+  `group` int64[S], index into `group_names`, which are in order of first appearance among
   the labelled steps (the order in which the released evaluation adds sources up).
   """
 
@@ -50,59 +50,50 @@ class ScoredSteps:
 def scored_steps(
   labels: Sequence[Sequence[int]], scores: Sequence[np.ndarray], groups: Sequence[str]
 ) -> ScoredSteps:
-  """Returns the flat labelled steps of items given as lists: one entry an item in all three.
+  """Returns the labelled steps of items given as lists with one entry per item.
 
-  Raises ValueError, with the item's index, where an item's labels and scores differ in number or a
-  score is not a number in [0, 1].
+  Raises:
+    ValueError: names the item whose labels and scores differ in number, or whose score is not a
+      number in [0, 1].
   """
   if not len(labels) == len(scores) == len(groups):
     raise ValueError(
       f"{len(labels)} items but {len(scores)} score arrays and {len(groups)} groups: give one each"
     )
-  lengths = np.array([len(item_labels) for item_labels in labels], np.int64)
-  for i, item_scores in enumerate(scores):
-    if np.ndim(item_scores) != 1 or len(item_scores) != lengths[i]:
+  for i, (item_labels, item_scores) in enumerate(zip(labels, scores, strict=True)):
+    if np.shape(item_scores) != (len(item_labels),):
       raise ValueError(
-        f"item {i} has {lengths[i]} labelled steps but scores of shape {np.shape(item_scores)}: "
-        "score every step of the item once"
+        f"item {i} has {len(item_labels)} labelled steps but scores of shape "
+        f"{np.shape(item_scores)}: score every step of the item once"
       )
-  flat_labels = np.concatenate([np.asarray(x, np.int8) for x in labels] or [np.zeros(0, np.int8)])
-  flat_scores = np.concatenate([np.asarray(x, np.float64) for x in scores] or [np.zeros(0)])
-  item = np.repeat(np.arange(len(lengths)), lengths)
-  bad = ~((flat_scores >= 0) & (flat_scores <= 1))
-  if bad.any():
-    first = int(np.argmax(bad))
+  flat_labels = np.array([label for item_labels in labels for label in item_labels], np.int8)
+  flat_scores = np.concatenate([np.zeros(0), *scores])
+  item = np.repeat(np.arange(len(labels)), list(map(len, labels)))
+  bad = np.flatnonzero(~((flat_scores >= 0) & (flat_scores <= 1)))
+  if len(bad):
     raise ValueError(
-      f"item {item[first]} has the score {flat_scores[first]}: scores are probabilities in [0, 1]"
+      f"item {item[bad[0]]} has the score {flat_scores[bad[0]]}: scores are probabilities in [0, 1]"
     )
-  kept = flat_labels != 0
-  item = item[kept]
-  names = tuple(dict.fromkeys(groups[i] for i in np.unique(item)))
-  group_of_name = {name: g for g, name in enumerate(names)}
-  group_of_item = np.array([group_of_name.get(name, -1) for name in groups], np.int64)
-  return ScoredSteps(flat_labels[kept], flat_scores[kept], item, group_of_item[item], names)
-
-
-def f1(
-  true_positive: np.ndarray, false_positive: np.ndarray, false_negative: np.ndarray
-) -> np.ndarray:
-  """Returns 2 TP / (2 TP + FP + FN), and 0 where the class is neither present nor predicted."""
-  denominator = 2 * true_positive + false_positive + false_negative
-  return _ratio(2 * true_positive, denominator)
+  labelled = flat_labels != 0
+  item = item[labelled]
+  group_of = {}
+  group = np.array([group_of.setdefault(groups[i], len(group_of)) for i in item], np.int64)
+  return ScoredSteps(flat_labels[labelled], flat_scores[labelled], item, group, tuple(group_of))
 
 
 def macro_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (macro-F1, F1 of the correct class, F1 of the erroneous class) of counts[..., 4]."""
+  """Returns (macro-F1, F1+, F1-) of counts[..., 4]; F1 is 2 TP / (2 TP + FP + FN)."""
   tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
-  f1_correct, f1_error = f1(tp, fp, fn), f1(tn, fn, fp)
+  f1_correct = _ratio(2 * tp, 2 * tp + fp + fn)
+  f1_error = _ratio(2 * tn, 2 * tn + fn + fp)
   return (f1_correct + f1_error) / 2, f1_correct, f1_error
 
 
 def overall_measures(group_counts: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns the four overall measures, F1+ and F1- of counts[..., G, 4], by name.
+  """Returns the four overall metrics, F1+ and F1- of counts[..., G, 4], by name.
 
-  Sources without a step count for nothing. The weighted sum runs over the sources in order, one
-  after the other, so that it is the released evaluation's number to the last bit.
+  The weighted sum runs over the sources in order, one after the other, so that it is the released
+  evaluation's number to the last bit.
   """
   pooled, f1_correct, f1_error = macro_f1(group_counts.sum(-2))
   by_group = macro_f1(group_counts)[0]
@@ -134,24 +125,15 @@ def step_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
   return np.stack(outcomes, axis=-1).astype(np.int64)
 
 
-def group_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
-  """Returns int64[G, 4]: true/false positives, false/true negatives of each group."""
-  counts = np.zeros((len(steps.group_names), 4), np.int64)
-  np.add.at(counts, steps.group, step_counts(steps, threshold))
-  return counts
-
-
 def first_error_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
-  """Returns int64[items with a labelled step, 4], ordered by item: ProcessBench's outcomes.
+  """Returns int64[items with a labelled step, 4], sorted by item: ProcessBench's outcomes.
 
   Columns: has an error; and its first erroneous step is the first one scored below `threshold`;
-  has no error; and no step is scored below. Neutral steps are passed over on both sides.
+  has no error; and no step is scored below. Neutral steps are skipped on both sides.
   """
   starts = np.flatnonzero(np.diff(steps.item, prepend=-1))
-  position = np.arange(len(steps.item))
   nowhere = len(steps.item)
-  if not len(starts):
-    return np.zeros((0, 4), np.int64)
+  position = np.arange(nowhere)
   truth = np.minimum.reduceat(np.where(steps.labels == -1, position, nowhere), starts)
   called = np.minimum.reduceat(np.where(steps.scores < threshold, position, nowhere), starts)
   has_error, agree = truth < nowhere, truth == called
@@ -160,7 +142,7 @@ def first_error_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
 
 
 def first_error_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns ProcessBench's measures of counts[..., 4] summed over items (arXiv:2412.06559).
+  """Returns ProcessBench's metrics of counts[..., 4] summed over items (arXiv:2412.06559).
 
   The F1 is the harmonic mean of the accuracy on items with an error (exact first step) and the
   accuracy on items without; an accuracy over no item is 0.
@@ -177,16 +159,14 @@ def first_error_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
 def tied_counts(
   labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (correct, erroneous) float64[..., U]: step counts at each distinct score, low first.
+  """Returns (correct, erroneous) float64[..., U]: step counts at each distinct score, increasing.
 
   `weights` float64[..., S] counts each step that often (the draws of a bootstrap).
   """
   order = np.argsort(scores, kind="stable")
   starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-  weights = np.ones(len(scores)) if weights is None else weights
-  if not len(starts):
-    return np.zeros((*weights.shape[:-1], 0)), np.zeros((*weights.shape[:-1], 0))
-  ordered, correct = weights[..., order], labels[order] == 1
+  ordered = np.ones(len(scores)) if weights is None else weights[..., order]
+  correct = labels[order] == 1
   return (
     np.add.reduceat(ordered * correct, starts, axis=-1),
     np.add.reduceat(ordered * ~correct, starts, axis=-1),
@@ -194,9 +174,9 @@ def tied_counts(
 
 
 def roc_auc(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
-  """Returns the chance that a correct step outscores an erroneous one, ties half: `tied_counts`.
+  """Returns P(a correct step outscores an erroneous one), ties half, of `tied_counts`.
 
-  NaN where either class is absent.
+  NaN if either class is absent.
   """
   below = np.cumsum(erroneous, axis=-1) - erroneous
   wins = (correct * (below + erroneous / 2)).sum(-1)
@@ -204,10 +184,10 @@ def roc_auc(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
 
 
 def average_precision_error(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
-  """Returns the average precision of finding erroneous steps by low score: `tied_counts`.
+  """Returns the average precision of finding erroneous steps by low score, of `tied_counts`.
 
-  The sum over distinct scores, low first, of precision times gained recall, tied steps entering
-  together (scikit-learn's definition). NaN where no step is erroneous.
+  The sum over increasing distinct scores of precision times gained recall (scikit-learn's
+  definition). NaN if no step is erroneous.
   """
   found, flagged = np.cumsum(erroneous, axis=-1), np.cumsum(correct + erroneous, axis=-1)
   precision_gain = (_ratio(found, flagged) * erroneous).sum(-1)
@@ -215,7 +195,7 @@ def average_precision_error(correct: np.ndarray, erroneous: np.ndarray) -> np.nd
 
 
 def calibration_sums(steps: ScoredSteps) -> np.ndarray:
-  """Returns float64[S, ECE_BINS, 4]: (one, score, is correct, squared error) in the step's bin.
+  """Returns float64[S, ECE_BINS, 4]: (1, score, is correct, squared error) in the step's bin.
 
   Bin b of ECE_BINS holds the scores in [b / ECE_BINS, (b + 1) / ECE_BINS), the last one 1 too.
   """
@@ -232,7 +212,8 @@ def calibration_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
   """Returns Brier score and expected calibration error of sums[..., ECE_BINS, 4] over steps.
 
   Brier: mean of (score - [correct])^2. ECE: step-weighted mean over bins of the gap between mean
-  score and share of correct steps (arXiv:1706.04599, on the probability of "correct").
+  score and share of correct steps (arXiv:1706.04599, for the probability of "correct"). NaN
+  without steps.
   """
   steps, scores, correct, squares = np.moveaxis(sums, -1, 0)
   total = steps.sum(-1)
@@ -243,7 +224,7 @@ def calibration_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
-  """Returns the thresholds the released evaluation tries, ascending.
+  """Returns the thresholds that the released evaluation tries, increasing.
 
   The distinct scores rounded to 4 decimal places (correctly rounded, as Python's `round`); of
   more than 1000, every (number // 1000)-th from the lowest, so at most 1999 remain.
@@ -253,9 +234,9 @@ def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
 
 
 def tune_threshold(steps: ScoredSteps) -> float:
-  """Returns the candidate with the best `overall_source_weighted`, the lowest such one.
+  """Returns the lowest candidate with the best `overall_source_weighted`, the released rule.
 
-  This is the released evaluation's rule; without any labelled step it gives 0.5.
+  0.5 if there is no labelled step.
   """
   candidates = candidate_thresholds(steps.scores)
   if not len(candidates):
@@ -272,7 +253,7 @@ def tune_threshold(steps: ScoredSteps) -> float:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = 0.0) -> np.ndarray:
-  """Returns numerator / denominator, and `empty` where the denominator is 0."""
+  """Returns numerator / denominator, and `empty` if the denominator is 0."""
   numerator, denominator = np.broadcast_arrays(numerator, denominator)
   out = np.full(numerator.shape, empty, np.float64)
   return np.divide(numerator, denominator, out=out, where=denominator != 0)

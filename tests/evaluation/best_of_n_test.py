@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bis_jax.evaluation import best_of_n
+from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.reports import plots
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -123,9 +124,9 @@ def test_an_empty_solution_never_wins_under_a_log(tmp_path):
     ([[{"answer": "1", "scores": [0.5]}, None]], "question 0 candidate 1"),
     ([[{"answer": "1", "scores": []}]], "question 0 candidate 0"),
     ([[{"answer": "1", "scores": [0.5]}], []], "question 1 candidate 0.*missing=worst"),
-    ([[{"answer": "1", "scores": [1.5]}]], r"line 1 \(question 0\) candidate 0: `scores`"),
-    ([[{"answer": "1", "scores": None}]], "`scores` must be a list"),
-    ([[{"answer": 1.0, "scores": [1]}]], "`answer` must be"),
+    ([[{"answer": "1", "scores": [1.5]}]], r"line 1: .*<= 1.0 - at `\$.candidates\[0\].scores\[0\]`"),
+    ([[{"answer": "1", "scores": None}]], r"got `null` - at `\$.candidates\[0\].scores`"),
+    ([[{"answer": 1.0, "scores": [1]}]], r"got `float` - at `\$.candidates\[0\].answer`"),
     ([[], []], "holds no candidate"),
   ],
 )
@@ -135,19 +136,19 @@ def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, messag
     for q, row in enumerate(rows)
   ]
   (tmp_path / "c").write_text("\n".join(lines))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(EvaluationError, match=message):
     best_of_n.load(str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ("{", "line 2: .*JSONDecodeError"),
-    ("[]", "line 2: .*is wanted"),
-    ('{"id": 1}', "KeyError: 'candidates'"),
-    ('{"id": 1, "candidates": 3}', "`candidates` is no list"),
-    ('{"id": 1, "candidates": [[]]}', "an object or null is wanted"),
-    ('{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}', "`correct` must be true or false"),
+    ("{", "line 2 is not valid JSON"),
+    ("[]", "line 2: Expected `object`"),
+    ('{"id": 1}', "field `candidates`"),
+    ('{"id": 1, "candidates": 3}', r"got `int` - at `\$.candidates`"),
+    ('{"id": 1, "candidates": [[]]}', r"got `array` - at `\$.candidates\[0\]`"),
+    ('{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}', r"got `int` - at `\$.candidates\[0\].correct`"),
     (
       '{"id": 1, "candidates": [{"scores": [1], "correct": true, "answer": "a"}, '
       '{"scores": [1], "correct": false, "answer": " a"}]}',
@@ -158,7 +159,7 @@ def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, messag
 def test_a_bad_line_is_named(tmp_path, line, message):
   good = '{"id": 0, "candidates": [{"scores": [1], "correct": true, "answer": "a"}]}'
   (tmp_path / "c").write_text(good + "\n" + line)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(EvaluationError, match=message):
     best_of_n.load(str(tmp_path / "c"), missing="worst")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bis_jax.evaluation import score_files
+from bis_jax.evaluation.json_records import EvaluationError
 
 ITEMS = [types.SimpleNamespace(steps=("a",) * n) for n in (2, 1, 3)]
 GOOD = ['{"index": 1, "scores": [1]}', '{"index": 0, "scores": [0.5, 0]}']
@@ -29,20 +30,20 @@ def test_scores_come_back_bit_for_bit(tmp_path):
     ('{"index": 2, "scores": []}', "line 4: item 2 has 3 steps but 0 scores"),
     ('{"index": 1, "scores": [1]}', "line 4: item 1 was scored before"),
     ('{"index": 3, "scores": [1]}', "line 4: `index` is 3; it must be an item's, 0 to 2"),
-    ('{"index": true, "scores": [1]}', "`index` is True"),
-    ('{"scores": [1]}', "`index` is None"),
-    ('{"index": 2, "scores": [0, 1, 1.01]}', "line 4: `scores` must be"),
-    ('{"index": 2, "scores": [0, 1, NaN]}', "`scores` must be"),
-    ('{"index": 2, "scores": [0, 1, "1"]}', "`scores` must be"),
-    ('{"index": 2, "scores": {}}', "`scores` must be"),
-    ("[2]", "line 4: an object is wanted"),
-    ("{", "line 4 is no JSON"),
+    ('{"index": true, "scores": [1]}', r"line 4: Expected `int`, got `bool` - at `\$.index`"),
+    ('{"scores": [1]}', "missing required field `index`"),
+    ('{"index": 2, "scores": [0, 1, 1.01]}', r"line 4: Expected `float` <= 1.0 - at `\$.scores\[2\]`"),
+    ('{"index": 2, "scores": [0, 1, NaN]}', r"at `\$.scores\[2\]`"),
+    ('{"index": 2, "scores": [0, 1, "1"]}', r"got `str` - at `\$.scores\[2\]`"),
+    ('{"index": 2, "scores": {}}', r"got `object` - at `\$.scores`"),
+    ("[2]", "line 4: Expected `object`, got `array`"),
+    ("{", "line 4 is not valid JSON"),
     ("", "no scores for 1 of 3 items: 2"),
   ],
 )
 def test_a_fault_is_named(tmp_path, line, message):
   (tmp_path / "s").write_text("\n".join([GOOD[0], "", GOOD[1], line]))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(EvaluationError, match=message):
     score_files.read_scores(tmp_path / "s", ITEMS)
 
 
@@ -60,13 +61,13 @@ def test_held_out_rollouts_are_read_with_their_labels(tmp_path):
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ('{"scores": [1], "labels": [2], "data_source": "a"}', "line 1: `labels`"),
+    ('{"scores": [1], "labels": [2], "data_source": "a"}', r"line 1: Invalid enum value 2 - at `\$.labels\[0\]`"),
     ('{"scores": [1], "labels": [1, 1], "data_source": "a"}', "line 1: 2 labels but 1 scores"),
-    ('{"scores": [1], "labels": [1]}', "line 1: `data_source`"),
+    ('{"scores": [1], "labels": [1]}', "line 1: .*field `data_source`"),
     ("", "holds no rollout"),
   ],
 )
 def test_a_fault_among_held_out_rollouts_is_named(tmp_path, line, message):
   (tmp_path / "dev").write_text(line)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(EvaluationError, match=message):
     score_files.read_held_out(tmp_path / "dev")

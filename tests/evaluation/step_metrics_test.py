@@ -30,6 +30,12 @@ def scored(items):
   )
 
 
+def group_counts(steps, threshold):
+  counts = np.zeros((len(steps.group_names), 4))
+  np.add.at(counts, steps.group, step_metrics.step_counts(steps, threshold))
+  return counts
+
+
 def labelled(items):
   """Lists (source, label, score) of the non-neutral steps."""
   return [(g, y, s) for g, steps in items for y, s in steps if y != 0]
@@ -39,7 +45,7 @@ def labelled(items):
 @given(ITEMS, st.sampled_from([0, 0.5, 0.75, 1]))
 def test_overall_measures_are_scikit_learns(items, threshold):
   flat = labelled(items)
-  counts = step_metrics.group_counts(scored(items), threshold)
+  counts = group_counts(scored(items), threshold)
   got = step_metrics.overall_measures(counts)
 
   def macro(rows):
@@ -155,7 +161,7 @@ def test_tuned_threshold_is_the_released_rules_to_the_last_bit(items):
     return
   want, best = tuned_by_loops(labelled(items))
   assert got == want
-  counts = step_metrics.group_counts(steps, got)
+  counts = group_counts(steps, got)
   assert step_metrics.overall_measures(counts)["overall_source_weighted"] == best
 
 
@@ -191,7 +197,7 @@ def test_candidates_are_rounded_as_decimals_are():
 
 def test_a_threshold_calls_equal_scores_correct():
   steps = scored([("a", [(1, 0.5), (-1, 0.5)])])
-  assert step_metrics.group_counts(steps, 0.5).tolist() == [[1, 1, 0, 0]]
+  assert group_counts(steps, 0.5).tolist() == [[1, 1, 0, 0]]
 
 
 def test_sources_stand_in_order_of_first_labelled_step():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bis_jax.evaluation import visual_process_bench
+from bis_jax.evaluation.json_records import EvaluationError
 
 
 def test_items_are_read_as_they_stand(benchmark):
@@ -47,21 +48,21 @@ def test_placeholders_leave_the_question(
 
 FAULTS = {
   "steps_and_labels": ({"process_correctness": [1]}, "2 steps but 1 labels"),
-  "label_value": ({"process_correctness": [1, 2]}, "label of step 1 is 2"),
-  "label_type": ({"process_correctness": [1, True]}, "label of step 1 is True"),
-  "no_steps": ({"steps": [], "process_correctness": []}, "response.steps"),
-  "step_type": ({"steps": ["a", 3]}, "response.steps"),
-  "no_labels": ({"process_correctness": None}, "process_correctness"),
-  "no_response": ({"response": "text"}, "`response` must be an object"),
-  "no_image": ({"image": []}, "at least one path"),
-  "image_type": ({"image": "images/0_0.png"}, "must be a list"),
+  "label_value": ({"process_correctness": [1, 2]}, "Invalid enum value 2 - at `$.response.process_correctness[1]`"),
+  "label_type": ({"process_correctness": [1, True]}, "got `bool` - at `$.response.process_correctness[1]`"),
+  "no_steps": ({"steps": [], "process_correctness": []}, "length >= 1 - at `$.response.steps`"),
+  "step_type": ({"steps": ["a", 3]}, "got `int` - at `$.response.steps[1]`"),
+  "no_labels": ({"process_correctness": None}, "got `null` - at `$.response.process_correctness`"),
+  "no_response": ({"response": "text"}, "Expected `object`, got `str` - at `$.response`"),
+  "no_image": ({"image": []}, "length >= 1 - at `$.image`"),
+  "image_type": ({"image": "images/0_0.png"}, "got `str` - at `$.image`"),
   "image_gone": ({"image": ["images/gone.png"]}, "missing_image: 'images/gone.png'"),
   "image_is_text": ({"image": ["images/text.png"]}, "'text.png' can't be opened"),
   "image_above": ({"image": ["../outside.png"]}, "image_outside_root: "),
   "image_absolute": ({"image": ["/etc/hostname"]}, "image_outside_root: "),
   "image_linked": ({"image": ["images/link.png"]}, "image_outside_root: "),
-  "question_type": ({"question": None}, "`question` must be a string"),
-  "source_type": ({"data_source": 3}, "`data_source` must be a string"),
+  "question_type": ({"question": None}, "got `null` - at `$.question`"),
+  "source_type": ({"data_source": 3}, "got `int` - at `$.data_source`"),
 }
 
 
@@ -77,7 +78,7 @@ def test_a_fault_is_named_with_its_line_and_item(
   folder = write_benchmark(tmp_path / "benchmark", [benchmark_record(0), bad, benchmark_record(1)])
   (folder / "images/text.png").write_text("text")
   os.symlink(tmp_path / "outside.png", folder / "images/link.png")
-  with pytest.raises(ValueError, match="1 bad items") as error:
+  with pytest.raises(EvaluationError, match="1 bad items") as error:
     visual_process_bench.load(folder)
   assert "line 2 (item 1): " in str(error.value)
   assert message in str(error.value)
@@ -89,7 +90,7 @@ def test_all_faults_are_told_at_once_and_blank_lines_count_only_as_lines(
   write_benchmark(tmp_path, [benchmark_record(0)])
   lines = ["", json.dumps(benchmark_record(0)), "{", "[1]", "", json.dumps({})]
   (tmp_path / "test.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff{}")
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(EvaluationError) as error:
     visual_process_bench.load(tmp_path)
   told = [line.split(": ")[0].strip() for line in str(error.value).splitlines()[1:]]
   assert told == ["line 3 (item 1)", "line 4 (item 2)", "line 6 (item 3)", "line 7 (item 4)"]
@@ -99,7 +100,7 @@ def test_an_empty_or_missing_benchmark_says_what_is_wanted(tmp_path):
   with pytest.raises(FileNotFoundError, match="no test.jsonl in .*give the folder"):
     visual_process_bench.load(tmp_path)
   (tmp_path / "test.jsonl").write_text("\n\n")
-  with pytest.raises(ValueError, match="holds no item"):
+  with pytest.raises(EvaluationError, match="holds no item"):
     visual_process_bench.load(tmp_path)
 
 

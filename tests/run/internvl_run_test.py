@@ -141,7 +141,7 @@ def test_the_cards_example_gives_our_scores(config, unbroken, folder):
   for i in single[:5]:
     image = folder.parent / "image.png"
     image.write_bytes(items[i].images[0].read())
-    question = visual_process_bench.without_placeholders(items[i].question)
+    question = visual_process_bench.without_numbered_placeholders(items[i].question)
     names = {"folder": folder, "image": image, "question": question, "steps": items[i].steps}
     exec(card.split("```python\n")[1].split("```")[0], names)
     differences.append(np.abs(names["scores"].numpy() - written[i]).max())
