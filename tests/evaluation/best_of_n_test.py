@@ -124,7 +124,10 @@ def test_an_empty_solution_never_wins_under_a_log(tmp_path):
     ([[{"answer": "1", "scores": [0.5]}, None]], "question 0 candidate 1"),
     ([[{"answer": "1", "scores": []}]], "question 0 candidate 0"),
     ([[{"answer": "1", "scores": [0.5]}], []], "question 1 candidate 0.*missing=worst"),
-    ([[{"answer": "1", "scores": [1.5]}]], r"line 1: .*<= 1.0 - at `\$.candidates\[0\].scores\[0\]`"),
+    (
+      [[{"answer": "1", "scores": [1.5]}]],
+      r"line 1: .*<= 1.0 - at `\$.candidates\[0\].scores\[0\]`",
+    ),
     ([[{"answer": "1", "scores": None}]], r"got `null` - at `\$.candidates\[0\].scores`"),
     ([[{"answer": 1.0, "scores": [1]}]], r"got `float` - at `\$.candidates\[0\].answer`"),
     ([[], []], "holds no candidate"),
@@ -148,7 +151,10 @@ def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, messag
     ('{"id": 1}', "field `candidates`"),
     ('{"id": 1, "candidates": 3}', r"got `int` - at `\$.candidates`"),
     ('{"id": 1, "candidates": [[]]}', r"got `array` - at `\$.candidates\[0\]`"),
-    ('{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}', r"got `int` - at `\$.candidates\[0\].correct`"),
+    (
+      '{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}',
+      r"got `int` - at `\$.candidates\[0\].correct`",
+    ),
     (
       '{"id": 1, "candidates": [{"scores": [1], "correct": true, "answer": "a"}, '
       '{"scores": [1], "correct": false, "answer": " a"}]}',

@@ -32,7 +32,10 @@ def test_scores_come_back_bit_for_bit(tmp_path):
     ('{"index": 3, "scores": [1]}', "line 4: `index` is 3; it must be an item's, 0 to 2"),
     ('{"index": true, "scores": [1]}', r"line 4: Expected `int`, got `bool` - at `\$.index`"),
     ('{"scores": [1]}', "missing required field `index`"),
-    ('{"index": 2, "scores": [0, 1, 1.01]}', r"line 4: Expected `float` <= 1.0 - at `\$.scores\[2\]`"),
+    (
+      '{"index": 2, "scores": [0, 1, 1.01]}',
+      r"line 4: Expected `float` <= 1.0 - at `\$.scores\[2\]`",
+    ),
     ('{"index": 2, "scores": [0, 1, NaN]}', r"at `\$.scores\[2\]`"),
     ('{"index": 2, "scores": [0, 1, "1"]}', r"got `str` - at `\$.scores\[2\]`"),
     ('{"index": 2, "scores": {}}', r"got `object` - at `\$.scores`"),
@@ -61,7 +64,10 @@ def test_held_out_rollouts_are_read_with_their_labels(tmp_path):
 @pytest.mark.parametrize(
   ("line", "message"),
   [
-    ('{"scores": [1], "labels": [2], "data_source": "a"}', r"line 1: Invalid enum value 2 - at `\$.labels\[0\]`"),
+    (
+      '{"scores": [1], "labels": [2], "data_source": "a"}',
+      r"line 1: Invalid enum value 2 - at `\$.labels\[0\]`",
+    ),
     ('{"scores": [1], "labels": [1, 1], "data_source": "a"}', "line 1: 2 labels but 1 scores"),
     ('{"scores": [1], "labels": [1]}', "line 1: .*field `data_source`"),
     ("", "holds no rollout"),

@@ -48,8 +48,14 @@ def test_placeholders_leave_the_question(
 
 FAULTS = {
   "steps_and_labels": ({"process_correctness": [1]}, "2 steps but 1 labels"),
-  "label_value": ({"process_correctness": [1, 2]}, "Invalid enum value 2 - at `$.response.process_correctness[1]`"),
-  "label_type": ({"process_correctness": [1, True]}, "got `bool` - at `$.response.process_correctness[1]`"),
+  "label_value": (
+    {"process_correctness": [1, 2]},
+    "Invalid enum value 2 - at `$.response.process_correctness[1]`",
+  ),
+  "label_type": (
+    {"process_correctness": [1, True]},
+    "got `bool` - at `$.response.process_correctness[1]`",
+  ),
   "no_steps": ({"steps": [], "process_correctness": []}, "length >= 1 - at `$.response.steps`"),
   "step_type": ({"steps": ["a", 3]}, "got `int` - at `$.response.steps[1]`"),
   "no_labels": ({"process_correctness": None}, "got `null` - at `$.response.process_correctness`"),
