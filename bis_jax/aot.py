@@ -1,11 +1,11 @@
-"""Compiles the training step of a config for a TPU slice, without TPUs, and says what it takes.
+"""Compiles the training step of a config for a TPU slice, without TPUs, and reports its cost.
 
     python -m bis_jax.aot --config=configs/qwen_bis10.py --topology=v5p:2x2x4
     python -m bis_jax.aot --config=configs/qwen_bis10.py --topology=v5e:8x8 --search
 
-Every key of the config can be overridden (--config.mesh.tensor=2). With --search, mesh shapes,
-recomputation and micro-batches are tried, and what fits with 10 % to spare is listed, the highest
-predicted rate first. Needs `pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
+Every key of the config can be overridden (--config.mesh.tensor=2). --search tries mesh shapes,
+rematerialization and micro-batches, and lists the settings that leave 10 % of memory free first, by
+predicted rate. Needs `pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
 """
 
 import sys
@@ -17,89 +17,84 @@ from ml_collections import ConfigDict, config_flags
 
 from bis_jax.compilation import step_search
 from bis_jax.compilation.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step
-from bis_jax.parallel.devices import TopologyError
-from bis_jax.parallel.sharding import MeshError
-from bis_jax.settings.config_check import ConfigError, check
+from bis_jax.errors import UserError
+from bis_jax.settings.config_check import check
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "slice, such as v5p:2x2x4, v5e:8x8, v6e:4x4")
-_ROLLOUT_TOKENS = flags.DEFINE_float(
-  "rollout_tokens",
-  None,
-  "token slots of a row that a rollout takes on average; default: as measured",
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "TPU slice, such as v5p:2x2x4, v5e:8x8 or v6e:4x4", required=True
 )
-_SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, recomputation and micro-batches")
+_ROLLOUT_TOKENS = flags.DEFINE_float(
+  "rollout_tokens", None, "mean token slots per rollout; default: as measured for the backbone"
+)
+_SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, rematerialization, micro-batches")
 
 
 def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[str]:
   """Yields the lines that describe a compiled step."""
-  gb = step.chip.hbm_bytes / 1e9
+  mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
   yield (
-    f"{topology}, mesh {_axes(step.mesh)}, remat {config.model.remat}: {step.rows} rows of "
-    f"{config.inputs.row_tokens} tokens and {config.inputs.row_patches} patches a step in "
+    f"{topology}, mesh {mesh}, remat {config.model.remat}: {step.rows} rows of "
+    f"{config.inputs.row_tokens} tokens and {config.inputs.row_patches} patches per step in "
     f"{step.micro_batches} micro-batches, {step.rollouts:.0f} rollouts"
   )
-  yield f"compiled in {step.lower_seconds:.0f} + {step.compile_seconds:.0f} s (trace, compiler)"
-  yield f"memory of a device, of {gb:.1f} GB:"
-  known = step.parameters + step.optimizer + step.batch + step.temporaries + step.code
-  for name, size in (
-    ("parameters", step.parameters),
-    ("optimiser", step.optimizer),
-    ("batch", step.batch),
-    ("gradients, activations, buffers", step.temporaries),
-    ("program", step.code),
-    ("padding of layouts", step.total - known),
-    ("total", step.total),
-  ):
+  yield f"traced in {step.lower_seconds:.0f} s, compiled in {step.compile_seconds:.0f} s"
+  yield f"memory per device, of {step.chip.hbm_bytes / 1e9:.1f} GB:"
+  sizes = {
+    "parameters": step.parameters,
+    "optimizer state": step.optimizer,
+    "batch": step.batch,
+    "gradients, activations, buffers": step.temporaries,
+    "program": step.code,
+  }
+  sizes |= {"layout padding": step.total - sum(sizes.values()), "total": step.total}
+  for name, size in sizes.items():
     yield f"  {name:32}{size / 1e9:8.2f} GB"
   yield f"  {'spare':32}{step.spare:8.1%}"
-  yield "operations of a step, all devices:"
-  for name, flops in step.model_flops.items():
-    yield f"  {name:32}{flops / 1e12:12.1f} TFLOP"
-  yield f"  {'model':32}{sum(step.model_flops.values()) / 1e12:12.1f} TFLOP"
-  yield f"  {'with recomputed and masked':32}{step.executed_flops / 1e12:12.1f} TFLOP"
+  yield "FLOPs per step, all devices:"
+  flops = dict(step.model_flops) | {
+    "model": sum(step.model_flops.values()),
+    "with recomputed and masked": step.executed_flops,
+  }
+  for name, count in flops.items():
+    yield f"  {name:32}{count / 1e12:12.1f} TFLOP"
   yield (
-    f"XLA's cost analysis, a device, every loop body once: {step.xla_flops / 1e12:.1f} TFLOP, "
+    f"XLA's cost analysis per device, loop bodies once: {step.xla_flops / 1e12:.1f} TFLOP, "
     f"{step.xla_bytes / 1e9:.1f} GB"
   )
-  yield f"moved through HBM by a device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB"
-  yield "collectives of a device, loops in full:"
+  yield f"HBM traffic per device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB"
+  yield "collectives per device, loops in full:"
   for kind, (count, size) in step.collectives.items():
-    yield f"  {kind:20}{count:8} x {size / 1e9:10.2f} GB in all"
-  yield "seconds of a step at the chip's peaks: " + ", ".join(
-    f"{name} {seconds:.2f}" for name, seconds in step.parts.items()
-  )
+    yield f"  {kind:20}{count:8} calls, {size / 1e9:10.2f} GB in total"
+  seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in step.parts.items())
+  yield f"seconds per step at the chip's peak rates: {seconds}"
   yield (
     f"model-FLOPs bound {step.model_seconds:.2f} s, {step.rollouts / step.model_seconds:.0f} "
     f"rollouts/s; roofline {step.seconds:.2f} s, {step.rollouts / step.seconds:.0f} rollouts/s"
   )
 
 
-def _axes(mesh) -> str:
-  return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-
-
 def main(argv: list[str]) -> None:
-  """Prints the report, or the table of the search; input that cannot be used ends it with 1."""
+  """Prints the report, or the table of the search; invalid input exits with code 1."""
   if len(argv) > 1:
-    sys.exit(f"aot: what is {argv[1]!r}? Every argument is a flag, like --topology=v5p:2x2x4")
-  jax.config.update("jax_platforms", "cpu")  # no hardware is looked for
+    sys.exit(f"aot: unexpected argument {argv[1]!r}: all arguments are flags, like --search")
+  jax.config.update("jax_platforms", "cpu")  # the process itself must not look for accelerators
   config, topology = _CONFIG.value, _TOPOLOGY.value
   try:
     check(config)
     tokens = _ROLLOUT_TOKENS.value or ROLLOUT_TOKENS[config.model.backbone]
     if _SEARCH.value:
-      tried = []
-      for one in step_search.search(config, topology, tokens):
-        tried.append(one)
-        print(step_search.row(one), file=sys.stderr, flush=True)  # what takes minutes shows itself
-      print(*step_search.table(tried), sep="\n")
+      trials = []
+      for trial in step_search.search(config, topology, tokens):
+        trials.append(trial)
+        print(step_search.row(trial), file=sys.stderr, flush=True)  # progress
+      print(*step_search.table(trials), sep="\n")
     else:
       print(*report(config, topology, compile_step(config, topology, tokens)), sep="\n")
-  except (ConfigError, MeshError, TopologyError) as error:
+  except (UserError, OSError) as error:
     sys.exit(f"aot: {error}")
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "topology"])
+  flags.mark_flag_as_required("config")
   app.run(main)

@@ -1,12 +1,12 @@
-"""What one run of a compiled program moves on one device, read from its HLO text.
+"""HBM and collective bytes of one execution on one device, parsed from optimized HLO text.
 
-XLA's own cost analysis counts the body of a loop once, whatever its turns; here a loop over 28
-layers counts 28 times. Turns are read from the one integer that a loop's condition compares its
-counter with; a loop without one counts as a single turn.
+XLA's `cost_analysis` ignores the trip counts of while loops. Here a loop body is multiplied by the
+trip count, the only integer constant in the loop condition (1 if there is none or more than one).
 """
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -19,97 +19,93 @@ _CALLED = re.compile(r"(?:calls|to_apply|branch_computations)=\{?(%[^,} ]+(?:, %
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _LIMIT = re.compile(r"^\s+%\S+ = [su]32\[\]\S* constant\((\d+)\)")
 
-# Name no new bytes: views, control flow, and the halves of an asynchronous operation that start it.
+# Opcodes that write nothing: views, control flow, and the starts of asynchronous operations.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
 _FREE |= {"call", "copy-start", "collective-permute-start", "all-gather-start", "all-reduce-start"}
 
 _CALLERS = {"fusion", "call", "conditional", "async-start"}
 
+_Computations = dict[str, list[str]]
+
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-  """Returns kind -> (count, bytes) of a run: what every device receives of results, or, of a
-  reduce-scatter, hands over of operands.
+  """Returns kind -> (count, bytes): results received, but for a reduce-scatter operands sent.
 
   Args:
     hlo: `compiled.as_text()`.
   """
-  totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-  for times, shape, operation, rest, shapes in _runs(_computations(hlo)):
-    kind = operation.removesuffix("-start")
+  counts, moved = Counter(), Counter()
+  for trips, shape, opcode, rest, shapes in _executed(_computations(hlo)):
+    kind = opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
       continue
     sizes = [size for size, _ in _arrays(shape)]
-    # A started one returns (operands, results, counters): the larger half is what moves.
-    size = max(sizes) if operation.endswith("-start") else sum(sizes)
+    # A start returns (operands, results, counters): the larger half is what moves.
+    size = max(sizes) if opcode.endswith("-start") else sum(sizes)
     if kind == "reduce-scatter":
       operands = re.findall(r"%([^,) ]+)", rest.split(")")[0])
       size = sum(s for operand in operands for s, _ in _arrays(shapes.get(operand, "")))
-    totals[kind][0] += times
-    totals[kind][1] += times * size
-  return {kind: tuple(totals[kind]) for kind in COLLECTIVES if kind in totals}
+    counts[kind] += trips
+    moved[kind] += trips * size
+  return {kind: (counts[kind], moved[kind]) for kind in COLLECTIVES if kind in counts}
 
 
 def hbm_bytes(hlo: str) -> int:
-  """Returns about how many bytes a run writes to and reads from HBM: every result there, twice.
+  """Returns the approximate HBM traffic: every result in HBM is counted as one write and one read.
 
-  Results that stay in the chip's vector memory (space 1) and updates in place are left out.
+  Results in vector memory (memory space 1) and in-place updates are not counted.
 
   Args:
     hlo: `compiled.as_text()`.
   """
-  total, bodies = 0, _computations(hlo)
-  for times, shape, operation, rest, _ in _runs(bodies):
-    called = _CALLED.search(rest) if operation == "fusion" else None
-    root = bodies.get(called[1][1:], [""])[-1] if called else rest
-    if operation in _FREE or "dynamic-update-slice" in root or '"AllocateBuffer"' in rest:
+  total, computations = 0, _computations(hlo)
+  for trips, shape, opcode, rest, _ in _executed(computations):
+    called = _CALLED.search(rest) if opcode == "fusion" else None
+    root = computations.get(called[1][1:], [""])[-1] if called else rest
+    if opcode in _FREE or "dynamic-update-slice" in root or '"AllocateBuffer"' in rest:
       continue
-    total += times * 2 * sum(size for size, space in _arrays(shape) if space == 0)
+    total += trips * 2 * sum(size for size, space in _arrays(shape) if space == 0)
   return total
 
 
-def _computations(hlo: str) -> dict[str, list[str]]:
-  """Lines of every computation by its name; "ENTRY" is the one that a run starts with."""
-  bodies: dict[str, list[str]] = {}
+def _computations(hlo: str) -> _Computations:
+  """Instruction lines by computation, the root last; "ENTRY" is the entry computation."""
+  computations: _Computations = {}
   lines: list[str] = []
   for line in hlo.splitlines():
     if header := _HEADER.match(line):
-      lines = bodies["ENTRY" if header[1] else header[2]] = []
+      lines = computations["ENTRY" if header[1] else header[2]] = []
     elif line.startswith("  "):
-      lines.append(_COMMENT.sub("", line))  # of a body, the last line is its result
-  return bodies
+      lines.append(_COMMENT.sub("", line))
+  return computations
 
 
-def _runs(
-  bodies: dict[str, list[str]], name: str = "ENTRY", times: int = 1
+def _executed(
+  computations: _Computations, name: str = "ENTRY", trips: int = 1
 ) -> Iterator[tuple[int, str, str, str, dict[str, str]]]:
-  """Yields (times run, type, operation, the rest of the line, types by name) of every instruction
-  outside of fusions, and of the collectives inside them."""
-  parsed = [match for line in bodies.get(name, ()) if (match := _INSTRUCTION.match(line))]
+  """Yields (execution count, shape, opcode, rest of the line, shapes by name) per instruction.
+
+  Of the instructions inside fusions only collectives are yielded.
+  """
+  parsed = [match for line in computations.get(name, ()) if (match := _INSTRUCTION.match(line))]
   shapes = {match[1]: match[2] for match in parsed}
   for match in parsed:
-    _, shape, operation, rest = match.groups()
-    yield times, shape, operation, rest, shapes
-    if operation == "while" and (loop := _LOOP.search(rest)):
-      yield from _runs(bodies, loop[2], times * _turns(bodies.get(loop[1], [])))
-    elif operation in _CALLERS and (called := _CALLED.search(rest)):
+    _, shape, opcode, rest = match.groups()
+    yield trips, shape, opcode, rest, shapes
+    if opcode == "while" and (loop := _LOOP.search(rest)):
+      limits = [m[1] for line in computations.get(loop[1], ()) if (m := _LIMIT.match(line))]
+      count = int(limits[0]) if len(limits) == 1 else 1
+      yield from _executed(computations, loop[2], trips * count)
+    elif opcode in _CALLERS and (called := _CALLED.search(rest)):
       for inner in re.findall(r"%([^,} ]+)", called[1]):
-        for run in _runs(bodies, inner, times):
-          if operation != "fusion" or run[2].removesuffix("-start") in COLLECTIVES:
-            yield run
+        for item in _executed(computations, inner, trips):
+          if opcode != "fusion" or item[2].removesuffix("-start") in COLLECTIVES:
+            yield item
 
 
-def _turns(condition: list[str]) -> int:
-  limits = [int(match[1]) for line in condition if (match := _LIMIT.match(line))]
-  return limits[0] if len(limits) == 1 else 1
-
-
-def _arrays(shape: str) -> list[tuple[int, int]]:
-  """(bytes, memory space) of the arrays of a type such as "(bf16[8,4]{1,0:T(8,128)S(1)}, f32[2])"."""
-  found = []
+def _arrays(shape: str) -> Iterator[tuple[int, int]]:
+  """(bytes, memory space) per array of a shape like "(bf16[8,4]{1,0:T(8,128)S(1)}, f32[2])"."""
   for name, bits, dims, layout in _ARRAY.findall(shape):
-    count = 1
-    for n in dims.split(","):
-      count *= int(n or 1)
+    count = math.prod(int(n) for n in dims.split(",") if n)
     space = re.search(r"S\((\d)\)", layout)
-    found.append((count * (8 if name == "pred" else int(bits)) // 8, int(space[1]) if space else 0))
-  return found
+    yield count * (8 if name == "pred" else int(bits)) // 8, int(space[1]) if space else 0

@@ -1,4 +1,4 @@
-"""Tries settings of the training step on a TPU slice: mesh, recomputation, micro-batches."""
+"""Searches mesh, micro-batches and rematerialization of the training step on a TPU slice."""
 
 import dataclasses
 import re
@@ -11,141 +11,112 @@ from bis_jax.compilation.compiled_step import CompiledStep, compile_step, reside
 from bis_jax.parallel.devices import chip_of, slice_devices
 from bis_jax.parallel.sharding import MeshError
 
-SPARE = 0.10  # of a device's memory, to be left
+SPARE = 0.10  # of a device's memory, to be left free
 
-# From least to most memory: where one does not fit, those behind it do not.
-REMATS = ("full", "offload", "dots", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-  """Settings of a step: devices along the axes, micro-batches, recomputation."""
-
-  data: int
-  fsdp: int
-  tensor: int
-  accumulate: int
-  remat: str
-
-  def apply(self, config: ConfigDict) -> ConfigDict:
-    """Returns a copy of `config` with these settings."""
-    changed = config.copy_and_resolve_references().unlock()
-    changed.mesh.update(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
-    changed.model.remat, changed.train.accumulate = self.remat, self.accumulate
-    return changed
-
-  def needs_no_less_than(self, other: "Candidate") -> bool:
-    """Returns whether this is `other` with larger micro-batches or more kept."""
-    mesh = (self.data, self.fsdp, self.tensor) == (other.data, other.fsdp, other.tensor)
-    kept = REMATS.index(self.remat) >= REMATS.index(other.remat)
-    return mesh and kept and self.accumulate <= other.accumulate
+REMATS = ("full", "offload", "dots", "none")  # from least to most memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
-  """A candidate with what the compiler says of it, or why there is nothing to say."""
+class Trial:
+  """A candidate config with its compile result or failure reason."""
 
-  candidate: Candidate
-  step: CompiledStep | None
-  why_not: str
+  config: ConfigDict
+  step: CompiledStep | None = None
+  reason: str = ""
+  too_large: bool = False
 
   @property
   def fits(self) -> bool:
-    """Whether it compiles and leaves SPARE of the memory."""
-    return self.step is not None and self.step.spare >= SPARE
-
-
-def candidates(config: ConfigDict, devices: int, rollout_tokens: float) -> list[Candidate]:
-  """Returns settings whose sizes divide `devices` and the rows of a step, the smallest first.
-
-  The tensor axis goes up to 8, the data axis up to 4, and micro-batches of one row a device or more.
-  """
-  rows = step_rows(config, rollout_tokens)
-  found = []
-  for tensor in (1, 2, 4, 8):
-    for data in (1, 2, 4):
-      if devices % (data * tensor):
-        continue
-      shards = devices // tensor
-      for accumulate in range(rows // shards, 0, -1):
-        if rows % (shards * accumulate) == 0:
-          for remat in REMATS:
-            found.append(Candidate(data, shards // data, tensor, accumulate, remat))
-  return found
+    return self.step is not None and not self.too_large
 
 
 def search(
   config: ConfigDict, topology: str, rollout_tokens: float, compile: Callable = compile_step
-) -> Iterator[Tried]:
-  """Yields every candidate as it is tried, those that can be seen not to fit without compiling.
+) -> Iterator[Trial]:
+  """Yields every candidate once it is compiled, or known not to fit without compiling.
+
+  The tensor axis goes up to 8, the data axis up to 4; micro-batches have at least one row per
+  device.
 
   Args:
-    config: of a run; its mesh, recomputation and micro-batches are replaced.
-    topology: the slice, such as "v5p:2x2x4".
-    rollout_tokens: token slots of a row that a rollout takes on average.
-    compile: `compile_step`, or a stand-in.
+    config: of a run; its mesh, rematerialization and micro-batches are replaced.
+    topology: TPU slice, such as "v5p:2x2x4".
+    rollout_tokens: mean token slots of a row per rollout.
+    compile: replaces `compile_step` in tests.
 
   Raises:
-    TopologyError: no such slice, or no libtpu.
+    TopologyError: the slice is unknown, or libtpu is missing.
     MeshError: no mesh divides the rows of a step.
   """
-  devices, hbm = slice_devices(topology), chip_of(topology).hbm_bytes
-  todo = candidates(config, len(devices), rollout_tokens)
-  if not todo:
+  devices, rows = slice_devices(topology), step_rows(config, rollout_tokens)
+  meshes = [
+    {"data": data, "fsdp": len(devices) // (data * tensor), "tensor": tensor}
+    for tensor in (1, 2, 4, 8)
+    for data in (1, 2, 4)
+    if len(devices) % (data * tensor) == 0 and rows % (len(devices) // tensor) == 0
+  ]
+  if not meshes:
     raise MeshError(
-      f"{step_rows(config, rollout_tokens)} rows a step divide over no mesh of {len(devices)} "
-      "devices: change config.inputs.row_multiple or config.inputs.row_tokens"
+      f"{rows} rows per step do not divide over any mesh of {len(devices)} devices: change "
+      "config.inputs.row_multiple or config.inputs.row_tokens"
     )
-  too_large: list[Candidate] = []
-  for candidate in todo:
-    changed = candidate.apply(config)
-    if any(candidate.needs_no_less_than(other) for other in too_large):
-      yield Tried(candidate, None, "not compiled: less than this does not fit")
-      continue
-    held = resident_bytes(changed, devices)
-    if held > (1 - SPARE) * hbm:
-      too_large.append(candidate)
-      yield Tried(
-        candidate, None, f"not compiled: parameters and optimiser take {held / 1e9:.1f} GB"
-      )
-      continue
-    try:
-      step = compile(changed, topology, rollout_tokens)
-    except (jax.errors.JaxRuntimeError, MeshError, ValueError, NotImplementedError) as error:
-      used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-      if used:
-        too_large.append(candidate)
-      yield Tried(
-        candidate,
-        None,
-        f"needs {used[1]} of {used[2]}" if used else str(error).splitlines()[0][:100],
-      )
-      continue
-    if step.spare < SPARE:
-      too_large.append(candidate)
-    yield Tried(candidate, step, "" if step.spare >= SPARE else f"less than {SPARE:.0%} to spare")
+  for mesh in meshes:
+    rows_per_shard = rows // (mesh["data"] * mesh["fsdp"])
+    fitting = len(REMATS)  # on this mesh; larger micro-batches can only lower it
+    for accumulate in range(rows_per_shard, 0, -1):
+      if rows_per_shard % accumulate:
+        continue
+      for index, remat in enumerate(REMATS):
+        changed = config.copy_and_resolve_references().unlock()
+        changed.mesh.update(mesh)
+        changed.model.remat, changed.train.accumulate = remat, accumulate
+        if index >= fitting:
+          yield Trial(changed, reason="not compiled: a smaller one does not fit", too_large=True)
+          continue
+        trial = _try(changed, topology, rollout_tokens, devices, compile)
+        if trial.too_large:
+          fitting = index
+        yield trial
 
 
-def table(tried: list[Tried]) -> Iterator[str]:
+def _try(
+  config: ConfigDict, topology: str, rollout_tokens: float, devices: list, compile: Callable
+) -> Trial:
+  resident = resident_bytes(config, devices)
+  if resident > (1 - SPARE) * chip_of(topology).hbm_bytes:
+    reason = f"not compiled: parameters and optimizer state take {resident / 1e9:.1f} GB"
+    return Trial(config, reason=reason, too_large=True)
+  try:
+    step = compile(config, topology, rollout_tokens)
+  except (jax.errors.JaxRuntimeError, MeshError, ValueError, NotImplementedError) as error:
+    if used := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
+      return Trial(config, reason=f"needs {used[1]} of {used[2]}", too_large=True)
+    return Trial(config, reason=str(error).splitlines()[0][:100])
+  if step.spare < SPARE:
+    return Trial(config, step, f"less than {SPARE:.0%} spare", too_large=True)
+  return Trial(config, step)
+
+
+def table(trials: list[Trial]) -> Iterator[str]:
   """Yields the lines of a Markdown table: what fits by predicted rollouts/s, then the rest."""
-  yield "| data | fsdp | tensor | micro-batches | remat | GB a device | spare | rollouts/s | |"
+  yield "| data | fsdp | tensor | micro-batches | remat | GB per device | spare | rollouts/s | |"
   yield "|---|---|---|---|---|---|---|---|---|"
-  yield from map(row, sorted(tried, key=_order))
+  yield from map(row, sorted(trials, key=order))
 
 
-def row(tried: Tried) -> str:
-  """Returns one line of the table."""
-  c, step = tried.candidate, tried.step
-  figures = ["", "", ""]
-  if step:
-    rate = step.rollouts / step.seconds
-    figures = [f"{step.total / 1e9:.1f}", f"{step.spare:.0%}", f"{rate:.0f}"]
-  cells = [c.data, c.fsdp, c.tensor, c.accumulate, c.remat, *figures, tried.why_not]
-  return "| " + " | ".join(map(str, cells)) + " |"
+def row(trial: Trial) -> str:
+  c, step = trial.config, trial.step
+  cells = [c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.train.accumulate, c.model.remat]
+  cells += (
+    [f"{step.total / 1e9:.1f}", f"{step.spare:.0%}", f"{step.rollouts / step.seconds:.0f}"]
+    if step
+    else [""] * 3
+  )
+  return "| " + " | ".join(map(str, [*cells, trial.reason])) + " |"
 
 
-def _order(tried: Tried) -> tuple:
-  if not tried.step:
+def order(trial: Trial) -> tuple[float, ...]:
+  """Returns the sort key of `table`; ties go to the smaller sum of compute, memory and links."""
+  if not trial.step:
     return (2,)
-  # Equal rooflines: the one with less to hide behind its longest part comes first.
-  return (0 if tried.fits else 1, tried.step.seconds, sum(tried.step.parts.values()))
+  return (not trial.fits, trial.step.seconds, sum(trial.step.parts.values()))

@@ -6,11 +6,10 @@ the time of the one that a run has: 67 s for both, on two cores at load 5 (114 s
 
 import dataclasses
 import importlib.util
-import subprocess
-import sys
 
 import jax
 import pytest
+from absl.testing import flagsaver
 
 from bis_jax import aot
 from bis_jax.compilation import compiled_step
@@ -98,7 +97,7 @@ def test_the_step_compiles_and_fits(config, topology, chips, tensor):
   assert step.hbm_bytes > 0 and step.xla_flops > 0
   assert 0 < step.model_seconds < step.seconds
   lines = "\n".join(aot.report(config, topology, step))
-  for words in ("optimiser", "spare", "all-reduce", "rollouts/s", f"fsdp {chips // tensor}"):
+  for words in ("optimizer state", "spare", "all-reduce", "rollouts/s", f"fsdp {chips // tensor}"):
     assert words in lines
 
 
@@ -114,7 +113,7 @@ def test_a_mesh_that_does_not_fit_the_slice_is_named(config):
   with pytest.raises(MeshError, match="multiple of 3 devices; 8 are here"):
     compiled_step.compile_step(config, "v5p:2x2x2")
   config.mesh.tensor = 1
-  with pytest.raises(MeshError, match="8 rows a step do not divide over .* 16 batch shards"):
+  with pytest.raises(MeshError, match="8 rows .* do not divide over .* 16 batch shards"):
     compiled_step.compile_step(config, "v5e:4x4")
 
 
@@ -129,10 +128,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
     devices.slice_devices("v5p:2x2x2")
 
 
+@flagsaver.as_parsed(config="configs/qwen_bis10.py", topology="v9:2x2")
 def test_the_command_ends_with_a_message():
-  """An unknown chip: exit code 1, what can be written, no traceback."""
-  command = [sys.executable, "-m", "bis_jax.aot", "--config=configs/qwen_bis10.py"]
-  ended = subprocess.run([*command, "--topology=v9:2x2"], capture_output=True, text=True)
-  assert ended.returncode == 1
-  assert "aot: topology 'v9:2x2': write CHIP:SHAPE with a chip of v4, v5e, v5p, v6e" in ended.stderr
-  assert "Traceback" not in ended.stderr
+  with pytest.raises(SystemExit, match="aot: topology 'v9:2x2': write CHIP:SHAPE with a chip of v4"):
+    aot.main(["aot"])

@@ -1,4 +1,4 @@
-"""What a program moves, read from a small HLO text written by hand."""
+"""HBM and collective bytes, parsed from a small HLO text written by hand."""
 
 from bis_jax.compilation import hlo
 
@@ -54,7 +54,7 @@ ENTRY %main (p: f32[16]) -> f32[4] {
 """
 
 
-def test_collectives_in_loops_count_once_a_turn():
+def test_collectives_in_loops_count_once_per_trip():
   assert hlo.collectives(PROGRAM) == {
     "all-gather": (28, 28 * 8 * 8 * 2),
     "all-reduce": (1, 16 * 4),  # inside a fusion

@@ -57,7 +57,7 @@ def test_what_fits_comes_first_and_fastest(searched):
   tried, _ = searched
   table = list(step_search.table(tried))[2:]
   assert len(table) == len(tried)
-  fits = [one.fits for one in sorted(tried, key=step_search._order)]
+  fits = [one.fits for one in sorted(tried, key=step_search.order)]
   assert fits == sorted(fits, reverse=True) and any(fits) and not all(fits)
   assert "dots" in table[0] and "| 256 |" in table[0]
 
@@ -67,14 +67,14 @@ def test_a_candidate_that_fails_is_a_row(searched):
   rows = [step_search.row(one) for one in tried]
   assert any(row.endswith("| UNIMPLEMENTED: four |") for row in rows)
   assert any(row.endswith("| needs 20.3G of 15.75G |") for row in rows)
-  assert any(row.endswith("| less than 10% to spare |") for row in rows)
+  assert any(row.endswith("| less than 10% spare |") for row in rows)
 
 
 def test_nothing_larger_than_what_did_not_fit_is_compiled(searched):
   """At one micro-batch "dots" leaves too little, so "none" is not tried there."""
   tried, compiled = searched
   assert (8, 1, 2, "none") in compiled and (8, 1, 1, "none") not in compiled
-  assert sum("not compiled" in one.why_not for one in tried) == len(tried) - len(compiled)
+  assert sum("not compiled" in one.reason for one in tried) == len(tried) - len(compiled)
 
 
 def test_rows_that_divide_over_no_mesh_are_an_error(monkeypatch):
@@ -82,5 +82,5 @@ def test_rows_that_divide_over_no_mesh_are_an_error(monkeypatch):
   config = qwen_bis10.get_config()
   config.inputs.row_multiple = 1
   config.train.global_batch = 14  # one row
-  with pytest.raises(MeshError, match="1 rows a step divide over no mesh of 64 devices"):
+  with pytest.raises(MeshError, match="1 rows per step do not divide over any mesh of 64 devices"):
     list(step_search.search(config, "v5e:8x8", 618))
