@@ -20,10 +20,12 @@ import types  # noqa: E402
 import jax  # noqa: E402  (the flags above must be set before jax is imported)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from absl import flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable  # noqa: E402
 
+flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
