@@ -130,5 +130,7 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
 
 @flagsaver.as_parsed(config="configs/qwen_bis10.py", topology="v9:2x2")
 def test_the_command_ends_with_a_message():
-  with pytest.raises(SystemExit, match="aot: topology 'v9:2x2': write CHIP:SHAPE with a chip of v4"):
+  with pytest.raises(
+    SystemExit, match="aot: topology 'v9:2x2': write CHIP:SHAPE with a chip of v4"
+  ):
     aot.main(["aot"])
