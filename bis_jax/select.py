@@ -1,14 +1,14 @@
-"""Selects the rollouts worth training on, and writes them for whoever trains.
+"""Selects the rollouts to train on, and writes them for any trainer.
 
   python -m bis_jax.select --annotations=DIR_OR_ZIP --strategy=bis --fraction=0.1 --alpha=0.2 \\
       --out=subset.jsonl --report=subset_report --table=scores.npz
 
-Annotation files are those of VisualPRM400K-v1.1-Raw, plain, gzip or zstd. Kept records come in
-file-name order and within a file in its order. Beside OUT stand OUT's manifest (what was kept and
-why) and, if any line was bad, the rejected lines with their reasons.
+Annotation files are those of VisualPRM400K-v1.1-Raw, plain, gzip or zstd. Kept records are written
+in file-name order and in the order of their file. Beside OUT are its manifest (which rollouts were
+kept, by which rule) and, if any line was invalid, the rejected lines with their reasons.
 
-With --table the statistics are kept, and the next selection from the same annotations takes them
-from there. With --format=manifest, the annotations are not needed once the table is there.
+With --table the statistics are saved, and the next selection from the same annotations reads them.
+With a saved table, --format=manifest needs no annotations.
 """
 
 import dataclasses
@@ -28,80 +28,90 @@ from bis_jax.corpus.scan import Scan, scan
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.selection import subset
-from bis_jax.selection.manifest import Manifest
 from bis_jax.selection.rule import Rule, select
 from bis_jax.selection.strategies import STRATEGIES
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
-_IMAGES = flags.DEFINE_string("images", "", "image root; records without their image are rejected")
+_IMAGES = flags.DEFINE_string(
+  "images", "", "image root; records whose image is missing are rejected"
+)
 _STRATEGY = flags.DEFINE_string("strategy", "bis", ", ".join(STRATEGIES))
 _FRACTION = flags.DEFINE_float(
   "fraction", None, "share to keep, in (0, 1]; 0.1 if no count is given"
 )
-_COUNT = flags.DEFINE_integer("count", None, "rollouts to keep, instead of a fraction")
-_ALPHA = flags.DEFINE_float("alpha", 0.2, "BIS smoothing (paper: 0.05 from fraction 0.25 on)")
+_COUNT = flags.DEFINE_integer("count", None, "number of rollouts to keep, instead of a fraction")
+_ALPHA = flags.DEFINE_float("alpha", 0.2, "BIS smoothing (paper: 0.05 if fraction >= 0.25)")
 _NONE_POSITIVE = flags.DEFINE_float(
-  "none_positive", 1.0, "reliability of a rollout without a positive step, in [0, 1]; 1: paper"
+  "none_positive", 1.0, "reliability of a rollout without a positive step, in [0, 1] (paper: 1)"
 )
-_ORDER = flags.DEFINE_string("order", "strict", "strict: valid records only; paper: its builder's")
-_SCOPE = flags.DEFINE_string("scope", "per_source", "per_source (paper) or global")
-_SEED = flags.DEFINE_integer("seed", 0, "of the random strategies")
-_TAU = flags.DEFINE_float("tau", 0.0, "a step is positive where its MC score > tau")
+_ORDER = flags.DEFINE_string(
+  "order", "strict", "strict: rank valid records only; paper: rank all, then drop invalid ones"
+)
+_SCOPE = flags.DEFINE_string(
+  "scope", "per_source", "per_source (paper): fraction of every source; global: of all rollouts"
+)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random strategies")
+_TAU = flags.DEFINE_float("tau", 0.0, "a step is positive if its MC score > tau")
 _UNMEASURED = flags.DEFINE_enum(
-  "unmeasured", "negative", ["negative", "ignore"], "steps without continuations"
+  "unmeasured", "negative", ["negative", "ignore"], "how to treat steps without continuations"
 )
 _FORMAT = flags.DEFINE_enum(
-  "format", "raw", ["raw", "conversations", "dataset", "manifest"], "what OUT is; dataset: a folder"
+  "format", "raw", ["raw", "conversations", "dataset", "manifest"], "form of OUT; dataset: a folder"
 )
 _OUT = flags.DEFINE_string("out", "", "file or folder to write")
-_TABLE = flags.DEFINE_string("table", "", "score table to keep, or to reuse if it is there")
-_REPORT = flags.DEFINE_string("report", "", "folder for a page that shows the selection")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace OUT and REPORT if they are there")
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes that read; 0: one a core")
+_TABLE = flags.DEFINE_string("table", "", "score table: read if it exists, written otherwise")
+_REPORT = flags.DEFINE_string("report", "", "folder for a page about the selection")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace existing OUT and REPORT")
+_WORKERS = flags.DEFINE_integer("workers", 0, "reader processes; 0: one per core")
 
 
 def main(argv: list[str]) -> None:
-  """Selects; input that cannot be used ends it with a message and exit code 1."""
+  """Runs the selection; unusable input ends it with a message and exit code 1."""
   if len(argv) > 1:
-    sys.exit(f"select: what is {argv[1]!r}? Every argument is a flag, like --out=FILE")
+    sys.exit(f"select: unexpected argument {argv[1]!r}: every argument is a flag, like --out=FILE")
   try:
     run()
-  except (UserError, ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     sys.exit(f"select: {error}")
 
 
 def run() -> None:
-  """Does what the flags say.
-
-  Raises:
-    ValueError, OSError: input that cannot be used; nothing was overwritten.
-  """
-  fraction = 0.1 if _FRACTION.value is None and _COUNT.value is None else _FRACTION.value
+  """Selects as the flags say; on an error no existing file was overwritten."""
   rule = Rule(
     strategy=_STRATEGY.value,
-    fraction=fraction,
+    fraction=0.1 if _FRACTION.value is None and _COUNT.value is None else _FRACTION.value,
     count=_COUNT.value,
     alpha=_ALPHA.value,
-    none_positive=_NONE_POSITIVE.value,
+    reliability_if_no_positive=_NONE_POSITIVE.value,
     order=_ORDER.value,
     scope=_SCOPE.value,
     seed=_SEED.value,
   )
   if not _OUT.value:
-    raise ValueError("say with --out=FILE where the selection goes")
-  out = pathlib.Path(_OUT.value)
+    raise UserError("name the file to write with --out=FILE")
+  out, manifest_path = pathlib.Path(_OUT.value), _beside_out("manifest.json")
   report = pathlib.Path(_REPORT.value) if _REPORT.value else None
-  files = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
-  if not files and (_FORMAT.value != "manifest" or not _TABLE.value):
-    raise ValueError(
+  annotations = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
+  if not annotations and (_FORMAT.value != "manifest" or not _TABLE.value):
+    raise UserError(
       "name the annotations with --annotations=DIR_OR_ZIP; without them only a manifest can be "
       "made, from a score table: --format=manifest --table=FILE"
     )
-  for place in (out, beside(out, "manifest.json"), beside(out, "rejections.jsonl"), report):
-    _make_room(place)
-  table = score_table(files, beside(out, "rejections.jsonl"))
+  for path in (out, manifest_path, _beside_out("rejections.jsonl"), report):
+    _check_free(path)
+  table = score_table(annotations)
   manifest = select(table, **dataclasses.asdict(rule))
-  _write(out, files, table, manifest)
+  if _FORMAT.value == "manifest":
+    manifest.save(out)
+  elif _FORMAT.value == "dataset":
+    subset.write_dataset(out, subset.kept_lines(annotations, table, manifest), manifest)
+  else:
+    lines = subset.kept_lines(annotations, table, manifest)
+    if _FORMAT.value == "raw":
+      subset.write_raw(out, lines)
+    else:
+      subset.write_conversations(out, lines, manifest)
+    manifest.save(manifest_path)
   ranked = sum(source.scorable for source in manifest.sources)
   dropped = sum(source.dropped for source in manifest.sources)
   print(
@@ -109,77 +119,75 @@ def run() -> None:
     + (f"; {dropped:,} more were ranked high enough but are invalid" if dropped else "")
   )
   if report:
-    from bis_jax.reports import selection_page as page
+    from bis_jax.reports import selection_page  # imports matplotlib
 
-    page.write_report(report, table, rule)
+    selection_page.write_report(report, table, rule)
     print(f"report: {report / 'index.html'}")
 
 
-def _make_room(place: pathlib.Path | None) -> None:
-  """Makes the folder around a place to write; raises FileExistsError if it may not be replaced."""
-  if place is None:
+def _check_free(path: pathlib.Path | None) -> None:
+  if path is None or _OVERWRITE.value or not path.exists():
     return
-  if not _OVERWRITE.value and place.exists() and (place.is_file() or any(place.iterdir())):
-    raise FileExistsError(
-      f"{place} is there already and was left as it is: name another place, or add --overwrite"
-    )
-  place.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_file() or any(path.iterdir()):
+    raise FileExistsError(f"{path} exists and was not changed: name another, or add --overwrite")
 
 
-def beside(out: pathlib.Path, what: str) -> pathlib.Path:
-  """Returns the place of a file that goes with OUT: subset.jsonl -> subset.manifest.json."""
+def _beside_out(name: str) -> pathlib.Path:
+  """Returns the path of a file that accompanies OUT: subset.jsonl -> subset.manifest.json."""
+  out = pathlib.Path(_OUT.value)
   if _FORMAT.value == "dataset":
-    return out / what
-  return out.with_name(f"{out.name.removesuffix(out.suffix)}.{what}")
+    return out / name
+  return out.with_name(f"{out.name.removesuffix(out.suffix)}.{name}")
 
 
-def score_table(files: Sequence[AnnotationFile], rejections: pathlib.Path) -> ScoreTable:
-  """Returns the statistics of the annotations: from --table if it is there, else by reading them.
+def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
+  """Returns the statistics of the annotations, read from --table if it exists.
 
   Raises:
-    ValueError: the table is there but was made from other inputs or with other settings.
+    UserError: the table exists but has other inputs or settings.
   """
   path = pathlib.Path(_TABLE.value) if _TABLE.value else None
-  inputs = _inputs(files) if files else ""
+  inputs = _fingerprint(annotations) if annotations else ""
   if path and path.exists():
     table = ScoreTable.load(path)
     settings = (table.tau, table.unmeasured)
-    if settings != (_TAU.value, _UNMEASURED.value) or (files and table.inputs != inputs):
-      raise ValueError(
+    if settings != (_TAU.value, _UNMEASURED.value) or (annotations and table.inputs != inputs):
+      raise UserError(
         f"{path} is of other annotations, images, tau or unmeasured than asked for (it has "
         f"tau={table.tau:g}, unmeasured={table.unmeasured}): delete it, or name another --table"
       )
-    print(f"statistics of {len(table):,} rollouts from {path}")
+    print(f"read the statistics of {len(table):,} rollouts from {path}")
     return table
-  if not files:
+  if not annotations:
     raise FileNotFoundError(f"no score table at {path}: make one with --annotations=DIR_OR_ZIP")
   started = time.perf_counter()
   found = scan(_ANNOTATIONS.value, workers=_WORKERS.value)
   if _IMAGES.value:
-    found = with_images(found, ImageRoot(_IMAGES.value))
-  print(
-    f"read {found.records:,} lines of {len(files)} files in {time.perf_counter() - started:.1f} s"
-  )
-  _show_rejections(found, rejections)
+    found = reject_missing_images(found, ImageRoot(_IMAGES.value))
+  seconds = time.perf_counter() - started
+  print(f"read {found.records:,} lines of {len(annotations)} files in {seconds:.1f} s")
+  if found.rejections:
+    _write_rejections(found)
   table = found.table(tau=_TAU.value, unmeasured=_UNMEASURED.value)
   table = dataclasses.replace(table, inputs=inputs)
   if path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)
-    print(f"statistics kept in {path}")
+    print(f"saved the statistics in {path}")
   return table
 
 
-def _inputs(files: Sequence[AnnotationFile]) -> str:
+def _fingerprint(annotations: Sequence[AnnotationFile]) -> str:
   """Returns text that changes when an annotation file or the image root does."""
-  stamps = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in files]
+  stamps = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in annotations]
   images = _IMAGES.value and str(pathlib.Path(_IMAGES.value).absolute())
   return json.dumps({"files": stamps, "images": images})
 
 
-def with_images(found: Scan, root: ImageRoot) -> Scan:
-  """Returns the scan without the strict rows whose image files are not there.
+def reject_missing_images(found: Scan, root: ImageRoot) -> Scan:
+  """Returns the scan without the strict rows whose image files do not exist.
 
-  Files are found by name and not decoded; `bis_jax.prepare` decodes them.
+  Files are not decoded; `bis_jax.prepare` decodes them.
   """
   flags_, image_set = found.columns.flags, found.columns.image_set
   bad = {}
@@ -193,31 +201,13 @@ def with_images(found: Scan, root: ImageRoot) -> Scan:
   return found.reject(rows, [bad[at] for at in image_set[rows].tolist()])
 
 
-def _show_rejections(found: Scan, path: pathlib.Path) -> None:
+def _write_rejections(found: Scan) -> None:
+  path = _beside_out("rejections.jsonl")
   for reason, count in counts_by_reason(found.rejections).items():
     print(f"rejected {count:>8,}  {reason}: {REASONS[reason]}")
-  if found.rejections:
-    path.parent.mkdir(parents=True, exist_ok=True)  # OUT itself where it is a dataset's folder
-    write_jsonl(found.rejections, path)
-    print(f"each of them: {path}")
-
-
-def _write(
-  out: pathlib.Path, files: Sequence[AnnotationFile], table: ScoreTable, manifest: Manifest
-) -> None:
-  """Writes OUT in its format, and the manifest beside it or in its folder."""
-  if _FORMAT.value == "manifest":
-    manifest.save(out)
-    return
-  lines = subset.kept_lines(files, table, manifest)
-  if _FORMAT.value == "dataset":
-    subset.write_dataset(out, lines, manifest)
-    return
-  if _FORMAT.value == "raw":
-    subset.write_raw(out, lines)
-  else:
-    subset.write_conversations(out, lines, manifest)
-  manifest.save(beside(out, "manifest.json"))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_jsonl(found.rejections, path)
+  print(f"all rejected lines: {path}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command `python -m bis_jax.select`, run as a person runs it."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,15 +15,9 @@ from bis_jax.selection.manifest import Manifest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "bis_jax.select", *map(str, arguments)],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "none"},  # the command never starts jax
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+@pytest.fixture
+def run(command):
+  return functools.partial(command, "bis_jax.select")
 
 
 def record(name, *scores):
@@ -56,7 +51,16 @@ def images(path):
 
 
 def test_strict_order_keeps_valid_records_and_lists_the_others(tmp_path, annotations):
-  done = run(f"--annotations={annotations}", "--fraction=0.5", f"--out={tmp_path / 'subset.jsonl'}")
+  """As a process of its own, which never starts jax."""
+  done = subprocess.run(
+    [sys.executable, "-m", "bis_jax.select", f"--annotations={annotations}", "--fraction=0.5"]
+    + [f"--out={tmp_path / 'subset.jsonl'}"],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "none"},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.returncode == 0, done.stderr
   assert images(tmp_path / "subset.jsonl") == ["b", "d", "b", "d"]
   assert "bis keeps 4 of 8 rollouts" in done.stdout
@@ -72,7 +76,7 @@ def test_strict_order_keeps_valid_records_and_lists_the_others(tmp_path, annotat
   ]
 
 
-def test_paper_order_ranks_first_and_drops_afterwards(tmp_path, annotations):
+def test_paper_order_ranks_first_and_drops_afterwards(tmp_path, annotations, run):
   out = tmp_path / "subset.jsonl"
   done = run(f"--annotations={annotations}", "--fraction=0.5", "--order=paper", f"--out={out}")
   assert done.returncode == 0, done.stderr
@@ -80,7 +84,7 @@ def test_paper_order_ranks_first_and_drops_afterwards(tmp_path, annotations):
   assert images(out) == ["b", "c", "d"] * 2
 
 
-def test_a_zip_gives_the_same_bytes_and_a_kept_table_the_same_manifest(tmp_path, annotations):
+def test_a_zip_gives_the_same_bytes_and_a_kept_table_the_same_manifest(tmp_path, annotations, run):
   with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
     for path in sorted(annotations.iterdir()):
       archive.write(path, f"annotations/{path.name}")
@@ -104,7 +108,7 @@ def test_a_zip_gives_the_same_bytes_and_a_kept_table_the_same_manifest(tmp_path,
   assert other.returncode == 1 and "tau=0" in other.stderr
 
 
-def test_images_that_are_not_there_reject_their_records(tmp_path, annotations):
+def test_images_that_are_not_there_reject_their_records(tmp_path, annotations, run):
   root = tmp_path / "images"
   root.mkdir()
   for name in "acdef":
@@ -116,7 +120,7 @@ def test_images_that_are_not_there_reject_their_records(tmp_path, annotations):
   assert "missing_image" in done.stdout
 
 
-def test_dataset_and_report_folders(tmp_path, annotations):
+def test_dataset_and_report_folders(tmp_path, annotations, run):
   done = run(
     f"--annotations={annotations}",
     "--format=dataset",
@@ -133,11 +137,11 @@ def test_dataset_and_report_folders(tmp_path, annotations):
   }
   page = (tmp_path / "report" / "index.html").read_text()
   assert "Selection by bis" in page and "R 0 without a positive step" in page
-  assert Manifest.load(tmp_path / "ds" / "manifest.json").none_positive == 0
+  assert Manifest.load(tmp_path / "ds" / "manifest.json").reliability_if_no_positive == 0
   assert "| none_positive | 0.0 |" in (tmp_path / "ds" / "README.md").read_text()
 
 
-def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations):
+def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations, run):
   out = tmp_path / "subset.jsonl"
   out.write_text("mine\n")
   done = run(f"--annotations={annotations}", f"--out={out}")
@@ -147,7 +151,7 @@ def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations
   assert manifest.returncode == 0
   (tmp_path / "other.jsonl").unlink()
   again = run(f"--annotations={annotations}", f"--out={tmp_path / 'other.jsonl'}")
-  assert again.returncode == 1 and "other.manifest.json is there already" in again.stderr
+  assert again.returncode == 1 and "other.manifest.json exists" in again.stderr
   assert run(f"--annotations={annotations}", f"--out={out}", "--overwrite").returncode == 0
   assert images(out) == ["b", "b"]
 
@@ -158,20 +162,20 @@ def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations
     (["--strategy=best"], "unknown strategy 'best': choose one of bis, full, random"),
     (["--fraction=1.5"], "it must be in (0, 1]"),
     (["--annotations=nowhere"], "no annotations at"),
-    (["--annotations=", "--out="], "say with --out=FILE"),
+    (["--annotations=", "--out="], "name the file to write with --out=FILE"),
     (["--annotations="], "name the annotations with --annotations"),
     (["--annotations=", "--format=manifest", "--table=none.npz"], "no score table at none.npz"),
-    (["extra"], "what is 'extra'?"),
+    (["extra"], "unexpected argument 'extra'"),
   ],
 )
-def test_bad_input_is_named(tmp_path, annotations, arguments, message):
+def test_bad_input_is_named(tmp_path, annotations, arguments, message, run):
   done = run(f"--annotations={annotations}", f"--out={tmp_path / 'x.jsonl'}", *arguments)
   assert done.returncode == 1
-  assert message in done.stderr and "Traceback" not in done.stderr
+  assert message in done.stderr
   assert not (tmp_path / "x.jsonl").exists()
 
 
-def test_annotations_without_a_usable_record_are_named(tmp_path):
+def test_annotations_without_a_usable_record_are_named(tmp_path, run):
   (tmp_path / "empty.jsonl").write_text("{}\n\n")
   done = run(f"--annotations={tmp_path}", f"--out={tmp_path / 'x.jsonl'}")
   assert done.returncode == 1

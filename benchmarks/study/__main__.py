@@ -48,7 +48,7 @@ import sys
 
 from absl import app, flags
 
-from benchmarks.study import arms, page, positions, sweeps
+from benchmarks.study import arms, positions, study_page, sweeps
 
 _OUT = flags.DEFINE_string("out", "runs/study", "folder of all arms and of the page")
 _SEEDS = flags.DEFINE_integer(
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     if not _QUICK.value:  # here and not for --page, which needs no corpus
       larger = [part.name for part in parts if arms.LARGER in (part.name, part.like)]
       positions.write(folder, dict.fromkeys(larger))
-  print(page.write(folder, parts))
+  print(study_page.write(folder, parts))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Writes the page of the theory: closed forms, their simulation, and what a real model showed.
+"""Writes the page of the theory: closed forms, their simulation, and measurements on a model.
 
-Every sentence with a number in it is made from theory.json.
+All numbers in its sentences are from theory.json.
 """
 
-import html
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.study import theory_plots
-from bis_jax.reports import page_style
+from bis_jax.reports import page
 
-# Between the bins of p(1-p): pure rollouts alone, then mixed ones.
+TEMPLATES = pathlib.Path(__file__).with_name("templates")
+# Bins of p(1-p): pure rollouts alone, then mixed ones.
 MIXTURE_EDGES = (1e-9, 0.17, 0.23)
 _MEASURES = {
   "square": "|g|\N{SUPERSCRIPT TWO}",
@@ -19,73 +20,34 @@ _MEASURES = {
 }
 
 
-def write(out: pathlib.Path, results: Mapping) -> None:
+def write(out: pathlib.Path, results: Mapping[str, Any]) -> None:
   """Writes index.html and plots/*.png into the folder; `results` is the content of theory.json."""
-  figures = _figures(results)
-  (out / "plots").mkdir(parents=True, exist_ok=True)
-  for name, (png, _) in figures.items():
-    (out / "plots" / f"{name}.png").write_bytes(png)
-  body = [
-    "<h1>Why a balanced, reliable rollout should teach more</h1>",
-    f"<p>{html.escape(simulation_words(results['simulation']))}</p>",
-    _FORMS,
-    _shown(figures, "over_mixture"),
-    _shown(figures, "over_flips", "deviations"),
-    "<h2>MC scores, flips and BIS</h2>",
-    f"<p>{html.escape(_surface_words(results['curves']['surface']))}</p>",
-    _shown(figures, "flip_rates", "surface"),
-  ]
-  if measured := results.get("measured"):
-    body += [
-      "<h2>Measured on a model: the reward head's gradient, rollout by rollout</h2>",
-      f'<p class="quiet">{html.escape(_METHOD)}</p>',
-      f"<p>{html.escape(measured_words(measured))}</p>",
-      *(_shown(figures, name) for name in ("by_tenth", "correlations", "by_mixture")),
-      _kind_table(measured),
-      _selection_table(measured),
-      _correlation_table(measured),
-    ]
-  page = page_style.document("Theory", "\n".join(body))
-  (out / "index.html").write_text(page, encoding="utf-8")
+  measured = results.get("measured")
+  page.write(
+    out / "index.html",
+    "theory.html",
+    templates=TEMPLATES,
+    figures=_figures(results),
+    plots=out / "plots",
+    title="Theory",
+    simulation=simulation_words(results["simulation"]),
+    surface=_surface_words(results["curves"]["surface"]),
+    measured=measured and measured_words(measured),
+    tables=measured
+    and {
+      "Signal-to-noise by labels": _kind_table(measured),
+      "Signal-to-noise of the highest tenth by each score": _selection_table(measured),
+      "Rank correlations": _correlation_table(measured),
+    },
+  )
 
 
-_FORMS = """<h2>The closed forms</h2>
-<p>Steps with Gaussian features around their truth, at distance &delta; along the teacher, labels
-that are wrong with rates f<sub>+</sub> (positives) and f<sub>&minus;</sub> (negatives), a student
-that gives every step the probability s, a rollout of n steps of which a share p is labelled
-positive and &zeta; is expected to be right, features centred at c. Exactly:</p>
-<div class="card"><p>component along the teacher = &delta; (p &minus; s)(&zeta; &minus; c) +
-&delta; p(1 &minus; p)(1 &minus; f<sub>+</sub> &minus; f<sub>&minus;</sub>)</p>
-<p>and at s = p, with V = (1 &minus; p) f<sub>+</sub>(1 &minus; f<sub>+</sub>) +
-p f<sub>&minus;</sub>(1 &minus; f<sub>&minus;</sub>), its variance = p(1 &minus; p)(1 +
-&delta;<sup>2</sup>V)/n, and E |g|<sup>2</sup> = p(1 &minus; p)(d + &delta;<sup>2</sup>V)/n +
-component<sup>2</sup>.</p></div>
-<p>The first term compares the rollout with what the student expects of any (the prior); the second
-is the contrast between its own steps, of which a pure rollout has none. Derivations and
-assumptions: <code>bis_jax/theory.py</code>.</p>"""
-
-_METHOD = (
-  "g is the gradient of a rollout's mean loss in the reward head, under its noisy MC labels, for "
-  "rollouts that no run trained on. The teacher is the direction along which the loss under the true "
-  "labels falls fastest, at the same student, taken from other rollouts about other pictures, with "
-  "the mean state projected out: along that the head learns the prior, for want of a bias. The "
-  "contrast part is what is left of g when every step's residual is taken relative to the rollout's "
-  "mean. Correlations are rank correlations; intervals of 95 % are from a bootstrap over pictures. "
-  "With the prior left in, and along a classifier fitted to the truth, see theory.json."
-)
-
-
-def _shown(figures: Mapping[str, tuple[bytes, str]], *names: str) -> str:
-  shown = "".join(page_style.figure(*figures[name]) for name in names)
-  return f'<div class="figures" style="margin-top: .8rem">{shown}</div>'
-
-
-def _figures(results: Mapping) -> dict[str, tuple[bytes, str]]:
+def _figures(results: Mapping[str, Any]) -> page.Figures:
   curves, measured = results["curves"], results.get("measured")
   rollout = curves["rollout"]
   about = (
-    f"{rollout['steps']} steps, N = {rollout['n_mc']}, distance {rollout['distance']:g}, offset 1. Lines: closed forms; points: simulation, bars 3 "
-    "standard errors."
+    f"{rollout['steps']} steps, N = {rollout['n_mc']}, distance {rollout['distance']:g}, offset 1. "
+    "Lines: closed forms; points: simulation, error bars: 3 standard errors."
   )
   figures = {
     "deviations": (
@@ -226,26 +188,17 @@ def _above(block: Mapping, other: Mapping) -> bool:
   return block["interval"][0] > other["interval"][1]
 
 
-def _selection_table(measured: Mapping) -> str:
+def _selection_table(measured: Mapping) -> page.Table:
   """Returns the table of signal-to-noise in the highest tenth by every predictor."""
   predictors = list(measured["students"][0]["by_tenth"])
   rows = []
   for student in measured["students"]:
     blocks = [student["all"], *(student["by_tenth"][name][9] for name in predictors)]
-    cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
-    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
-  heading = "<h2>Signal-to-noise of the tenth that each would keep</h2>"
-  return heading + page_style.table(["student", "all (random)", *predictors], rows)
+    rows.append([_about(student), *map(_block, blocks)])
+  return page.Table(["student", "all (random)", *predictors], rows)
 
 
-def _block(block: Mapping) -> str:
-  if block["snr"] is None:
-    return "\N{EN DASH}"
-  low, high = block["interval"]
-  return f"{block['snr']:.3f}<small>{low:.3f} to {high:.3f}</small>"
-
-
-def _kind_table(measured: Mapping) -> str:
+def _kind_table(measured: Mapping) -> page.Table:
   """Returns the table of signal-to-noise by labels: pure, mixed, and halves of the mixed."""
   kinds = list(measured["students"][0]["by_kind"])
   headings = [*kinds, "mixed, lower half by R", "upper", "lower half by BIS", "upper"]
@@ -253,30 +206,30 @@ def _kind_table(measured: Mapping) -> str:
   for student in measured["students"]:
     halves = [block for name in ("R", "BIS") for block in student["mixed_by_half"][name]]
     blocks = [*(student["by_kind"][kind] for kind in kinds), *halves]
-    cells = "".join(f"<td>{_block(block)}</td>" for block in blocks)
-    rows.append(f"<tr><td>{_about(student)}</td>{cells}</tr>")
-  return "<h2>Signal-to-noise by labels</h2>" + page_style.table(["student", *headings], rows)
+    rows.append([_about(student), *map(_block, blocks)])
+  return page.Table(["student", *headings], rows)
 
 
-def _about(student: Mapping) -> str:
-  return (
-    f"{html.escape(student['name'])}<small>ROC-AUC of its answers {student['roc_auc']:.2f}</small>"
-  )
-
-
-def _correlation_table(measured: Mapping) -> str:
+def _correlation_table(measured: Mapping) -> page.Table:
   """Returns the table of rank correlations over all rollouts and among mixed ones."""
   predictors = list(measured["students"][0]["by_tenth"])
   rows = []
   for student in measured["students"]:
     for table, among in (("rank_correlations", ""), ("rank_correlations_among_mixed", ", mixed")):
       for measure, words in _MEASURES.items():
-        found = student[table][measure]
-        cells = "".join(
-          f"<td>{found[name]['value']:+.3f}<small>{found[name]['interval'][0]:+.3f} to "
-          f"{found[name]['interval'][1]:+.3f}</small></td>"
-          for name in predictors
-        )
-        first = f"{html.escape(student['name'])}<small>{words}{among}</small>"
-        rows.append(f"<tr><td>{first}</td>{cells}</tr>")
-  return "<h2>Rank correlations</h2>" + page_style.table(["student", *predictors], rows)
+        found = [student[table][measure][name] for name in predictors]
+        cells = [
+          (f"{one['value']:+.3f}", "{:+.3f} to {:+.3f}".format(*one["interval"])) for one in found
+        ]
+        rows.append([(student["name"], words + among), *cells])
+  return page.Table(["student", *predictors], rows)
+
+
+def _block(block: Mapping) -> tuple[str, str]:
+  if block["snr"] is None:
+    return "\N{EN DASH}", ""
+  return f"{block['snr']:.3f}", "{:.3f} to {:.3f}".format(*block["interval"])
+
+
+def _about(student: Mapping) -> tuple[str, str]:
+  return student["name"], f"ROC-AUC of its answers {student['roc_auc']:.2f}"

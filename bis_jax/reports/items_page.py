@@ -1,9 +1,6 @@
-"""Writes the page on which a person opens any benchmark item and sorts all of them by error."""
+"""Writes items.html, which lists all benchmark items, sorts them by error and shows each of them."""
 
-import html
-import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +8,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from bis_jax.reports import page_style
+from bis_jax.reports import page
 
-_SCRIPT = pathlib.Path(__file__).with_name("items_page.js")
 _DIGITS = 4  # of the scores on the page
 
 
@@ -28,15 +24,18 @@ def write_items_page(
 ) -> None:
   """Writes `folder`/items.html, and the items' images as small files into `folder`/items/.
 
-  `items` are `BenchmarkItem`s, `runs` holds one array of scores an item for each run by its name,
-  and `mc_scores`, where there are any, an item's MC scores, None for a step that has none. A step is
-  called misjudged at `threshold`. `folder` may be a local path or gs://. The page and its images
-  open from file:// and need nothing else.
+  Args:
+    folder: a local path or gs://.
+    title: plain text.
+    items: `BenchmarkItem`s.
+    runs: {name of a run: an array of scores per item}.
+    mc_scores: MC scores per item, None for a step without one.
+    threshold: steps misjudged at this threshold are marked.
   """
   folder = epath.Path(folder)
   (folder / "items").mkdir(parents=True, exist_ok=True)
   with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow works outside Python's lock
-    writing = threads.map(lambda place: _write_images(folder, *place), enumerate(items))
+    writing = threads.map(lambda numbered: _write_images(folder, *numbered), enumerate(items))
     images = list(tqdm(writing, "item images", len(items), disable=None, leave=False))
   records = [
     {
@@ -61,13 +60,7 @@ def write_items_page(
     },
     "threshold": threshold,
   }
-  # "<" would let a step's text end the script element it stands in.
-  encoded = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-  body = _BODY.format(
-    title=html.escape(title), data=encoded, script=_SCRIPT.read_text(encoding="utf-8")
-  )
-  page = page_style.document(title, body, body_class="browser")
-  (folder / "items.html").write_text(page, encoding="utf-8")
+  page.write(folder / "items.html", "items.html", title=title, data=data)
 
 
 def _rounded(mc_scores: Sequence[float | None] | None) -> list[float | None] | None:
@@ -77,30 +70,10 @@ def _rounded(mc_scores: Sequence[float | None] | None) -> list[float | None] | N
 
 
 def _write_images(folder: epath.Path, position: int, item) -> list[str]:
-  """Writes an item's images as thumbnails and returns their addresses relative to the page."""
+  """Returns the addresses of the thumbnails relative to the page."""
   names = []
   for k, image in enumerate(item.images):
-    small, kind = page_style.thumbnail(image.read())
+    small, kind = page.thumbnail(image.read())
     names.append(f"items/{position:05d}_{k}.{kind}")
     (folder / names[-1]).write_bytes(small)
   return names
-
-
-_BODY = """<header>
-<h1>{title}</h1>
-<label>run <select id="run"></select></label>
-<select id="source" aria-label="source"></select>
-<select id="policy" aria-label="policy model"></select>
-<input id="find" type="search" placeholder="words in question or steps" aria-label="find">
-<span class="quiet small" id="count"></span>
-<span class="quiet small">score <span class="key"></span> erroneous to correct</span>
-</header>
-<div class="card list"><table>
-<thead id="heads"><tr><th data-sort="index">item</th><th data-sort="source">source</th>
-<th data-sort="policy">policy model</th><th data-sort="wrong" title="misjudged steps">wrong</th>
-<th data-sort="error" title="mean squared error of the labelled steps">error</th></tr></thead>
-<tbody id="rows"></tbody></table></div>
-<main id="item"></main>
-<script type="application/json" id="data">{data}</script>
-<script>
-{script}</script>"""

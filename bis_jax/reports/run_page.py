@@ -1,25 +1,35 @@
-"""Writes a run's plots and index.html: what was selected, how it trained, how well it judges."""
+"""Writes a run's index.html: selection, training loss, evaluation, and example items."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from bis_jax.reports import page_style, plots
+from bis_jax.reports import page, plots, selection_plots
 
-# (measure, heading) of the tables; the names are those of evaluation.json.
-_OVERALL_COLUMNS = (
-  ("overall_source_weighted", "overall"),
-  ("macro_f1_pooled", "pooled"),
-  ("macro_f1_source_mean", "source mean"),
-  ("accuracy", "accuracy"),
-  ("f1_correct", "F1+"),
-  ("f1_error", "F1\N{MINUS SIGN}"),
-  ("roc_auc", "ROC-AUC"),
-  ("first_error_f1", "first-error F1"),
+# {measure of evaluation.json: heading of its column}
+_MEASURES = {
+  "overall_source_weighted": "overall",
+  "macro_f1_pooled": "pooled",
+  "macro_f1_source_mean": "source mean",
+  "accuracy": "accuracy",
+  "f1_correct": "F1+",
+  "f1_error": "F1\N{MINUS SIGN}",
+  "roc_auc": "ROC-AUC",
+  "first_error_f1": "first-error F1",
+}
+_SOURCE_MEASURES = {"macro_f1": "macro-F1", "constant_macro_f1": "constant"} | {
+  name: _MEASURES[name]
+  for name in ("accuracy", "f1_correct", "f1_error", "first_error_f1", "roc_auc")
+}
+_TILES = (
+  ("tuned_on_test", "overall_source_weighted", "overall, tuned on test (the paper's figure)"),
+  ("fixed_0.5", "overall_source_weighted", "overall at threshold 0.5"),
+  ("fixed_0.5", "macro_f1_pooled", "pooled macro-F1 at 0.5"),
+  ("fixed_0.5", "roc_auc", "ROC-AUC"),
+  ("fixed_0.5", "first_error_f1", "first-error F1 at 0.5"),
 )
-_SOURCE_COLUMNS = _OVERALL_COLUMNS[3:6] + _OVERALL_COLUMNS[7:]
 _LABELS = {
   1: ("correct", "\N{CHECK MARK} correct"),
   -1: ("error", "\N{BALLOT X} error"),
@@ -33,75 +43,62 @@ def write_page(
   title: str,
   items: Sequence,
   scores: Sequence[np.ndarray],
-  evaluation: dict,
-  history: Sequence[dict] = (),
+  evaluation: Mapping[str, Any],
+  history: Sequence[Mapping[str, float]] = (),
   selection: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
   alpha: float | None = None,
   shown_items: int = 12,
   links: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes `workdir`/index.html and `workdir`/plots/*.png.
+  """Writes `workdir`/index.html and `workdir`/plots/*.png; a figure without its input is left out.
 
-  `items` and `scores` are those of `step_evaluation.evaluate`, `evaluation` is its result (or
-  evaluation.json read back), `history` the lines of metrics.jsonl as dicts. `selection` is
-  (mixture float[M], reliability float[M], kept bool[M]) over all scorable rollouts, with `alpha`
-  where BIS chose. `links` are {words: address} of further pages. A plot whose input is missing is left out. `workdir` may be a local path or
-  gs://. The page holds every image it shows and opens from file://.
+  Args:
+    workdir: a local path or gs://.
+    title: plain text.
+    items, scores: as for `step_evaluation.evaluate`.
+    evaluation: its result, the content of evaluation.json.
+    history: lines of metrics.jsonl.
+    selection: (mixture float[M], reliability float[M], kept bool[M]) of all scorable rollouts.
+    alpha: of BIS, if the selection used it.
+    shown_items: number of items on the page.
+    links: {words: address} of further pages.
   """
-  workdir = epath.Path(workdir)
-  figures = _figures(evaluation, history, selection, alpha)
-  (workdir / "plots").mkdir(parents=True, exist_ok=True)
-  for name, (png, _) in figures.items():
-    (workdir / "plots" / f"{name}.png").write_bytes(png)
   threshold = evaluation["thresholds"]["fixed_0.5"]["threshold"]
-  examples = "\n".join(
-    item_html(items[i], scores[i], threshold) for i in example_items(items, scores, shown_items)
+  page.write(
+    epath.Path(workdir) / "index.html",
+    "run.html",
+    figures=_figures(evaluation, history, selection, alpha),
+    plots=epath.Path(workdir) / "plots",
+    title=title,
+    sizes=evaluation["benchmark"],
+    tiles=[
+      (_percent(evaluation["thresholds"][name][measure]), words) for name, measure, words in _TILES
+    ],
+    links=links or {},
+    overall=_overall_table(evaluation),
+    sources=_group_table("source", _SOURCE_MEASURES, evaluation["per_source"]),
+    policies=_group_table("policy model", _MEASURES, evaluation["per_policy_model"]),
+    cards=[
+      item_card(items[i], scores[i], threshold) for i in example_items(items, scores, shown_items)
+    ],
   )
-  body = "\n".join(
-    [
-      f"<h1>{html.escape(title)}</h1>",
-      _summary(evaluation),
-      *(
-        f'<p><a href="{html.escape(address)}">{html.escape(words)}</a></p>'
-        for words, address in (links or {}).items()
-      ),
-      "<h2>Figures</h2>",
-      '<div class="figures">'
-      + "".join(page_style.figure(*figures[name]) for name in figures)
-      + "</div>",
-      "<h2>Measures</h2>",
-      '<p class="quiet">overall: macro-F1 of each source, weighted by its steps (what the paper '
-      "calls overall micro-F1); pooled: macro-F1 of all steps together; source mean: unweighted. "
-      "Small figures are 95 % bootstrap intervals over items.</p>",
-      _overall_table(evaluation),
-      "<h2>Sources, at threshold 0.5</h2>",
-      _source_table(evaluation),
-      "<h2>Policy models, at threshold 0.5</h2>",
-      _policy_table(evaluation),
-      "<h2>Benchmark items</h2>",
-      '<p class="quiet">Steps are coloured by score <span class="key"></span> from erroneous to '
-      "correct; beside each stand its score and its human label. Per source, the best judged, the "
-      "worst judged and one between.</p>",
-      examples,
-    ]
-  )
-  (workdir / "index.html").write_text(page_style.document(title, body), encoding="utf-8")
 
 
 def example_items(items: Sequence, scores: Sequence[np.ndarray], count: int) -> list[int]:
-  """Returns up to `count` positions to show: by turns over the sources, best, worst and between.
+  """Returns the positions of up to `count` items, the sources in turn: best, worst and in between.
 
-  Items are ranked by the mean squared error of their labelled steps; the choice is deterministic.
+  Items are ranked by `item_error`.
   """
   error = np.array([item_error(item, s) for item, s in zip(items, scores, strict=True)])
-  ranked = {}
+  ranked: dict[str, list[int]] = {}
   for i in np.argsort(error, kind="stable"):
     if not np.isnan(error[i]):
       ranked.setdefault(items[i].data_source, []).append(int(i))
-  chosen = []
-  for share in (0, 1, 0.5, 0.75, 0.25):
-    for source in sorted(ranked):
-      chosen.append(ranked[source][round(share * (len(ranked[source]) - 1))])
+  chosen = [
+    ranked[source][round(share * (len(ranked[source]) - 1))]
+    for share in (0, 1, 0.5, 0.75, 0.25)
+    for source in sorted(ranked)
+  ]
   return list(dict.fromkeys(chosen))[:count]
 
 
@@ -113,122 +110,89 @@ def item_error(item, scores: np.ndarray) -> float:
   return float(np.mean((np.asarray(scores)[labels != 0] - (labels[labels != 0] == 1)) ** 2))
 
 
-def item_html(item, scores: np.ndarray, threshold: float) -> str:
-  """Returns a card with an item's images, question and steps, each with its score and label."""
-  steps = "\n".join(
-    _step_html(text, label, float(score), threshold)
+def item_card(item, scores: np.ndarray, threshold: float) -> dict[str, Any]:
+  """Returns the content of item.html."""
+  steps = [
+    {
+      "text": text,
+      "score": float(score),
+      "label": _LABELS[label],
+      "wrong": label != 0 and (score >= threshold) != (label == 1),
+    }
     for text, label, score in zip(item.steps, item.labels, scores, strict=True)
-  )
-  images = "".join(
-    f'<img alt="image {i}" src="{page_style.data_uri(*page_style.thumbnail(image.read()))}">'
-    for i, image in enumerate(item.images, start=1)
-  )
-  about = f"item {item.index}, {item.data_source}, solved by {item.policy_model}"
-  return (
-    f'<article class="card item"><div class="images">{images}</div><div>'
-    f'<h3 class="small quiet">{html.escape(about)}</h3>'
-    f'<div class="question">{html.escape(item.question)}</div>'
-    f'<ol class="steps">{steps}</ol>'
-    f'<p class="small quiet">Answer: {html.escape(item.answer)}</p></div></article>'
-  )
+  ]
+  images = [page.data_uri(*page.thumbnail(image.read())) for image in item.images]
+  return {"item": item, "steps": steps, "images": images}
 
 
-def _step_html(text: str, label: int, score: float, threshold: float) -> str:
-  kind, words = _LABELS[label]
-  wrong = label != 0 and (score >= threshold) != (label == 1)
-  verdict = ' <span class="wrong">misjudged</span>' if wrong else ""
-  return (
-    f'<li class="step" style="--score:{score:.4f}"><span class="text">{html.escape(text)}</span>'
-    f'<span class="marks"><span class="score">{score:.2f}</span>{verdict}<br>'
-    f'<span class="label {kind}">{words}</span></span></li>'
-  )
-
-
-def _figures(evaluation, history, selection, alpha) -> dict[str, tuple[bytes, str]]:
-  """Returns {file name: (PNG, caption)} of the plots whose inputs are there."""
+def _figures(evaluation, history, selection, alpha) -> page.Figures:
   figures = {}
   if selection is not None:
-    caption = "What was selected: every scorable rollout in grey, the kept ones in blue."
-    figures["selection"] = (plots.selection(*selection, alpha), caption)
+    mixture, reliability, kept = selection
+    kept = np.asarray(kept, bool)
+    cells = [selection_plots.cell_counts(mixture[m], reliability[m]) for m in (..., kept)]
+    caption = (
+      "Selection: all scorable rollouts by label mixture and reliability of their positive labels, "
+      "and the share that was kept."
+    )
+    figures["selection"] = (selection_plots.plane(*cells, alpha), caption)
   if any("loss" in line for line in history):
     figures["loss"] = (plots.loss(history), "Training loss.")
   caption = (
-    "Macro-F1 of every source against the constant predictor, which calls every step the "
-    "source's more frequent label. Whiskers: 95 % bootstrap intervals."
+    "Macro-F1 of every source and of the constant predictor, which gives every step the source's "
+    "more frequent label. Whiskers: 95 % bootstrap intervals."
   )
   figures["source_f1"] = (plots.source_f1(evaluation), caption)
-  caption = "Reliability: of the steps with a score, how many are correct. On the diagonal is best."
-  figures["reliability"] = (plots.reliability(evaluation), caption)
+  caption = (
+    "Calibration: share of correct steps by score. A calibrated model is on the diagonal. Below: "
+    "steps per bin."
+  )
+  figures["calibration"] = (plots.calibration(evaluation), caption)
   return figures
 
 
-def _summary(evaluation: dict) -> str:
-  sizes, thresholds = evaluation["benchmark"], evaluation["thresholds"]
-  tiles = [
-    ("overall_source_weighted", "tuned_on_test", "overall, tuned on test (the paper's figure)"),
-    ("overall_source_weighted", "fixed_0.5", "overall at threshold 0.5"),
-    ("macro_f1_pooled", "fixed_0.5", "pooled macro-F1 at 0.5"),
-    ("roc_auc", "fixed_0.5", "ROC-AUC"),
-    ("first_error_f1", "fixed_0.5", "first-error F1 at 0.5"),
-  ]
-  cards = "".join(
-    f'<div class="tile"><b>{_hundred(thresholds[name][measure])}</b>'
-    f'<span class="quiet small">{words}</span></div>'
-    for measure, name, words in tiles
-  )
-  return (
-    f'<p class="quiet">{sizes["items"]:,} items, {sizes["correct_steps"]:,} correct and '
-    f"{sizes['error_steps']:,} erroneous steps ({sizes['neutral_steps']:,} neutral steps left "
-    f'out). Measures are multiplied by 100.</p><div class="tiles">{cards}</div>'
-  )
+def _overall_table(evaluation: Mapping[str, Any]) -> page.Table:
+  shared = {"intervals": evaluation.get("intervals", {})}
+  lines = {
+    (name, f"t = {block['threshold']:.4g}; {block['origin']}"): (shared, block)
+    for name, block in evaluation["thresholds"].items()
+  }
+  return _table("threshold", _MEASURES, lines)
 
 
-def _overall_table(evaluation: dict) -> str:
+def _group_table(
+  heading: str, measures: Mapping[str, str], groups: Mapping[str, Any]
+) -> page.Table:
+  lines = {
+    (name, f"{group['items']:,} items, {group['steps']:,} steps"): (
+      group,
+      group["thresholds"]["fixed_0.5"],
+    )
+    for name, group in groups.items()
+  }
+  return _table(heading, measures, lines)
+
+
+def _table(
+  heading: str,
+  measures: Mapping[str, str],
+  lines: Mapping[tuple[str, str], Iterable[Mapping[str, Any]]],
+) -> page.Table:
+  """Returns a table of measures with intervals; the later blocks of a line take precedence."""
   rows = []
-  for name, block in evaluation["thresholds"].items():
-    intervals = {**evaluation.get("intervals", {}), **block.get("intervals", {})}
-    cells = [_cell(block[measure], intervals.get(measure)) for measure, _ in _OVERALL_COLUMNS]
-    first = f"{html.escape(name)}<small>t = {block['threshold']:.4g}; {block['origin']}</small>"
-    rows.append(f"<tr><td>{first}</td>{''.join(cells)}</tr>")
-  return page_style.table(["threshold", *(heading for _, heading in _OVERALL_COLUMNS)], rows)
+  for first, blocks in lines.items():
+    values, intervals = {}, {}
+    for block in blocks:
+      values |= block
+      intervals |= block.get("intervals", {})
+    cells = [(_percent(values[name]), _interval(intervals.get(name))) for name in measures]
+    rows.append([first, *cells])
+  return page.Table([heading, *measures.values()], rows)
 
 
-def _source_table(evaluation: dict) -> str:
-  rows = []
-  for source, report in evaluation["per_source"].items():
-    block = report["thresholds"]["fixed_0.5"]
-    intervals = {**report.get("intervals", {}), **block.get("intervals", {})}
-    values = [("macro_f1", block["macro_f1"]), (None, report["constant_macro_f1"])]
-    values += [(measure, block[measure]) for measure, _ in _SOURCE_COLUMNS]
-    values.append(("roc_auc", report["roc_auc"]))
-    cells = [_cell(value, intervals.get(measure)) for measure, value in values]
-    sizes = f"<small>{report['items']:,} items, {report['steps']:,} steps</small>"
-    rows.append(f"<tr><td>{html.escape(source)}{sizes}</td>{''.join(cells)}</tr>")
-  headings = [
-    "source",
-    "macro-F1",
-    "constant",
-    *(heading for _, heading in _SOURCE_COLUMNS),
-    "ROC-AUC",
-  ]
-  return page_style.table(headings, rows)
+def _interval(ends: Sequence[float] | None) -> str:
+  return f"{_percent(ends[0])} to {_percent(ends[1])}" if ends else ""
 
 
-def _policy_table(evaluation: dict) -> str:
-  rows = []
-  for policy, report in evaluation["per_policy_model"].items():
-    measures = {"roc_auc": report["roc_auc"], **report["thresholds"]["fixed_0.5"]}
-    intervals = {**report.get("intervals", {}), **measures.get("intervals", {})}
-    cells = [_cell(measures[name], intervals.get(name)) for name, _ in _OVERALL_COLUMNS]
-    sizes = f"<small>{report['items']:,} items, {report['steps']:,} steps</small>"
-    rows.append(f"<tr><td>{html.escape(policy)}{sizes}</td>{''.join(cells)}</tr>")
-  return page_style.table(["policy model", *(heading for _, heading in _OVERALL_COLUMNS)], rows)
-
-
-def _cell(value: float | None, interval: list[float] | None) -> str:
-  span = f"<small>{_hundred(interval[0])} to {_hundred(interval[1])}</small>" if interval else ""
-  return f"<td>{_hundred(value)}{span}</td>"
-
-
-def _hundred(value: float | None) -> str:
+def _percent(value: float | None) -> str:
   return "\N{EN DASH}" if value is None else f"{100 * value:.2f}"

@@ -1,19 +1,17 @@
-"""Pictures of a selection, drawn with matplotlib: each function returns the bytes of a PNG file."""
+"""Figures of a selection; each is the bytes of a PNG file."""
 
-import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, SymLogNorm
-from matplotlib.figure import Figure
 
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#c4c4c4"
-_INK, _QUIET, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
-_DPI = 150
-_NAME = 34  # letters of a source name that a picture shows
+from bis_jax.reports import plot_style as style
 
-# Cells of the plane of mixture against reliability. p (1 - p) = 0 has a column of its own.
+_NAME = 34  # letters of a source name that a figure shows
+
+# Cells of the plane of mixture and reliability. p (1 - p) = 0 has a column of its own.
 MIXTURE_EDGES = np.concatenate(([-0.0125], np.linspace(0.0, 0.25, 21) + 1e-9))
 RELIABILITY_EDGES = np.linspace(0.0, 1.0, 21) + 1e-9
 
@@ -31,88 +29,81 @@ def sources(
   reliability: tuple[np.ndarray, np.ndarray],
   kept_share: np.ndarray,
 ) -> bytes:
-  """Returns four columns of bars, a line a source: rollouts, mixed share, mean R and kept share.
+  """Returns four columns of bars, one bar per source: rollouts, mixed share, mean R and kept share.
 
   Args:
     names: of the sources.
-    rollouts: int[sources], how many were ranked.
+    rollouts: int[sources], number of ranked rollouts.
     mixed: float[sources] twice, share of mixed rollouts among the ranked and among the kept.
     reliability: float[sources] twice, mean R likewise.
     kept_share: float[sources].
   """
-  figure = Figure(figsize=(11, 1.3 + 0.21 * len(names)), dpi=_DPI, layout="constrained")
-  columns = figure.subplots(1, 4, sharey=True)
+  figure, columns = style.new_panels(4, width=11, height=1.3 + 0.21 * len(names), sharey=True)
   y = np.arange(len(names))
-  columns[0].barh(y, rollouts, 0.72, color=_GREY)
+  columns[0].barh(y, rollouts, 0.72, color=style.LIGHT_GREY)
   for axes, (before, after) in zip(columns[1:3], (mixed, reliability), strict=True):
-    axes.barh(y, 100 * before, 0.72, color=_GREY, label="all ranked")
-    axes.plot(100 * after, y, "o", color=_BLUE, markersize=4.5, label="kept", clip_on=False)
-  columns[3].barh(y, 100 * kept_share, 0.72, color=_BLUE)
+    axes.barh(y, 100 * before, 0.72, color=style.LIGHT_GREY, label="all ranked")
+    axes.plot(100 * after, y, "o", color=style.BLUE, markersize=4.5, label="kept", clip_on=False)
+    axes.set_xlim(0, 100)
+  columns[3].barh(y, 100 * kept_share, 0.72, color=style.BLUE)
   titles = ("rollouts ranked", "mixed rollouts, %", "mean reliability R x 100", "kept, %")
   for axes, title in zip(columns, titles, strict=True):
-    _style(axes, title, "")
-    axes.grid(axis="y", visible=False)
-    axes.xaxis.get_major_formatter().set_scientific(False)
+    style.label_axes(axes, title)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
     axes.tick_params(axis="x", labelsize=8)
-  columns[1].set_xlim(0, 100)
-  columns[2].set_xlim(0, 100)
-  columns[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(axis="y", visible=False)
   columns[0].locator_params(axis="x", nbins=4)
-  columns[0].set_yticks(y, [_short(name) for name in names], fontsize=8)
-  columns[0].set_ylim(len(names) - 0.4, -0.6)
-  figure.legend(
-    *columns[1].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False
-  )
-  return _png(figure)
+  style.label_lines(columns[0], [_short(name) for name in names])
+  handles = columns[1].get_legend_handles_labels()
+  style.add_legend(figure, *handles, loc="outside upper right", ncols=2)
+  return style.png_bytes(figure)
 
 
-def plane(everything: np.ndarray, kept: np.ndarray, alpha: float, cut: float | None) -> bytes:
-  """Returns where the rollouts lie between mixture and reliability, and which of them are kept.
+def plane(
+  everything: np.ndarray, kept: np.ndarray, alpha: float | None, cut: float | None = None
+) -> bytes:
+  """Returns the rollouts in the plane of mixture and reliability, and the share that is kept.
 
   Args:
     everything: `cell_counts` of the ranked rollouts.
     kept: `cell_counts` of the kept ones.
-    alpha: of the lines of equal BIS.
-    cut: a line of this BIS is drawn strong; None for no lines.
+    alpha: of the lines of equal BIS; None for no lines.
+    cut: the line of this BIS is emphasised.
   """
-  figure = Figure(figsize=(11, 4.6), dpi=_DPI, layout="constrained")
-  left, right = figure.subplots(1, 2, sharey=True)
+  figure, (left, right) = style.new_panels(2, width=11, height=4.6, sharey=True)
   with np.errstate(invalid="ignore"):
     share = 100 * kept / everything
   counts = np.where(everything > 0, everything, np.nan)
   norm = LogNorm(1, max(2.0, everything.max()))
-  for axes, cells, style, label in (
-    (left, counts, {"cmap": "viridis", "norm": norm}, "rollouts in a cell"),
-    (right, share, {"cmap": "Blues", "vmin": 0, "vmax": 100}, "of them kept, %"),
-  ):
-    mesh = _cells(axes, cells, **style)
-    figure.colorbar(mesh, ax=axes, label=label, pad=0.02)
-  if cut is not None:
-    _bis_lines(right, alpha, cut)
-  left.set_title("all ranked rollouts", fontsize=10, color=_INK)
-  right.set_title("kept", fontsize=10, color=_INK)
+  _draw_cells(left, counts, "rollouts per cell", cmap="viridis", norm=norm)
+  _draw_cells(right, share, "share kept, %", cmap="Blues", vmin=0, vmax=100)
+  if alpha is not None:
+    _draw_bis_lines(right, alpha, cut)
+  left.set_title(f"all ranked rollouts: {everything.sum():,.0f}", fontsize=10, color=style.INK)
+  right.set_title(f"kept: {kept.sum():,.0f}", fontsize=10, color=style.INK)
   right.set_ylabel("")
-  return _png(figure)
+  return style.png_bytes(figure)
 
 
 def change(panels: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
-  """Returns, a panel a comparison, where rollouts come in and go out between two selections.
+  """Returns, one panel per comparison, where rollouts are added and removed.
 
   Args:
     panels: (title, kept before, kept after), the latter two as `cell_counts`.
   """
-  figure = Figure(figsize=(5.6 * len(panels), 4.6), dpi=_DPI, layout="constrained")
-  row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  size = {"width": 5.6 * len(panels), "height": 4.6}
+  figure, row = style.new_panels(len(panels), **size, sharey=True)
   for axes, (title, before, after) in zip(row, panels, strict=True):
     difference = np.where((before > 0) | (after > 0), after - before, np.nan)
     most = max(1.0, np.nanmax(np.abs(difference), initial=1.0))
     # Logarithmic on both sides: a few cells of pure rollouts hold most of a corpus.
-    mesh = _cells(axes, difference, cmap="RdBu", norm=SymLogNorm(10, vmin=-most, vmax=most))
-    figure.colorbar(mesh, ax=axes, label="rollouts more (+) or fewer (\N{MINUS SIGN})", pad=0.02)
-    axes.set_title(title, fontsize=10, color=_INK)
+    norm = SymLogNorm(10, vmin=-most, vmax=most)
+    label = "rollouts more (+) or fewer (\N{MINUS SIGN})"
+    _draw_cells(axes, difference, label, cmap="RdBu", norm=norm)
+    axes.set_title(title, fontsize=10, color=style.INK)
   for axes in row[1:]:
     axes.set_ylabel("")
-  return _png(figure)
+  return style.png_bytes(figure)
 
 
 def scores(
@@ -125,22 +116,22 @@ def scores(
     kept: bool[rows].
     cuts: float64[sources], lowest kept score of each source.
     strategy: its name.
+    bins: of the histogram.
   """
-  figure = Figure(figsize=(7, 4), dpi=_DPI, layout="constrained")
-  axes = figure.subplots()
+  figure, axes = style.new_figure(f"score by {strategy}", "rollouts (log scale)", width=7)
   low, high = float(everything.min()), float(everything.max())
   edges = np.linspace(low, high if high > low else low + 1e-6, bins + 1)
-  for values, colour, word in ((everything, _GREY, "ranked"), (everything[kept], _BLUE, "kept")):
-    axes.hist(values, edges, color=colour, label=f"{word}: {values.size:,}")
+  parts = {"ranked": (everything, style.LIGHT_GREY), "kept": (everything[kept], style.BLUE)}
+  for name, (values, colour) in parts.items():
+    axes.hist(values, edges, color=colour, label=f"{name}: {values.size:,}")
   axes.set_yscale("log")
-  _style(axes, f"score by {strategy}", "rollouts (log scale)")
   if cuts.size:
-    middle = float(np.median(cuts))
-    axes.axvspan(cuts.min(), cuts.max(), color=_ORANGE, alpha=0.13, linewidth=0, zorder=0)
-    label = f"cut: median {middle:.4g}, {cuts.min():.4g} to {cuts.max():.4g}"
-    axes.axvline(middle, color=_ORANGE, linewidth=1.6, label=label)
-  axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5)
-  return _png(figure)
+    first, middle, last = np.quantile(cuts, (0, 0.5, 1))
+    axes.axvspan(first, last, color=style.VERMILION, alpha=0.13, linewidth=0, zorder=0)
+    label = f"cut: median {middle:.4g}, {first:.4g} to {last:.4g}"
+    axes.axvline(middle, color=style.VERMILION, linewidth=1.6, label=label)
+  style.add_legend(axes, **style.ABOVE, ncols=3, fontsize=8.5)
+  return style.png_bytes(figure)
 
 
 def overlap(names: Sequence[str], jaccard: np.ndarray) -> bytes:
@@ -150,58 +141,39 @@ def overlap(names: Sequence[str], jaccard: np.ndarray) -> bytes:
     names: of the strategies.
     jaccard: float64[strategies, strategies], size of the intersection over that of the union.
   """
-  figure = Figure(figsize=(7.4, 6.2), dpi=_DPI, layout="constrained")
-  axes = figure.subplots()
+  figure, axes = style.new_figure("", "", width=7.4, height=6.2)
   image = axes.imshow(100 * jaccard, cmap="Blues", vmin=0, vmax=100)
   for (row, column), value in np.ndenumerate(jaccard):
-    colour = "white" if value > 0.55 else _INK
-    axes.text(
-      column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8.5
-    )
+    colour = "white" if value > 0.55 else style.INK
+    place = {"ha": "center", "va": "center", "fontsize": 8.5}
+    axes.text(column, row, f"{100 * value:.0f}", color=colour, **place)
   positions = np.arange(len(names))
-  axes.set_xticks(positions, names, rotation=40, ha="right", fontsize=9)
-  axes.set_yticks(positions, names, fontsize=9)
-  axes.tick_params(length=0, colors=_INK)
-  for spine in axes.spines.values():
-    spine.set_visible(False)
+  axes.set_xticks(positions, names, rotation=40, ha="right")
+  axes.set_yticks(positions, names)
+  axes.grid(visible=False)
+  axes.spines["bottom"].set_visible(False)
   figure.colorbar(image, ax=axes, label="Jaccard overlap of the kept sets x 100", pad=0.02)
-  return _png(figure)
+  return style.png_bytes(figure)
 
 
-def _cells(axes: Axes, cells: np.ndarray, **style):
-  """Draws cells of the plane; those that are NaN stay empty."""
-  mesh = axes.pcolormesh(MIXTURE_EDGES, RELIABILITY_EDGES, cells.T, **style)
-  _style(axes, "mixture  p (1 \N{MINUS SIGN} p)", "reliability  R")
+def _draw_cells(axes: Axes, cells: np.ndarray, label: str, **options: Any) -> None:
+  """Draws cells of the plane, NaN ones empty, with a colour bar."""
+  mesh = axes.pcolormesh(MIXTURE_EDGES, RELIABILITY_EDGES, cells.T, **options)
+  style.label_axes(axes, "mixture  p (1 \N{MINUS SIGN} p)", "reliability  R")
   axes.grid(visible=False)
   axes.set_facecolor("#f7f7f5")
-  return mesh
+  axes.figure.colorbar(mesh, ax=axes, label=label, pad=0.02)
 
 
-def _bis_lines(axes: Axes, alpha: float, cut: float) -> None:
+def _draw_bis_lines(axes: Axes, alpha: float, cut: float | None) -> None:
   x, y = np.meshgrid(np.linspace(MIXTURE_EDGES[0], 0.25, 120), np.linspace(0.0, 1.0, 120))
   levels = np.linspace(0.0, 0.25 + alpha, 10)[1:-1]
   bis = (np.maximum(x, 0.0) + alpha) * y
-  axes.contour(x, y, bis, levels, colors="#777777", linewidths=0.6, alpha=0.7)
-  line = axes.contour(x, y, bis, [cut], colors=_ORANGE, linewidths=1.8)
-  axes.clabel(line, fmt="BIS %.3f", fontsize=8)
+  lines = axes.contour(x, y, bis, levels, colors="#777777", linewidths=0.6, alpha=0.7)
+  if cut is not None:
+    lines = axes.contour(x, y, bis, [cut], colors=style.VERMILION, linewidths=1.8)
+  axes.clabel(lines, fmt="BIS %.3f", fontsize=8)
 
 
 def _short(name: str) -> str:
   return name if len(name) <= _NAME else name[: _NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _style(axes: Axes, x_label: str, y_label: str) -> None:
-  axes.set_xlabel(x_label, color=_INK)
-  axes.set_ylabel(y_label, color=_INK)
-  axes.grid(color=_GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(colors=_INK, labelsize=9, length=0)
-  for side in ("top", "right", "left"):
-    axes.spines[side].set_visible(False)
-  axes.spines["bottom"].set_color(_QUIET)
-
-
-def _png(figure: Figure) -> bytes:
-  encoded = io.BytesIO()
-  figure.savefig(encoded, format="png", facecolor="white")
-  return encoded.getvalue()

@@ -156,7 +156,7 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
     strategy=s.strategy,
     fraction=s.fraction,
     alpha=s.alpha,
-    none_positive=s.none_positive,
+    reliability_if_no_positive=s.none_positive,
     scope="per_source" if s.per_source else "global",
     seed=config.seed,
   )

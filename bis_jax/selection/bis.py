@@ -1,8 +1,8 @@
-"""The Balanced-Information Score of a rollout, in float64 as the paper writes it.
+"""The Balanced-Information Score of a rollout, in float64 as in the paper.
 
-Scores are discrete, ties at the cut are the rule, and rounding decides who is kept. NumPy rounds
-after every operation; XLA may fuse p (1 - p) + alpha into one rounding, and TPUs have no float64.
-So scores are computed here, on the host, and devices see only their ranks.
+Scores are discrete and often tie at the cut, so rounding decides which rollouts are kept. NumPy
+rounds after every operation; XLA may fuse p (1 - p) + alpha, and TPUs have no float64. Therefore
+scores are computed here, on the host.
 """
 
 import numpy as np
@@ -12,22 +12,24 @@ def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
   """Returns p (1 - p) with p = n_pos / n: float64, in [0, 1/4].
 
   Args:
-    n: int[rollouts], scored steps, at least 1.
-    n_pos: int[rollouts], positive ones among them.
+    n: int[rollouts], number of scored steps, at least 1.
+    n_pos: int[rollouts], number of positive steps.
   """
   p = n_pos.astype(np.float64) / n
   return p * (1.0 - p)
 
 
-def reliability(n_pos: np.ndarray, score_sum: np.ndarray, none_positive: float = 1.0) -> np.ndarray:
+def reliability(
+  n_pos: np.ndarray, score_sum: np.ndarray, if_no_positive: float = 1.0
+) -> np.ndarray:
   """Returns R, the mean MC score of the positive steps: float64.
 
   Args:
     n_pos: int[rollouts].
     score_sum: float64[rollouts], sum of the positive steps' MC scores.
-    none_positive: R where no step is positive, in [0, 1]; 1 in the paper.
+    if_no_positive: R of a rollout without a positive step, in [0, 1]; 1 in the paper.
   """
-  return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), none_positive)
+  return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), if_no_positive)
 
 
 def bis_scores(
@@ -35,7 +37,7 @@ def bis_scores(
   n_pos: np.ndarray,
   score_sum: np.ndarray,
   alpha: float,
-  none_positive: float = 1.0,
+  if_no_positive: float = 1.0,
 ) -> np.ndarray:
   """Returns (p (1 - p) + alpha) R of each rollout: float64. Arguments as above."""
-  return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum, none_positive)
+  return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum, if_no_positive)

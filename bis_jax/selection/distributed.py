@@ -1,10 +1,9 @@
-"""The same selection where every training process holds only a slice of the score table.
+"""The same selection if every training process holds only a slice of the score table.
 
-Scores become 64-bit integers that sort alike. The cut of a source is found by counting, one byte
-of those integers after the other: each process counts its rows by source and byte, the counts are
-summed over all devices, and the byte that the k-th best score has follows. So 8 sums of small
-integer histograms find the exact cut, whatever the scores; ties at the cut go to the first
-devices, whose rows come first in the file.
+A radix select over 64-bit integers that sort as the scores do. Per byte of the integer, each process
+counts its rows by source and byte value, the counts are summed over all devices, and the sum gives
+that byte of the k-th highest score. So 8 all-reduces of small integer histograms give the exact cut.
+Ties at the cut go to the first devices, whose rows come first in the file.
 """
 
 import dataclasses
@@ -19,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.errors import UserError
 from bis_jax.selection.manifest import KeptSource, Manifest
 from bis_jax.selection.rule import Rule, kept_sources, manifest_of
 
@@ -31,31 +31,29 @@ def sort_keys(scores: np.ndarray) -> np.ndarray:
 
 
 def _row_mesh() -> Mesh:
-  """Returns all devices in one axis, those of a process together and processes in order."""
+  """Returns a mesh of one axis, with the devices of a process together and processes in order."""
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
 
 
 def _count(group_N: jax.Array, byte_N: jax.Array, active_N: jax.Array, groups: int) -> jax.Array:
-  """Returns int32[groups, 256]: the active rows of all devices by group and byte."""
+  """Returns int32[groups, 256]: number of active rows on all devices by group and byte value."""
   counts = jnp.zeros((groups, 256), jnp.int32)
   counts = counts.at[group_N, byte_N].add(active_N.astype(jnp.int32), mode="drop")
   return jax.lax.psum(counts, "rows")
 
 
 def _find_cut(high_N, low_N, group_N, wanted_G):
-  """Returns the cut of each group and how many rows at the cut this device keeps.
-
-  Runs on every device with its own N rows.
+  """Returns the cut of each group and the number of rows at the cut that this device keeps.
 
   Args:
     high_N: uint32[N], upper half of the sort keys.
     low_N: uint32[N], lower half.
-    group_N: int32[N]; rows whose group is G belong to none.
-    wanted_G: int32[G], rows to keep of each group, no more than it has.
+    group_N: int32[N]; G stands for no group.
+    wanted_G: int32[G], number of rows to keep of each group, at most its size.
 
   Returns:
-    cut_2G: uint32[2, G], both halves of the lowest key kept; mine_1G: int32[1, G].
+    cut_2G: uint32[2, G], both halves of the lowest key kept; ties_1G: int32[1, G].
   """
   groups = wanted_G.shape[0]
   words_N, cut_G = (high_N, low_N), [jnp.zeros_like(wanted_G, jnp.uint32) for _ in range(2)]
@@ -88,17 +86,17 @@ def _jitted_find_cut(mesh: Mesh):
 
 
 def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-  """Returns bool[rows] of this process's rows to keep.
+  """Returns bool[rows], True for this process's rows to keep.
 
   Args:
-    keys: uint64[rows]; the rows of process 0 come before those of process 1, and so on.
+    keys: uint64[rows]; processes hold consecutive slices of the table.
     group: int32[rows], `wanted.size` for rows that are never kept.
-    wanted: int[groups], rows to keep over all processes, no more than a group has.
+    wanted: int[groups], number of rows to keep over all processes, at most the size of the group.
   """
   mesh = _row_mesh()
   local = jax.local_device_count()
   most = int(multihost_utils.process_allgather(np.int32(keys.size)).max())
-  block = max(1, -(-most // local))  # rows a device: the largest slice decides for all
+  block = max(1, -(-most // local))  # rows per device: that of the largest slice
 
   def shard(column: np.ndarray, padding: int) -> jax.Array:
     padded = np.full(local * block, padding, column.dtype)
@@ -129,7 +127,7 @@ def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
 
 
 def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
-  """Returns the kept rollouts of all processes, each source's lines in process order."""
+  """Returns the sources with the kept rollouts of all processes, in process order."""
   counts = np.array([[s.scorable, s.dropped, s.lines.size] for s in sources], np.int32)
   counts = multihost_utils.process_allgather(counts)  # [processes, sources, 3]
   sizes = counts[:, :, 2]
@@ -152,15 +150,14 @@ def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
 
 
 def select(table: ScoreTable, **rule) -> Manifest:
-  """Returns on every process the manifest that `cut.select` returns for the whole table.
+  """Returns on every process the manifest that `rule.select` returns for the whole table.
 
   Args:
-    table: this process's rows; the whole table is the slices of processes 0, 1, ... in order, and
-      all name the same sources. `ScoreTable.load(path, part=(process, processes))` reads one.
+    table: this process's slice, as read by `ScoreTable.load(path, part=(process, processes))`.
     **rule: the fields of `Rule`, the same on every process.
 
   Raises:
-    ValueError: a parameter outside its range, no rollout to rank, or slices of different tables.
+    UserError: a parameter outside its range, no rollout to rank, or slices of different tables.
   """
   rule = Rule(**rule)
   same = dataclasses.astuple(rule) + (table.source_names, table.tau, table.unmeasured, table.digest)
@@ -189,7 +186,7 @@ def _check_same(text: str) -> None:
   digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
   every = multihost_utils.process_allgather(digest).reshape(-1, digest.size)
   if (every != digest).any():
-    raise ValueError(
+    raise UserError(
       "the processes do not select by one rule from slices of one table: give all the same "
       "parameters and the same score table"
     )

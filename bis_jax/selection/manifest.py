@@ -1,4 +1,4 @@
-"""The record of a selection: its parameters, every kept rollout, and what it was made from."""
+"""The record of a selection: its parameters, the kept rollouts, and the corpus."""
 
 import dataclasses
 import hashlib
@@ -7,24 +7,25 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from etils import epath
 
-from bis_jax.corpus.score_table import as_path
+from bis_jax import files
 from bis_jax.errors import UserError
 
 
 class ManifestError(UserError):
-  """A manifest that is damaged, or that does not fit its corpus."""
+  """A damaged manifest, or one of another corpus."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptSource:
-  """What was kept of one annotation file.
+  """The kept rollouts of one annotation file.
 
   Attributes:
     name: the file's stem.
-    scorable: rollouts that were ranked.
-    dropped: rollouts ranked high enough but invalid (`paper` order only).
-    lines: int32[kept], 0-based line numbers, rising.
+    scorable: number of ranked rollouts.
+    dropped: number of rollouts ranked high enough but invalid (`paper` order only).
+    lines: int32[kept], 0-based line numbers, increasing.
   """
 
   name: str
@@ -35,13 +36,12 @@ class KeptSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Manifest:
-  """One selection; the parameters are those of `cut.Rule`.
+  """One selection: the parameters of `rule.Rule` and the kept rollouts.
 
   Attributes:
-    tau: threshold of a positive step in the score table.
-    unmeasured: how the score table counts steps without continuations.
-    corpus_digest: names the corpus; "" if the table has no name for it.
-    table_checksum: of the statistics that decided.
+    tau, unmeasured: those of the score table.
+    corpus_digest: identifies the corpus; "" if the score table has no digest.
+    table_checksum: of the score table's statistics.
     sources: in file-name order.
   """
 
@@ -57,16 +57,16 @@ class Manifest:
   corpus_digest: str
   table_checksum: str
   sources: tuple[KeptSource, ...]
-  none_positive: float = 1.0
+  reliability_if_no_positive: float = 1.0  # "none_positive" in the file
 
   def __len__(self) -> int:
     return sum(source.lines.size for source in self.sources)
 
   @property
   def digest(self) -> str:
-    """Returns 64 hex digits of everything in the manifest."""
+    """64 hex digits of everything in the manifest."""
     head = self._head()
-    if head["none_positive"] == 1:  # as manifests have it that were written before the setting
+    if head["none_positive"] == 1:  # manifests written before the setting existed lack it
       del head["none_positive"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for source in self.sources:
@@ -75,62 +75,56 @@ class Manifest:
 
   def _head(self) -> dict[str, Any]:
     head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    head["none_positive"] = head.pop("reliability_if_no_positive")
     head["sources"] = {
       s.name: {"scorable": s.scorable, "kept": s.lines.size, "dropped": s.dropped}
       for s in self.sources
     }
     return {"rollouts": len(self)} | head
 
-  def save(self, path: Any) -> None:
-    """Writes the manifest as JSON, the kept lines of a source on one line; whole or not at all.
-
-    `path` is a local path, or an epath.Path for gs://.
-    """
-    path = as_path(path)
-    part = path.with_name(path.name + ".part")
+  def save(self, path: epath.PathLike) -> None:
+    """Writes the manifest as JSON atomically, the kept lines of a source on one line."""
     head = self._head() | {"digest": self.digest}
-    with part.open("wb") as file:
+    lines = [
+      msgspec.json.encode(s.name) + b": " + msgspec.json.encode(s.lines.tolist())
+      for s in self.sources
+    ]
+    with files.replacing(path) as file:
       file.write(json.dumps(head, indent=1, ensure_ascii=False).encode()[:-2])
-      file.write(b',\n "lines": {')
-      for i, source in enumerate(self.sources):
-        file.write(b",\n  " if i else b"\n  ")
-        file.write(msgspec.json.encode(source.name) + b": ")
-        file.write(msgspec.json.encode(source.lines.tolist()))
-      file.write(b"\n }\n}\n")
-    part.replace(path)
+      file.write(b',\n "lines": {\n  ' + b",\n  ".join(lines) + b"\n }\n}\n")
 
   @classmethod
-  def load(cls, path: Any) -> "Manifest":
-    """Reads a manifest and checks that nothing in it was changed.
+  def load(cls, path: epath.PathLike) -> "Manifest":
+    """Reads a manifest.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ManifestError: the file is no manifest, or does not match its own digest.
+      ManifestError: the file is not a manifest, or does not match its own digest.
     """
     try:
-      held = msgspec.json.decode(as_path(path).read_bytes())
+      held = msgspec.json.decode(epath.Path(path).read_bytes())
       digest, lines = held.pop("digest"), held.pop("lines")
       del held["rollouts"]
+      held["reliability_if_no_positive"] = held.pop("none_positive", 1.0)
       held["sources"] = tuple(
         KeptSource(name, counts["scorable"], counts["dropped"], np.array(lines[name], np.int32))
         for name, counts in held["sources"].items()
       )
       manifest = cls(**held)
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError, OverflowError) as error:
-      raise ManifestError(f"{path} is no manifest ({error}): select again") from error
+      raise ManifestError(f"{path} is not a manifest ({error}): select again") from error
     if manifest.digest != digest:
       raise ManifestError(f"{path} was changed after it was written: select again")
     return manifest
 
   def rollout_indices(self, corpus: Any) -> np.ndarray:
-    """Returns int64[kept], in file order: where the kept rollouts lie in a prepared corpus.
+    """Returns int64[kept], in file order: indices of the kept rollouts in a prepared corpus.
 
     Args:
       corpus: has `digest` and `score_table`.
 
     Raises:
-      ManifestError: the corpus is not the one that was selected from, or does not store a kept
-        rollout.
+      ManifestError: another corpus than the manifest's, or one that lacks a kept rollout.
     """
     if corpus.digest != self.corpus_digest:
       raise ManifestError(

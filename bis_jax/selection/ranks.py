@@ -1,8 +1,8 @@
-"""BIS of rollouts whose MC counts lie on a device: exact ranks, by integers and one look-up.
+"""Exact BIS ranks of rollouts whose MC counts are on a device, by integers and one table look-up.
 
 Rollouts with the same (n, n_pos, sum of counts) have the same score, and there are few such
-triples. The host scores every possible triple in float64 and ranks them; the device counts and
-looks the rank up. No rounding happens there, so order and ties are the same on every backend.
+triples. The host scores and ranks every possible triple in float64; the device counts and looks up
+the rank. It never rounds, so order and ties are the same on every backend.
 """
 
 import jax
@@ -11,37 +11,37 @@ import numpy as np
 
 from bis_jax.selection.bis import bis_scores
 
-NO_STEP = 255  # stands in `counts_SB` where a rollout has no scored step
+NO_STEP = 255  # in `counts_SB`: no scored step
 
 
 def rank_table(
-  alpha: float, *, steps: int, continuations: int = 16, none_positive: float = 1.0
+  alpha: float, *, steps: int, continuations: int = 16, if_no_positive: float = 1.0
 ) -> np.ndarray:
   """Returns the rank of every possible rollout: int32[n, n_pos, sum of counts].
 
-  A higher score has a higher rank, and scores that tie in float64 share one; -1 where no rollout
-  can be (n = 0, n_pos > n, a sum out of reach).
+  A higher score has a higher rank, and scores that tie in float64 share one; -1 for impossible
+  triples (n = 0, n_pos > n, a sum that n_pos steps cannot have).
 
   Args:
     alpha: BIS smoothing.
-    steps: most scored steps of a rollout.
-    continuations: MC continuations of every step, a power of two up to 128: then sums of counts
-      are exactly the float64 sums of scores, in whatever order.
-    none_positive: reliability of a rollout without a positive step, in [0, 1].
+    steps: maximum number of scored steps of a rollout.
+    continuations: MC continuations per step, a power of two up to 128: then sums of counts are
+      exactly the float64 sums of scores, in any order.
+    if_no_positive: reliability of a rollout without a positive step, in [0, 1].
 
   Raises:
-    ValueError: `continuations` is no such power of two.
+    ValueError: `continuations` is not such a power of two.
   """
   if continuations not in (1, 2, 4, 8, 16, 32, 64, 128):
     raise ValueError(
-      f"ranks by counts need 1, 2, 4, ... 128 continuations a step, not {continuations}: score "
+      f"ranks by counts need 1, 2, 4, ... 128 continuations per step, not {continuations}: score "
       "such rollouts on the host with bis_scores"
     )
   n, n_pos, total = np.indices((steps + 1, steps + 1, steps * continuations + 1))
   possible = (n > 0) & (n_pos <= n) & (n_pos <= total) & (total <= n_pos * continuations)
   ranks = np.full(n.shape, -1, np.int32)
   sums = total[possible] / continuations
-  scores = bis_scores(n[possible], n_pos[possible], sums, alpha, none_positive)
+  scores = bis_scores(n[possible], n_pos[possible], sums, alpha, if_no_positive)
   ranks[possible] = np.unique(scores, return_inverse=True)[1]
   return ranks
 
@@ -50,10 +50,10 @@ def rank_table(
 def step_ranks(counts_SB: jax.Array, ranks: jax.Array) -> jax.Array:
   """Returns the BIS rank of each rollout: int32[B].
 
-  S steps lead so that a vector register holds one step of many rollouts B.
 
   Args:
-    counts_SB: uint8[S, B], right continuations of each step, NO_STEP where there is none.
+    counts_SB: uint8[S, B], correct continuations per step; NO_STEP for no step. S is first so that
+      a vector register holds one step of many rollouts.
     ranks: a `rank_table` for at least S steps.
   """
   scored_SB = counts_SB != NO_STEP

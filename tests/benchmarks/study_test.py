@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.study import arms, page, recipe, results, sweeps
+from benchmarks.study import arms, recipe, results, study_page, sweeps
 from benchmarks.study.arms import Part
 from bis_jax.selection.strategies import STRATEGIES
 from bis_jax.settings import config_check as config_lib
@@ -187,7 +187,7 @@ def finished(tmp_path):
 
 
 def test_the_page_says_what_the_workdirs_hold(finished):
-  words = page.write(finished, arms.MAIN + arms.ABLATIONS)
+  words = study_page.write(finished, arms.MAIN + arms.ABLATIONS)
   assert "BIS 10 % reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
   assert "a relative gain of +14.3 %" in words
   assert "The mean of BIS is above random's in 3 of 4 settings." in words
@@ -234,11 +234,11 @@ def test_a_part_with_all_of_its_own_rollouts_is_compared_with_them(finished):
   assert ("slip_4", "bis", "bis") not in by_pair
   assert by_pair["n_mc_4", "bis", "full"]["difference"] == pytest.approx(0.7 - 0.81)
   assert ("grid", "bis", "recipe") not in by_pair and ("full", "full", "full") not in by_pair
-  drawn = page._runs(entries, "larger")
+  drawn = study_page._runs(entries, "larger")
   assert {run.curve[-1][1] for run in drawn if run.strategy == "full"} == {0.96, 0.94}
-  words = page.write(finished, arms.MAIN)
+  words = study_page.write(finished, arms.MAIN)
   assert "All of these in one pass (200 steps): 95.00 ± 1.41; after 200 of them, by a" in words
-  half = page._on_the_way(results.find(entries, "larger", "full", 1.0), 150)
+  half = study_page._on_the_way(results.find(entries, "larger", "full", 1.0), 150)
   assert half == "; after 100 of them, by a part of the benchmark, 47.5"
 
 

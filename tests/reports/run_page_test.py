@@ -10,7 +10,8 @@ from PIL import Image
 
 from bis_jax.evaluation import step_evaluation, visual_process_bench
 from bis_jax.images import ImageError
-from bis_jax.reports import page_style, run_page
+from bis_jax.reports import page as page_lib
+from bis_jax.reports import run_page
 
 
 @pytest.fixture
@@ -45,18 +46,18 @@ EVERYTHING = {
 def test_every_plot_is_a_png_and_stands_on_the_page(tmp_path, run):
   workdir = page(tmp_path, run, **EVERYTHING)
   plots = sorted(path.name for path in (workdir / "plots").iterdir())
-  assert plots == ["loss.png", "reliability.png", "selection.png", "source_f1.png"]
+  assert plots == ["calibration.png", "loss.png", "selection.png", "source_f1.png"]
   html = (workdir / "index.html").read_text(encoding="utf-8")
   for name in plots:
     encoded = (workdir / "plots" / name).read_bytes()
     assert Image.open(io.BytesIO(encoded)).format == "PNG"
-    assert page_style.data_uri(encoded, "png") in html
+    assert page_lib.data_uri(encoded, "png") in html
 
 
 def test_what_is_missing_is_left_out(tmp_path, run):
   workdir = page(tmp_path, run)
   assert sorted(path.name for path in (workdir / "plots").iterdir()) == [
-    "reliability.png",
+    "calibration.png",
     "source_f1.png",
   ]
   without_intervals = step_evaluation.evaluate(*run[:2], bootstrap_draws=0)
@@ -75,7 +76,8 @@ def test_the_page_reads_nothing_from_elsewhere(tmp_path, run):
 def test_steps_show_their_score_their_label_and_where_the_model_is_wrong(run):
   items, scores, _ = run
   item = items[3]  # labels 1, -1, 1, 0, 1
-  html = run_page.item_html(item, np.array([0.9, 0.8, 0.2, 0.1, 0.5]), 0.5)
+  card = run_page.item_card(item, np.array([0.9, 0.8, 0.2, 0.1, 0.5]), 0.5)
+  html = page_lib.render("item.html", **card)
   cards = html.split('<li class="step"')[1:]
   assert [re.search(r"--score:([\d.]+)", card)[1] for card in cards] == [
     "0.9000",
@@ -132,8 +134,8 @@ def test_pictures_of_every_mode_become_thumbnails(mode):
   encoded = io.BytesIO()
   kind = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
   Image.new(mode, (1200, 300)).save(encoded, kind)
-  large = encoded.getvalue() + bytes(page_style._AS_IS_BYTES)  # trailing zeros are ignored
-  small, shown_kind = page_style.thumbnail(large)
+  large = encoded.getvalue() + bytes(page_lib._AS_IS_BYTES)  # trailing zeros are ignored
+  small, shown_kind = page_lib.thumbnail(large)
   image = Image.open(io.BytesIO(small))
   assert (image.size, image.format, shown_kind) == ((560, 140), "WEBP", "webp")
 
@@ -141,6 +143,6 @@ def test_pictures_of_every_mode_become_thumbnails(mode):
 def test_small_pictures_are_shown_as_they_are():
   encoded = io.BytesIO()
   Image.new("RGB", (10, 10)).save(encoded, "JPEG")
-  assert page_style.thumbnail(encoded.getvalue()) == (encoded.getvalue(), "jpeg")
+  assert page_lib.thumbnail(encoded.getvalue()) == (encoded.getvalue(), "jpeg")
   with pytest.raises(ImageError):
-    page_style.thumbnail(json.dumps({}).encode())
+    page_lib.thumbnail(json.dumps({}).encode())

@@ -32,7 +32,7 @@ def test_page_and_pictures_are_written(tmp_path, table, rule):
   page = (tmp_path / "index.html").read_text()
   kept = len(select(table, strategy=rule.strategy, fraction=rule.fraction, count=rule.count,
                     scope=rule.scope, order=rule.order))  # fmt: skip
-  assert f"<b>{kept:,}</b>kept" in page
+  assert f'<b>{kept:,}</b><span class="quiet small">kept<' in page
   assert "a&lt;b&gt;" in page and "a<b>" not in page
   pictures = sorted(path.name for path in tmp_path.glob("*.png"))
   expected = ["change.png", "overlap.png", "plane.png", "scores.png", "sources.png"]

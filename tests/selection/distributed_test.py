@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.errors import UserError
 from bis_jax.selection import distributed
 from bis_jax.selection import rule as cut
 from bis_jax.selection.strategies import STRATEGIES
@@ -24,7 +25,7 @@ RULES = [
   {"strategy": "mixed", "count": 700, "scope": "global"},
   {"strategy": "low_mc", "fraction": 0.9},
   {"strategy": "bis", "fraction": 0.1, "scope": "global"},
-  {"strategy": "bis", "fraction": 0.1, "scope": "global", "none_positive": 0.0},
+  {"strategy": "bis", "fraction": 0.1, "scope": "global", "reliability_if_no_positive": 0.0},
   {"strategy": "average_stepwise", "fraction": 0.3, "scope": "global", "order": "paper"},
 ]
 
@@ -118,7 +119,7 @@ def test_sort_keys_order_and_tie_as_the_scores_do(values):
 
 
 def test_a_table_with_nothing_to_rank_is_refused(table_of):
-  with pytest.raises(ValueError, match="no rollout can be ranked in strict order"):
+  with pytest.raises(UserError, match="no rollout can be ranked in strict order"):
     distributed.select(table_of([[1.0]], flags=[0]), strategy="bis", fraction=0.5)
 
 

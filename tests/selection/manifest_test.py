@@ -48,7 +48,7 @@ def test_digest_follows_every_part(table):
       manifest,
       dataclasses.replace(manifest, alpha=0.05),
       dataclasses.replace(manifest, scope="global"),
-      dataclasses.replace(manifest, none_positive=0.0),
+      dataclasses.replace(manifest, reliability_if_no_positive=0.0),
       dataclasses.replace(manifest, corpus_digest="corpus-2"),
       dataclasses.replace(manifest, sources=(other, *rest)),
     )

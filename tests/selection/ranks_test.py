@@ -22,10 +22,10 @@ def counts_of(rollouts, steps):
 def test_kept_set_by_ranks_is_that_by_scores(table_of, continuations, alpha, none_positive):
   rng = np.random.default_rng(continuations)
   rollouts = [rng.integers(0, continuations + 1, rng.integers(1, 9)).tolist() for _ in range(3000)]
-  ranks = rank_table(alpha, steps=8, continuations=continuations, none_positive=none_positive)
+  ranks = rank_table(alpha, steps=8, continuations=continuations, if_no_positive=none_positive)
   ranks = step_ranks(counts_of(rollouts, 8), ranks)
   table = table_of([[c / continuations for c in rollout] for rollout in rollouts])
-  rule = {"strategy": "bis", "alpha": alpha, "none_positive": none_positive}
+  rule = {"strategy": "bis", "alpha": alpha, "reliability_if_no_positive": none_positive}
   for fraction, rollouts_kept in ((0.1, 300), (0.9, 2700)):
     expected = select(table, fraction=fraction, **rule).sources[0].lines
     chosen = np.flatnonzero(top(np.asarray(ranks, float), rollouts_kept))

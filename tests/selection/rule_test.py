@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK
+from bis_jax.errors import UserError
 from bis_jax.selection.rule import Rule, select
 
 
@@ -67,19 +68,19 @@ def test_strict_ranks_valid_rollouts_only_and_paper_drops_after_ranking(table_of
     ({"fraction": None}, "not neither"),
     ({"fraction": None, "count": 0}, "at least 1"),
     ({"alpha": -0.1}, "at least 0"),
-    ({"none_positive": 1.1}, r"none_positive is 1.1; it must be in \[0, 1\]"),
-    ({"none_positive": float("nan")}, r"must be in \[0, 1\]"),
+    ({"reliability_if_no_positive": 1.1}, r"none_positive is 1.1; it must be in \[0, 1\]"),
+    ({"reliability_if_no_positive": float("nan")}, r"must be in \[0, 1\]"),
     ({"order": "file"}, "'strict' or 'paper'"),
     ({"scope": "all"}, "'per_source' or 'global'"),
   ],
 )
 def test_parameters_outside_their_range_are_named(table_of, change, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     select(table_of([[1.0, 0.0]] * 4), **({"strategy": "bis", "fraction": 0.5} | change))
 
 
 def test_a_table_without_valid_rollouts_is_refused(table_of):
-  with pytest.raises(ValueError, match="no rollout can be ranked in strict order"):
+  with pytest.raises(UserError, match="no rollout can be ranked in strict order"):
     select(table_of([[1.0]], flags=[0]), strategy="bis", fraction=0.5)
 
 
@@ -158,7 +159,7 @@ def test_kept_set_is_that_of_rational_arithmetic(
     names=names,
   )
   rule = {"strategy": strategy, "fraction": fraction, "alpha": alpha}
-  rule["none_positive"] = none_positive
+  rule["reliability_if_no_positive"] = none_positive
   assert kept(select(table, **rule)) == {
     name: slow_select(strategy, rollouts, fraction, alpha, none_positive)
     for name, rollouts in zip(names, corpus, strict=True)
@@ -175,8 +176,8 @@ def test_without_its_rule_a_rollout_without_a_positive_step_comes_last(table_of)
   rollouts = [[0.0, 0.0], [1 / 16], [0.0], [1 / 16, 1 / 16]]
   rule = {"strategy": "bis", "fraction": 0.5}
   assert kept(select(table_of(rollouts), **rule)) == {"a": [0, 2]}
-  assert kept(select(table_of(rollouts), **rule, none_positive=0.0)) == {"a": [1, 3]}
-  tied = select(table_of(rollouts), **rule, none_positive=1 / 16)
+  assert kept(select(table_of(rollouts), **rule, reliability_if_no_positive=0.0)) == {"a": [1, 3]}
+  tied = select(table_of(rollouts), **rule, reliability_if_no_positive=1 / 16)
   assert kept(tied) == {"a": [0, 1]}
 
 

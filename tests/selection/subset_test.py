@@ -7,6 +7,7 @@ import pyarrow.json
 import pytest
 
 from bis_jax.corpus.scan import scan
+from bis_jax.errors import UserError
 from bis_jax.selection import subset
 from bis_jax.selection.rule import select
 
@@ -117,6 +118,6 @@ def test_dataset_has_one_type_a_column_and_a_card(tmp_path, selected):
 def test_a_file_cut_short_after_the_scan_is_named(tmp_path, selected):
   _, lines = selected()
   (tmp_path / "b.jsonl").write_text("")
-  with pytest.raises(ValueError, match="b.jsonl.* changed while it was read"):
+  with pytest.raises(UserError, match="b.jsonl.* changed while it was read"):
     subset.write_raw(tmp_path / "out.jsonl", lines)
   assert not (tmp_path / "out.jsonl").exists()

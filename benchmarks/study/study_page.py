@@ -1,14 +1,14 @@
 """Writes the study's page, its numbers and the README's table from its workdirs."""
 
-import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.study import results
+from benchmarks.study import results, study_plots
 from benchmarks.study.arms import LARGER, PASSES, Part
-from bis_jax.reports import page_style, plots
+from bis_jax import files
+from bis_jax.reports import page, plots
 from bis_jax.reports.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
@@ -17,6 +17,12 @@ _PASSES = {
   "grid": "one pass",
   PASSES: "five passes",
   LARGER: "three passes, of 48,000 rollouts",
+}
+_AGAINST = {
+  "random": "against its random",
+  "bis": "against its BIS",
+  "full": "against full",
+  "recipe": "against the recipe's arm",
 }
 _PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
 
@@ -29,49 +35,34 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   if not entries:
     raise SystemExit(f"study: no arm in {folder} is done")
   compared = results.comparisons(entries)
-  timings = _lines(folder / "timings.jsonl")
-  candidates = folder / "candidates.json"
+  timings, candidates = folder / "timings.jsonl", folder / "candidates.json"
   content = {
     "arms": entries,
     "comparisons": compared,
     "candidates": json.loads(candidates.read_text()) if candidates.exists() else [],
-    "timings": timings,
+    "timings": [line for _, line in files.read_jsonl(timings)] if timings.exists() else [],
   }
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
   words = summary(entries, compared)
-  figures = _figures(entries, compared)
-  (folder / "plots").mkdir(exist_ok=True)
-  for name, (png, _) in figures.items():
-    (folder / "plots" / f"{name}.png").write_bytes(png)
-  body = [
-    "<h1>Does a tenth do?</h1>",
-    *(f"<p>{html.escape(line)}</p>" for line in words.splitlines()),
-    f'<p class="quiet">{html.escape(_cost(entries, content))}</p>',
-    f'<div class="figures">{"".join(page_style.figure(*one) for one in figures.values())}</div>',
-    "<h2>Strategies and fractions</h2>",
-    _arm_table([e for e in entries if e["part"] in ("full", "grid")], compared),
-    "<h2>A tenth in more passes, of more rollouts, and ablations</h2>",
-    _arm_table([e for e in entries if e["part"] not in ("full", "grid")], compared),
-    "<h2>Every measure under its name</h2>",
-    _measure_table(entries),
-  ]
-  if (folder / "positions.json").exists():
-    body += [
-      "<h2>What a step's place tells of its label</h2>",
-      _positions_table(json.loads((folder / "positions.json").read_text())),
-    ]
-  if (folder / "theory" / "index.html").exists():
-    body.append(
-      '<p><a href="theory/index.html">Why it should work: the theory, and its test</a></p>'
-    )
-  page = page_style.document("Does a tenth do?", "\n".join(body))
-  (folder / "index.html").write_text(page, encoding="utf-8")
+  positions = folder / "positions.json"
+  main = [entry for entry in entries if entry["part"] in ("full", "grid")]
+  page.write(
+    folder / "index.html",
+    "study.html",
+    templates=pathlib.Path(__file__).with_name("templates"),
+    figures=_figures(entries, compared),
+    plots=folder / "plots",
+    title="Does a tenth do?",
+    summary=words.splitlines(),
+    cost=_cost(entries, content),
+    grid=_arm_table(main, compared),
+    ablations=_arm_table([entry for entry in entries if entry not in main], compared),
+    measures=_measure_table(entries),
+    positions=positions.exists() and _positions_table(json.loads(positions.read_text())),
+    has_theory=(folder / "theory" / "index.html").exists(),
+  )
   return f"{words}\nsee {folder / 'index.html'}"
-
-
-def _lines(path: pathlib.Path) -> list[Any]:
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _arm(entry: Entry) -> str:
@@ -220,61 +211,40 @@ def _cell(by_seed: results.BySeed, most: int) -> str:
   return _value(by_seed) + (f" ({seeds} seed{'s' * (seeds > 1)})" if seeds < most else "")
 
 
-def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
+def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Table:
   rows = []
   for entry in entries:
-    cells = [
-      _arm(entry),
-      f"{entry['steps']:,}",
-      _value(results.headline(entry)),
-      *(
-        _relative(one) if (one := _difference(compared, entry, against)) else ""
-        for against in ("random", "bis", "full", "recipe")
-      ),
-    ]
-    rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-  heads = ["arm", "steps", "overall x 100"]
-  return page_style.table(
-    heads + ["against its random", "against its BIS", "against full", "against the recipe's arm"],
-    rows,
-  )
+    others = [_difference(compared, entry, against) for against in _AGAINST]
+    relative = [_relative(one) if one else "" for one in others]
+    rows.append([_arm(entry), f"{entry['steps']:,}", _value(results.headline(entry)), *relative])
+  return page.Table(["arm", "steps", "overall x 100", *_AGAINST.values()], rows)
 
 
-def _positions_table(told: Mapping[str, Sequence[float]]) -> str:
-  """Returns the table of `positions`: what was kept, and what its labels' places tell of them."""
-  rows = []
-  for name, (kept, mixed, share) in told.items():
-    cells = [name, f"{kept:,}", f"{100 * mixed:.1f} %", f"{100 * share:.1f} %"]
-    rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-  return page_style.table(["run", "rollouts kept", "mixed", "of the labels' entropy"], rows)
+def _positions_table(told: Mapping[str, Sequence[float]]) -> page.Table:
+  rows = [
+    [name, f"{kept:,}", f"{100 * mixed:.1f} %", f"{100 * share:.1f} %"]
+    for name, (kept, mixed, share) in told.items()
+  ]
+  return page.Table(["run", "rollouts kept", "mixed", "of the labels' entropy"], rows)
 
 
-def _measure_table(entries: Sequence[Entry]) -> str:
-  rows = []
-  for entry in entries:
-    for threshold, measures in entry["values"].items():
-      cells = [_arm(entry), threshold, *(_value(measures[name]) for name in results.MEASURES)]
-      rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-  return page_style.table(["arm", "threshold", *results.MEASURES], rows)
+def _measure_table(entries: Sequence[Entry]) -> page.Table:
+  rows = [
+    [_arm(entry), threshold, *(_value(measures[name]) for name in results.MEASURES)]
+    for entry in entries
+    for threshold, measures in entry["values"].items()
+  ]
+  return page.Table(["arm", "threshold", *results.MEASURES], rows)
 
 
-def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, tuple[bytes, str]]:
-  """Returns {name: (PNG, caption)} of all figures of the page that have something to show."""
+def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Figures:
   larger = {
     e["strategy"]: list(results.headline(e).values()) for e in entries if e["part"] == LARGER
   }
   against = _against_random(entries, compared)
   gains = [(_setting(e), one["relative"], *one["relative_interval"]) for e, one in against]
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
-  rows = [
-    Row(
-      entry["strategy"],
-      entry["fraction"],
-      dict(results.headline(entry)),
-      *results.spread(results.headline(entry)),
-    )
-    for entry in main
-  ]
+  rows = [Row(e["strategy"], e["fraction"], dict(results.headline(e))) for e in main]
   figures = {}
   if rows:
     figures["overall_against_fraction"] = (
@@ -283,12 +253,12 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, t
     )
   if larger:
     figures["larger_by_seed"] = (
-      plots.seeds(larger, _WORDS),
+      study_plots.seeds(larger, _WORDS),
       f"A tenth of 48,000 rollouts in {_PASSES[LARGER].split(',')[0]}, full in one: a dot a seed.",
     )
   if gains:
     figures["gain_over_random"] = (
-      plots.gains(gains, "BIS over random, relative, %", marked=_PAPER_GAIN),
+      study_plots.gains(gains, "BIS over random, relative, %", marked=_PAPER_GAIN),
       "What BIS gains over random, with 95 % intervals over paired seeds; dotted: the paper's gain.",
     )
   return figures | {
