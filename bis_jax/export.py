@@ -20,7 +20,7 @@ from etils import epath
 from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import model_card
-from bis_jax.scoring.restore import restore
+from bis_jax.scoring.restore import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "of a run of bis_jax.main")
 _OUT = flags.DEFINE_string("out", "", "folder to write: new or empty")
@@ -56,7 +56,7 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     base: folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
       None: the checkpoint that the run started from.
   """
-  run = restore(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # whatever the run's machine was
+  run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # whatever the run's machine was
   place = epath.Path(workdir)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None

@@ -1,46 +1,53 @@
-"""The command that serves scores over HTTP, for people who call a reward model from RL or search.
+"""The command that serves scores over HTTP, for callers such as RL or search.
 
     pip install 'bis_jax[serve]'
     python -m bis_jax.serve --checkpoint=WORKDIR --port=8000
     curl localhost:8000/score -d '{"question": "2 + 2?", "steps": ["4."], "images": []}'
 
-`bis_jax.scoring.server` says what it takes and answers. On SIGTERM it takes no new connection, answers what
-it has taken in, and ends.
+`bis_jax.scoring.server` defines requests and answers. On SIGTERM it accepts no new connection,
+answers the requests that it holds, and ends.
 """
 
 import signal
 import sys
 
-import uvicorn
 from absl import app, flags, logging
 
 from bis_jax.errors import UserError
-from bis_jax.scoring import server, step_scorer
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "", "workdir of a run; its newest checkpoint counts"
+  "checkpoint", "", "workdir of a run; its latest checkpoint is used"
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1)
-_BODY_SECONDS = flags.DEFINE_float("body_seconds", 20, "time a request's body may take")
+_BODY_SECONDS = flags.DEFINE_float("body_seconds", 20, "seconds in which a request must arrive")
 _WAITING = flags.DEFINE_integer("waiting", 256, "requests held at once; more get a 503")
 _BATCH = flags.DEFINE_integer("batch", 64, "solutions handed to the model at a time")
 _ROWS = flags.DEFINE_integer(
-  "rows", 0, "packed rows a batch at most; 0: as in the run. Few on a CPU, whose caches are small"
+  "rows",
+  0,
+  "maximum packed rows per batch; 0: the run's evaluation.batch_rows. Fewer are faster on a CPU",
 )
 
 
 def main(argv: list[str]) -> None:
-  """Loads the checkpoint, compiles, and serves until SIGTERM or SIGINT."""
+  """Entry point: loads and compiles, then serves until SIGTERM or SIGINT."""
   if len(argv) > 1:
-    sys.exit(f"serve: what is {argv[1]!r}? Every argument is a flag, like --port=8000")
+    sys.exit(f"serve: unexpected argument {argv[1]!r}; use flags such as --port=8000")
   if not _CHECKPOINT.value:
-    sys.exit("serve: say with --checkpoint=WORKDIR what scores")
+    sys.exit(f"serve: --checkpoint is required: {_CHECKPOINT.help}")
+  try:
+    import uvicorn
+
+    from bis_jax.scoring import server, step_scorer
+  except ModuleNotFoundError as error:
+    if error.name not in ("starlette", "uvicorn"):
+      raise
+    sys.exit(f"serve: {error.name} is not installed; run: pip install 'bis_jax[serve]'")
   logging.set_verbosity(logging.WARNING)
   try:
-    inputs = {"row_multiple": _ROWS.value} if _ROWS.value else {}
-    scorer = step_scorer.load(_CHECKPOINT.value, workers=0, **inputs)
-  except (UserError, ValueError, OSError) as error:
+    scorer = step_scorer.load(_CHECKPOINT.value, batch_rows=_ROWS.value or None, workers=0)
+  except (UserError, OSError) as error:
     sys.exit(f"serve: {error}")
   scorer.warm_up()
   limits = server.Limits(

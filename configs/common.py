@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
   c.inputs.row_tokens = 8192  # tokens of one packed row, >= max_length
   c.inputs.row_patches = 24_576  # patch slots of one packed row; a multiple of 64, or 1024 a tile
   c.inputs.row_markers = 256  # step markers of one packed row
-  c.inputs.row_multiple = 16  # rows a step are rounded to a multiple of this
+  c.inputs.row_multiple = 16  # rows per training step are rounded up to a multiple
   c.inputs.lookahead = 512  # waiting examples that a row may choose from, >= 1
   c.inputs.workers = 8  # processes that assemble rows; 0: threads of this process
   c.inputs.prefetch = 4  # global batches assembled ahead, >= 1
@@ -125,6 +125,7 @@ def get_config() -> ConfigDict:
   c.evaluation.benchmark = "data/VisualProcessBench"  # folder; "": do not evaluate
   c.evaluation.images = "multi"  # an item's images: all ("multi"), one "canvas", or the "first"
   c.evaluation.blank_images = False  # also score with blanked images: does the model look?
+  c.evaluation.batch_rows = 16  # packed rows of a scoring batch, at most
   c.evaluation.every = 25  # steps between evaluations while training, >= 0; 0: only at the end
   c.evaluation.every_items = 500  # benchmark items scored each time, evenly spaced, >= 0; 0: all
   c.evaluation.dev_rollouts = 2000  # not kept, to tune a threshold on, >= 0; 0: no tuned_on_dev
@@ -184,6 +185,7 @@ def _shrink(c: ConfigDict) -> ConfigDict:
   c.mesh.fsdp = 1
   c.mesh.data = -1
   c.evaluation.blank_images = True
+  c.evaluation.batch_rows = 8
   c.evaluation.every = 200
   c.evaluation.every_items = 200
   c.evaluation.dev_rollouts = 500

@@ -19,7 +19,7 @@ from bis_jax.inputs.pipeline import Examples, InputError
 from bis_jax.inputs.rows import device_arrays
 from bis_jax.models.param_tree import merge
 from bis_jax.parallel.sharding import OnMesh
-from bis_jax.scoring.restore import Restored
+from bis_jax.scoring.restore import LoadedRun
 
 HEAD = "reward_head.kernel"
 
@@ -65,7 +65,7 @@ class RolloutGradients:
   true_aligned: np.ndarray
 
 
-def marker_states(run: Restored, examples: Examples) -> np.ndarray:
+def marker_states(run: LoadedRun, examples: Examples) -> np.ndarray:
   """Returns float32[S, D]: what the reward head reads at every step of the examples, in order.
 
   With the identity for a head, a model returns the states that its head reads.
@@ -90,7 +90,7 @@ def marker_states(run: Restored, examples: Examples) -> np.ndarray:
   state_SD = np.zeros((measured.marker_counts.sum(), width), np.float32)
   step = OnMesh(jax.jit(lambda params, batch: merge(run.graph, params)(batch)), run.mesh)
   # Fewer rows than a batch are filled up with empty ones.
-  for batch in pipeline.batches(measured, plan, rows_per_batch=inputs.row_multiple):
+  for batch in pipeline.batches(measured, plan, rows_per_batch=run.config.evaluation.batch_rows):
     state_BRD = np.asarray(step(params, device_arrays(batch)))
     used_BR = batch["example_index"] >= 0
     place = first_step[batch["example_index"][used_BR]] + batch["step_index"][used_BR]

@@ -35,7 +35,7 @@ def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
   Raises:
     WorkdirError: a run is not on the embedded corpus, or its corpus is gone, or another's.
   """
-  runs = [restore.restore(workdir) for workdir in workdirs]
+  runs = [restore.load_run(workdir) for workdir in workdirs]
   where = locations.locate(runs[0].config)
   if not where.toy or not (where.toy / "truth.jsonl").exists():
     raise WorkdirError(

@@ -33,8 +33,9 @@ from bis_jax.parallel.sharding import MeshError, batch_share, make_mesh
 from bis_jax.reports import run_page
 from bis_jax.run import held_out
 from bis_jax.run.evaluator import Evaluator
-from bis_jax.scoring import kept_tokenizer, step_scorer
+from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
+from bis_jax.scoring.restore import save_tokenizer
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
@@ -87,7 +88,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   manifest = select_rollouts(config, corpus, place / "manifest.json")
   processor = make_processor(config, where.tokenizer)
   if processes.is_first():
-    kept_tokenizer.keep(processor.tokenizer, place)
+    save_tokenizer(processor.tokenizer, place)
   model_config = backbones.model_config(config.model, len(processor.tokenizer))
   evaluator = make_evaluator(config, where, corpus, manifest, processor, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
@@ -233,7 +234,8 @@ def make_evaluator(
   graph, _ = backbones.structure(model_config, mesh)
 
   def scorer_of(params: Params) -> step_scorer.Scorer:
-    return step_scorer.Scorer(processor, config.inputs, mesh, graph, params)
+    rows = config.evaluation.batch_rows
+    return step_scorer.Scorer(processor, config.inputs, mesh, graph, params, batch_rows=rows)
 
   kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
   indices = held_out.draw(corpus, kept, count, config.seed)

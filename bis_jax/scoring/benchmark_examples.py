@@ -13,9 +13,11 @@ from bis_jax.inputs.pipeline import Example, unlabelled
 def benchmark_examples(
   items: Sequence[BenchmarkItem], images: str, *, blank: bool = False
 ) -> list[Example]:
-  """Returns the items to be scored; `images` is `config.evaluation.images`.
+  """Returns the items to be scored.
 
-  With `blank` every image is grey, which shows how much of a score comes from the text alone.
+  Args:
+    images: `config.evaluation.images`.
+    blank: replace every image by a grey one, to see how much of a score comes from the text.
   """
   examples = []
   for item in items:

@@ -1,40 +1,40 @@
-"""A run's newest checkpoint with all that is needed to use it."""
+"""Loads a run's latest checkpoint, with the tokenizer that its workdir holds.
+
+WORKDIR/tokenizer/    as `save_pretrained` writes it, with the step marker
+"""
 
 import dataclasses
-import functools
-import json
-from collections.abc import Mapping
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
 
 from bis_jax import files
+from bis_jax.errors import UserError
+from bis_jax.inputs.internvl_prompt import TextTokenizer
 from bis_jax.models import backbones
 from bis_jax.models.backbones import ModelConfig
 from bis_jax.models.param_tree import Params
 from bis_jax.models.processor import Processor, make_processor
 from bis_jax.parallel.sharding import make_mesh
-from bis_jax.scoring import kept_tokenizer
 from bis_jax.settings import locations
-from bis_jax.settings.workdir import WorkdirError
+from bis_jax.settings.workdir import WorkdirError, read_config
 from bis_jax.training import checkpoint, optim
 from bis_jax.training.train_state import split_trainable
 
+_T = TypeVar("_T")
+_LAST = "tokenizer_config.json"  # written last: the folder is complete if it exists
+
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
-  """A trained model.
-
-  Attributes:
-    config: the run's config.
-    processor: of text and images.
-    model: the backbone's config.
-    mesh: where the parameters live.
-    graph: the model's structure.
-    params: every parameter by path.
-    step: training steps of the checkpoint.
-  """
+class LoadedRun:
+  """Config, processor, mesh and parameters of a run's latest checkpoint, after `step` steps."""
 
   config: ConfigDict
   processor: Processor
@@ -45,41 +45,64 @@ class Restored:
   step: int
 
 
-def restore(workdir: str, mesh: Mapping[str, int] | None = None) -> Restored:
-  """Returns the newest checkpoint of a run's workdir.
+def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
+  """Loads the latest checkpoint of a workdir, local or gs://.
 
   Args:
-    workdir: of a run of `bis_jax.main`, local or gs://. Where it holds no tokenizer, the one that
-      the run's config names must still be there.
-    mesh: sizes of the mesh axes, for another machine than the run's; None: those of its config.
+    workdir: of a run of `bis_jax.main`. If it holds no tokenizer, the one that the run's config
+      names must still exist.
+    mesh: sizes of the mesh axes, for other devices than the run's; None: those of its config.
 
   Raises:
-    WorkdirError: the folder is no run's workdir, or holds no checkpoint.
-    FileNotFoundError: the tokenizer is gone.
+    WorkdirError: it is not the workdir of a run, or holds no checkpoint.
+    FileNotFoundError: the tokenizer cannot be loaded.
   """
-  place = files.absolute(workdir)
-  if not (place / "config.json").exists():
-    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
-  config = ConfigDict(json.loads((place / "config.json").read_text()))
+  path = files.absolute(workdir)
+  config = read_config(path)
   config.model.attention = "auto"  # the run's was for the machine that it ran on
-  load = functools.partial(make_processor, config)
-  processor = kept_tokenizer.kept(place, load) or _processor(config)
-  mesh = make_mesh(**(mesh or config.mesh))
+  processor = _processor(config, path)
+  devices = make_mesh(**(mesh or config.mesh))
   model = backbones.model_config(config.model, len(processor.tokenizer))
-  graph, like = backbones.structure(model, mesh)
-  factors = optim.factors(config.model.learning_rates, list(like))
-  restored = checkpoint.restore_params(place, *split_trainable(like, factors))
+  graph, shapes = backbones.structure(model, devices)
+  factors = optim.factors(config.model.learning_rates, list(shapes))
+  restored = checkpoint.restore_params(path, *split_trainable(shapes, factors))
   if restored is None:
-    raise WorkdirError(f"{workdir} holds no checkpoint yet: let its run go on")
+    raise WorkdirError(f"{workdir} holds no checkpoint yet: resume its run")
   step, params = restored
-  return Restored(config, processor, model, mesh, graph, params, step)
+  return LoadedRun(config, processor, model, devices, graph, params, step)
 
 
-def _processor(config: ConfigDict) -> Processor:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase | TextTokenizer, workdir: epath.Path) -> None:
+  """Saves the tokenizer in a workdir, local or remote, unless it is there."""
+  folder = workdir / "tokenizer"
+  if (folder / _LAST).exists():
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as local:
+    tokenizer.save_pretrained(local)
+    for file in sorted(pathlib.Path(local).iterdir(), key=lambda file: file.name == _LAST):
+      (folder / file.name).write_bytes(file.read_bytes())
+
+
+def load_tokenizer(workdir: epath.Path, load: Callable[[str], _T]) -> _T | None:
+  """Returns `load(folder)` of the tokenizer saved in the workdir, or None."""
+  folder = workdir / "tokenizer"
+  if not (folder / _LAST).exists():
+    return None
+  with tempfile.TemporaryDirectory() as local:  # Transformers reads no remote folder
+    for file in folder.iterdir():
+      (pathlib.Path(local) / file.name).write_bytes(file.read_bytes())
+    return load(local)
+
+
+def _processor(config: ConfigDict, workdir: epath.Path) -> Processor:
+  saved = load_tokenizer(workdir, lambda folder: make_processor(config, folder))
+  if saved:
+    return saved
   name = locations.locate(config).tokenizer
   try:
     return make_processor(config, name)
-  except (OSError, ValueError) as error:
+  except (UserError, OSError, ValueError) as error:
     raise FileNotFoundError(
       f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "
       f"workdir's config.json to where it is now ({error})"

@@ -4,19 +4,19 @@
                     -> {"scores": [0.98, 0.31]}, or {"error": "..."} with a status of 4xx or 503
     GET  /healthz   -> {"status": "ok", "checkpoint": "WORKDIR step 110", "waiting": 0}
 
-Images come inline and never by name: the server reads no file and no address for a request. What
-arrives while a batch is on the device is packed into the next one.
+Images are sent inline: the server opens no file and no address for a request. Requests that arrive
+while a batch is on the device are packed into the next one.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import msgspec
 import numpy as np
 from absl import logging
 from starlette.applications import Starlette
@@ -27,30 +27,28 @@ from starlette.routing import Route
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
 
-_KEYS = {"question", "steps", "images"}
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+  question: Any = None  # checked by Solution.of, as the steps are
+  steps: Any = None
+  images: list[bytes] | None = None  # decoded from base64
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a request may ask for, and how much the server holds at once.
-
-  body_bytes, body_seconds: of a request's body, the latter from the end of its head.
-  steps, images: count. characters: of question and steps together.
-  waiting: requests being read, waiting or on the device; more get a 503.
-  batch: solutions handed to the model at a time.
-  """
+  """The largest request, and how much the server holds at once."""
 
   body_bytes: int = 32 << 20
-  body_seconds: float = 20.0
+  body_seconds: float = 20.0  # to receive the body, from the end of its head
   steps: int = 256
-  characters: int = 200_000
+  characters: int = 200_000  # of question and steps together
   images: int = 16
-  waiting: int = 256
-  batch: int = 64
+  waiting: int = 256  # requests being read, waiting or on the device; more get a 503
+  batch: int = 64  # solutions handed to the model at a time
 
 
 class RequestError(Exception):
-  """A request that gets no score: the HTTP status and the reason."""
+  """A request that gets no score: HTTP status and reason."""
 
   def __init__(self, status: int, reason: str):
     super().__init__(reason)
@@ -58,7 +56,7 @@ class RequestError(Exception):
 
 
 class Batcher:
-  """Scores solutions one batch after the other, on a thread of its own."""
+  """Scores solutions, one batch after the other, on its own thread."""
 
   def __init__(self, scorer: step_scorer.Scorer, batch: int):
     self._scorer, self._batch = scorer, batch
@@ -66,13 +64,13 @@ class Batcher:
     self._device = ThreadPoolExecutor(1)
 
   async def score(self, solution: Solution) -> np.ndarray:
-    """Returns a solution's scores; raises SolutionError where it is too long."""
+    """Returns a solution's scores; raises SolutionError if it is too long."""
     answer = asyncio.get_running_loop().create_future()
     self._queue.put_nowait((solution, answer))
     return await answer
 
   async def run(self) -> None:
-    """Takes whatever waits, scores it, answers, and again, until it is cancelled."""
+    """Scores all waiting solutions, and again, until it is cancelled."""
     loop = asyncio.get_running_loop()
     while True:
       taken = [await self._queue.get()]
@@ -85,7 +83,7 @@ class Batcher:
         logging.exception("a batch of %d solutions failed", len(todo))
         results = [error] * len(todo)
       for (_, answer), result in zip(taken, results, strict=True):
-        if answer.done():  # its client has gone
+        if answer.done():  # its client has disconnected
           continue
         if isinstance(result, Exception):
           answer.set_exception(result)
@@ -94,16 +92,15 @@ class Batcher:
 
 
 def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
-  """Returns the ASGI application that scores with `scorer`."""
   batcher = Batcher(scorer, limits.batch)
   readers = ThreadPoolExecutor(4)  # base64, JSON and image decoding
-  inside = 0
+  held = 0
 
   async def score(request: Request) -> JSONResponse:
-    nonlocal inside
-    if inside >= limits.waiting:
+    nonlocal held
+    if held >= limits.waiting:
       return _error(503, f"{limits.waiting} requests are waiting already; try again later")
-    inside += 1
+    held += 1
     try:
       body = await _read_body(request, limits)
       loop = asyncio.get_running_loop()
@@ -116,12 +113,12 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
     except SolutionError as error:
       return _error(422, str(error))
     except ClientDisconnect:
-      return _error(400, "the client went away")
+      return _error(400, "the client disconnected")
     finally:
-      inside -= 1
+      held -= 1
 
   async def healthz(_: Request) -> JSONResponse:
-    return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": inside})
+    return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": held})
 
   @contextlib.asynccontextmanager
   async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -141,36 +138,25 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
 def parse(body: bytes, limits: Limits) -> Solution:
   """Returns the solution of a request's body; raises RequestError or SolutionError."""
   try:
-    record = json.loads(body)
+    record = msgspec.convert(json.loads(body), _Body)
+  except msgspec.ValidationError as error:
+    raise RequestError(400, f"the body is not a request: {error}") from error
   except (ValueError, RecursionError) as error:
-    raise RequestError(400, f"the body is no JSON: {error}") from error
-  if not isinstance(record, dict):
-    raise RequestError(400, "the body must be a JSON object")
-  if unknown := sorted(record.keys() - _KEYS):
-    raise RequestError(400, f"unknown keys: {', '.join(map(repr, unknown[:5]))}")
-  question, steps, images = (record.get(key) for key in ("question", "steps", "images"))
-  if isinstance(steps, list) and len(steps) > limits.steps:
-    raise RequestError(413, f"{len(steps)} steps; at most {limits.steps} are taken")
-  texts = [question, *steps] if isinstance(steps, list) else [question]
-  characters = sum(len(text) for text in texts if isinstance(text, str))
-  if characters > limits.characters:
-    raise RequestError(413, f"{characters} characters; at most {limits.characters} are taken")
-  images = [] if images is None else images
-  if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-    raise RequestError(400, "`images` must be a list of base64 strings")
-  if len(images) > limits.images:
-    raise RequestError(413, f"{len(images)} images; at most {limits.images} are taken")
-  encoded = []
-  for position, image in enumerate(images):
-    try:
-      encoded.append(base64.b64decode(image, validate=True))
-    except (binascii.Error, ValueError) as error:
-      raise RequestError(400, f"image {position} is no base64: {error}") from error
-  return Solution.of(question, steps, encoded)
+    raise RequestError(400, f"the body is not valid JSON: {error}") from error
+  images = record.images or []
+  steps = record.steps if isinstance(record.steps, list) else []
+  texts = [text for text in (record.question, *steps) if isinstance(text, str)]
+  for count, limit, unit in (
+    (len(steps), limits.steps, "steps"),
+    (sum(map(len, texts)), limits.characters, "characters"),
+    (len(images), limits.images, "images"),
+  ):
+    if count > limit:
+      raise RequestError(413, f"{count} {unit}; at most {limit} are accepted")
+  return Solution.of(record.question, record.steps, images)
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
-  """Returns the body, at most so many bytes in so many seconds; raises RequestError."""
   too_large = RequestError(413, f"a body of more than {limits.body_bytes} bytes")
   announced = request.headers.get("content-length", "0")
   if announced.isdigit() and int(announced) > limits.body_bytes:

@@ -1,7 +1,7 @@
-"""Solutions to score, as people bring them: text, steps and images that may all be broken.
+"""Solutions to score, from users: text, steps and images may all be invalid.
 
-    from bis_jax import scoring, solutions
-    scorer = scoring.load("runs/toy_bis10")
+    from bis_jax.scoring import solutions, step_scorer
+    scorer = step_scorer.load("runs/toy_bis10")
     picture = open("cards.png", "rb").read()
     solution = solutions.Solution.of("Add the cards.", ["The red card shows 3."], [picture])
     print(solutions.score(scorer, [solution])[0])
@@ -22,14 +22,14 @@ from bis_jax.scoring.step_scorer import Scorer
 
 
 class SolutionError(UserError):
-  """A solution that can't be scored; the message says why, and nothing else is affected."""
+  """A solution that can't be scored, and why; others are not affected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-  """A question, the n >= 1 steps of one answer, and its whole images; made and checked by `of`.
+  """A question, the n >= 1 steps of one answer, and its encoded images; made and checked by `of`.
 
-  `images` are encoded, `image_sizes` their (height, width) upright.
+  `image_sizes` are (height, width) after EXIF rotation.
   """
 
   question: str
@@ -39,11 +39,10 @@ class Solution:
 
   @classmethod
   def of(cls, question: object, steps: object, images: Sequence[bytes] = ()) -> "Solution":
-    """Returns the solution; every image is decoded once to see that it is whole.
+    """Returns the checked solution; `<image>`, `<image1>`, ... are removed from the question.
 
-    Image placeholders (`<image>`, `<image1>`, ...) leave the question, as in the benchmark. Raises
-    SolutionError where `question` is no string, `steps` no list of at least one string, a text
-    holds half of a surrogate pair, or an image is broken or too large.
+    Raises:
+      SolutionError: a text or an image that cannot be used.
     """
     if not isinstance(question, str):
       raise SolutionError("`question` must be a string")
@@ -58,19 +57,18 @@ class Solution:
     sizes = []
     for position, data in enumerate(images):
       try:
-        image = decode(data)
+        image = decode(data)  # now, because in a batch it would affect others
       except ImageError as error:
         raise SolutionError(f"image {position}: {error}") from error
       sizes.append((image.height, image.width))
     return cls(without_numbered_placeholders(question), tuple(steps), tuple(images), tuple(sizes))
 
   def read_images(self) -> tuple[bytes, ...]:
-    """Returns the encoded images."""
     return self.images
 
 
 def score(scorer: Scorer, solutions: Sequence[Solution]) -> list[np.ndarray | SolutionError]:
-  """Returns for each solution its step scores float32[n], P(correct), or why it is too long."""
+  """Returns the step scores float32[n], P(correct), of each solution, or why it is too long."""
   examples = [
     unlabelled(f"solution {i}", s.question, s.steps, s.image_sizes, s.read_images)
     for i, s in enumerate(solutions)

@@ -1,8 +1,4 @@
-"""Step scores from a model: the probability that each step of each example is correct.
-
-scorer = load("runs/toy_bis10")
-scores = scorer.score(examples)
-"""
+"""Step scores from a model: the probability that each step of each example is correct."""
 
 import collections
 import copy
@@ -24,7 +20,7 @@ from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.processor import Processor
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
-from bis_jax.scoring.restore import restore
+from bis_jax.scoring.restore import load_run
 
 
 class UnscoredStepError(UserError):
@@ -32,10 +28,7 @@ class UnscoredStepError(UserError):
 
 
 class Scorer:
-  """A model that scores; its step is compiled once for each number of rows it meets.
-
-  Scores do not depend on batching, order, packing or devices.
-  """
+  """A model that scores; scores do not depend on batching, order, packing or devices."""
 
   def __init__(
     self,
@@ -44,42 +37,45 @@ class Scorer:
     mesh: Mesh,
     graph: nnx.GraphDef,
     params: Params,
+    *,
+    batch_rows: int,
     name: str = "",
   ):
-    """Holds a model.
+    """Holds a model; the step is compiled once for each size of batch.
 
     Args:
-      processor: of text and images, as the model was trained with.
-      inputs: `config.inputs`; a batch has at most about `row_multiple` rows.
+      processor: the one that the model was trained with.
+      inputs: `config.inputs`.
       mesh, graph, params: the model.
-      name: says which model this is.
+      batch_rows: maximum rows per batch, rounded up to a power of two times the batch shards.
+      name: names the model for users.
     """
     self.name = name
     self._processor, self._inputs, self._params = processor, inputs, params
     self._mesh, self._share = mesh, batch_share(mesh)
-    self._sizes = [batch_shards(mesh)]  # of batches, in rows, each twice the one before
-    while self._sizes[-1] < inputs.row_multiple:
+    self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
+    while self._sizes[-1] < batch_rows:
       self._sizes.append(2 * self._sizes[-1])
     self._step = OnMesh(make_score_step(graph), mesh)
 
   def with_params(self, params: Params) -> "Scorer":
-    """Returns a scorer of the same model with other parameters; the compiled step is shared."""
+    """Returns a scorer with other parameters of the same model; the compiled step is shared."""
     other = copy.copy(self)
     other._params = params
     return other
 
   def score(self, examples: Examples) -> list[np.ndarray]:
-    """Returns for every example its step scores float32[n], P(correct) in [0, 1].
+    """Returns the step scores float32[n] of every example, P(correct) in [0, 1].
 
     Raises:
-      UnscoredStepError: an example is too long; targets and weights are not read.
+      UnscoredStepError: an example is too long.
     """
     scores, refused = self.score_each(examples)
     _check_none_refused(examples, refused)
     return scores
 
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
-    """Returns (scores, {example: why it has none}); a refused example's scores are empty."""
+    """Returns (scores, {index: reason it was rejected}); the scores of those are empty."""
     inputs, processor = self._inputs, self._processor
     measured = pipeline.measure(
       examples, processor.prompt, processor.images, max_length=inputs.max_length
@@ -93,7 +89,7 @@ class Scorer:
     return scores, refused
 
   def warm_up(self) -> None:
-    """Compiles the step for every number of rows a batch can have."""
+    """Compiles the step for every size of batch."""
     inputs = self._inputs
     for rows in self._sizes:
       sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
@@ -101,11 +97,10 @@ class Scorer:
       jax.block_until_ready(self._scores_of(batch))
 
   def batch_rows(self, rows: int) -> list[int]:
-    """Returns the sizes of the batches that hold `rows` packed rows, largest first.
+    """Returns the sizes of the batches that hold `rows` packed rows, decreasing.
 
-    There are few sizes, so that few are compiled. The last batch may have up to a quarter of its
-    rows empty, or what the smallest size leaves: with sizes 1, 2, 4, 8, 13 rows are [8, 4, 1] and
-    15 are [8, 8].
+    Only the last batch may have empty rows, up to a quarter of it unless it has the smallest size.
+    With sizes 1, 2, 4, 8, 13 rows are [8, 4, 1] and 15 are [8, 8].
     """
     batches = []
     while rows > 0:
@@ -114,25 +109,18 @@ class Scorer:
       rows -= batches[-1]
     return batches
 
-  def _run(
-    self,
-    measured: pipeline.Measured,
-    plan: pack.Plan,
-    scores: list[np.ndarray],
-  ) -> None:
-    """Scores the planned examples and puts their scores into the list."""
+  def _run(self, measured: pipeline.Measured, plan: pack.Plan, scores: list[np.ndarray]) -> None:
+    """Scores the planned examples into `scores`."""
     for i in plan.examples:
       scores[i] = np.zeros(measured.marker_counts[i], np.float32)
     first_row = 0
     with tqdm(total=len(plan), desc="score", unit="row", disable=not sys.stderr.isatty()) as bar:
       for rows, count in collections.Counter(self.batch_rows(len(plan))).items():
-        part = dataclasses.replace(
-          plan, offsets=plan.offsets[first_row : first_row + rows * count + 1]
-        )
+        offsets = plan.offsets[first_row : first_row + rows * count + 1]
         first_row += rows * count
         for batch in pipeline.batches(
           measured,
-          part,
+          dataclasses.replace(plan, offsets=offsets),
           rows_per_batch=rows,
           share=self._share,
           workers=self._inputs.workers,
@@ -142,7 +130,7 @@ class Scorer:
           bar.update(rows)
 
   def _score_batch(self, batch: Batch, scores: list[np.ndarray]) -> None:
-    """Scores one batch, of which this process holds its share, and puts the scores in place."""
+    """Scores one batch, of which this process holds its share, into `scores`."""
     index = {key: batch[key] for key in HOST_KEYS}
     score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
     if jax.process_count() > 1:  # through the devices, so that rows come in the order of the scores
@@ -158,25 +146,29 @@ class Scorer:
     return self._step(self._params, put_rows(device_arrays(batch), self._mesh))
 
 
-def load(workdir: str, **inputs: int) -> Scorer:
-  """Returns the newest checkpoint of a run's workdir, ready to score.
+def load(workdir: str, *, batch_rows: int | None = None, **inputs: int) -> Scorer:
+  """Returns a scorer with the latest checkpoint of a workdir; raises as `load_run` does.
 
   Args:
     workdir: of a run of `bis_jax.main`, local or gs://.
+    batch_rows: maximum rows per batch; None: `config.evaluation.batch_rows` of the run.
     inputs: keys of `config.inputs` to change, e.g. max_length=4096, row_tokens=4096.
-
-  Raises:
-    WorkdirError: the folder is no run's workdir, or holds no checkpoint.
-    FileNotFoundError: the tokenizer is gone.
   """
-  run = restore(workdir)
+  run = load_run(workdir)
   run.config.inputs.update(inputs)
-  name = f"{workdir} step {run.step}"
-  return Scorer(run.processor, run.config.inputs, run.mesh, run.graph, run.params, name)
+  return Scorer(
+    run.processor,
+    run.config.inputs,
+    run.mesh,
+    run.graph,
+    run.params,
+    batch_rows=batch_rows or run.config.evaluation.batch_rows,
+    name=f"{workdir} step {run.step}",
+  )
 
 
 def check_lengths(examples: Examples, processor: Processor, inputs: ConfigDict) -> None:
-  """Raises UnscoredStepError if `Scorer.score` would; reads texts and image sizes alone."""
+  """Raises UnscoredStepError if `Scorer.score` would; reads only texts and image sizes."""
   measured = pipeline.measure(
     examples, processor.prompt, processor.images, max_length=inputs.max_length
   )
@@ -194,7 +186,7 @@ def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
 
 
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
-  """Returns {example: why} for those without a step, too long, or larger than a row."""
+  """Returns {index: reason} of those without a step, too long, or larger than a row."""
   refused = {}
   names = ("tokens", "patch slots", "steps")
   budgets = (inputs.row_tokens, inputs.row_patches, inputs.row_markers)

@@ -101,6 +101,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "mesh.fsdp": _AXIS,
   "mesh.tensor": _AXIS,
   "evaluation.images": _one_of("multi", "canvas", "first"),
+  "evaluation.batch_rows": _at_least(1),
   "evaluation.every": _at_least(0),
   "evaluation.every_items": _at_least(0),
   "evaluation.dev_rollouts": _at_least(0),

@@ -28,6 +28,20 @@ class WorkdirError(UserError):
   """The workdir belongs to another run, or does not hold what is asked of it."""
 
 
+def read_config(workdir: epath.Path) -> ConfigDict:
+  """Returns the config of a run, with the keys that an older version did not have.
+
+  Raises:
+    WorkdirError: it is not the workdir of a run.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+  config = json.loads(path.read_text())
+  config["evaluation"].setdefault("batch_rows", config["inputs"]["row_multiple"])
+  return ConfigDict(config)
+
+
 def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns {"a": {"b": 1}} as {"a.b": 1}."""
   flat = {}

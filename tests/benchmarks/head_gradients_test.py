@@ -67,7 +67,7 @@ def _of_training(model, examples, i):
 
 
 def test_gradients_are_those_of_trainings_loss(place):
-  model = restore.restore(str(place))
+  model = restore.load_run(str(place))
   corpus = Corpus.open(locations.locate(model.config).prepared)
   examples = RolloutExamples(corpus, CHOSEN, model.config)
   state_SD = head_gradients.marker_states(model, examples)
@@ -163,7 +163,7 @@ def test_the_study_measures_a_run(place, tmp_path):
 
 
 def test_samples_share_no_picture_and_hold_nothing_that_was_trained_on(place):
-  model = restore.restore(str(place))
+  model = restore.load_run(str(place))
   corpus = Corpus.open(locations.locate(model.config).prepared)
   kept = np.arange(0, 1000, 7)
   (first, second), group = theory_on_model._draw(corpus, kept, (200, 100))

@@ -32,7 +32,7 @@ from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
 from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
-from bis_jax.scoring.restore import restore
+from bis_jax.scoring.restore import load_run
 from bis_jax.settings import locations
 from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import make_train_step
@@ -114,7 +114,7 @@ def test_a_workdir_scores_as_its_run_did(config, unbroken, monkeypatch):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
   assert np.std(np.concatenate(written)) > 1e-3
 
-  one = restore(str(unbroken), {"data": 1, "fsdp": 8, "tensor": 1})
+  one = load_run(str(unbroken), {"data": 1, "fsdp": 8, "tensor": 1})
   mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
   params = {path: jax.device_put(np.asarray(value)) for path, value in one.params.items()}
   alone = step_scorer.Scorer(one.processor, one.config.inputs, mesh, one.graph, params)
@@ -154,7 +154,7 @@ def test_transformers_loads_the_folder_whole_and_so_does_training(config, unbrok
     folder, dtype=torch.float32, output_loading_info=True
   )
   assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-  restored = restore(str(unbroken))
+  restored = load_run(str(unbroken))
   special = restored.processor.prompt.special
   _, shapes = backbones.structure(restored.model, restored.mesh)
   again = weights.load(

@@ -18,7 +18,7 @@ from bis_jax.inputs import pipeline
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
 from bis_jax.scoring import solution_files
-from bis_jax.scoring.restore import restore
+from bis_jax.scoring.restore import load_run
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.settings import workdir
 from bis_jax.training import loop
@@ -94,7 +94,7 @@ def test_a_relative_workdir_trains_resumes_and_scores(small_config, tmp_path, mo
   config.train.steps = 2
   stages.run(config, "runs/relative")
   stages.run(config, "runs/relative")  # finds its checkpoint again
-  assert restore("runs/relative").step == 2
+  assert load_run("runs/relative").step == 2
   solutions = tmp_path / "solutions.jsonl"
   solutions.write_text(json.dumps({"id": 1, "question": "Add.", "steps": ["One.", "Two."]}) + "\n")
   solution_files.score_file(

@@ -121,18 +121,18 @@ _HUGE = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + _IHDR + zlib.crc32(_IHDR).to_b
 _HUGE += bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
 HUGE = base64.b64encode(_HUGE).decode()
 BAD = {
-  "no_json": (b"{", 400, "no JSON"),
-  "deep_json": (b"[" * 100_000, 400, "no JSON"),
-  "no_object": ([], 400, "must be a JSON object"),
-  "unknown_key": (solution("a", image=["x"]), 400, "unknown keys: 'image'"),
-  "url_for_image": (solution("a", images=["http://127.0.0.1/x.png"]), 400, "image 0 is no base64"),
+  "no_json": (b"{", 400, "not valid JSON"),
+  "deep_json": (b"[" * 100_000, 400, "not valid JSON"),
+  "no_object": ([], 400, "Expected `object`, got `array`"),
+  "unknown_key": (solution("a", image=["x"]), 400, "unknown field `image`"),
+  "url_for_image": (solution("a", images=["http://127.0.0.1/x.png"]), 400, r"base64.*images\[0\]"),
   "path_for_image": (
     solution("a", images=[png(), "/etc/hostname"]),
     400,
-    "image 1 is no base64|image 1",
+    r"base64.*images\[1\]",
   ),
-  "images_type": (solution("a", images=png()), 400, "list of base64"),
-  "half_base64": (solution("a", images=[png()[:-3]]), 400, "image 0 is no base64"),
+  "images_type": (solution("a", images=png()), 400, "Expected `array`, got `str`"),
+  "half_base64": (solution("a", images=[png()[:-3]]), 400, r"base64.*images\[0\]"),
   "broken_image": (solution("a", images=[png()[:60]]), 422, "image 0: broken"),
   "huge_image": (solution("a", images=[HUGE]), 422, "image 0: bomb"),
   "many_images": (solution("a", images=[png()] * 3), 413, "3 images; at most 2"),

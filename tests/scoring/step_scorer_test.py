@@ -78,8 +78,8 @@ def assert_close(one, other):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-def scorer_with(place, config, devices=None, **inputs):
-  """A scorer of the same checkpoint on other devices and with other inputs."""
+def scorer_with(place, config, devices=None, batch_rows=8):
+  """A scorer of the same checkpoint on other devices and with other batches."""
   mesh = sharding.make_mesh(1 if devices else -1, 1, 1, devices)
   where = locations.locate(config)
   processor = make_processor(config, where.tokenizer)
@@ -92,9 +92,8 @@ def scorer_with(place, config, devices=None, **inputs):
   }
   step, params = checkpoint.restore_params(place, like, {})
   assert step == STEP
-  changed = config.inputs.copy_and_resolve_references()
-  changed.update(inputs)
-  return step_scorer.Scorer(processor, changed, mesh, graph, params)
+  inputs = config.inputs
+  return step_scorer.Scorer(processor, inputs, mesh, graph, params, batch_rows=batch_rows)
 
 
 def test_scores_tell_steps_apart_and_lie_in_zero_to_one(scorer, some):
@@ -108,7 +107,7 @@ def test_scores_tell_steps_apart_and_lie_in_zero_to_one(scorer, some):
 def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer, some):
   """Packed on 8 devices, against one device: one at a time, in batches of 8 rows, shuffled."""
   packed = solutions.score(scorer, some)
-  one_device = scorer_with(place, small_config, jax.devices()[:1], row_multiple=8)
+  one_device = scorer_with(place, small_config, jax.devices()[:1], batch_rows=8)
   assert_close(
     packed, [solutions.score(one_device, [solution])[0] for solution in some[:6]] + packed[6:]
   )
@@ -119,9 +118,9 @@ def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer,
 
 
 def test_few_sizes_of_batches_hold_any_number_of_rows(place, small_config):
-  one_device = scorer_with(place, small_config, jax.devices()[:1], row_multiple=8)
+  one_device = scorer_with(place, small_config, jax.devices()[:1], batch_rows=8)
   assert one_device.batch_rows(13) == [8, 4, 1] and one_device.batch_rows(15) == [8, 8]
-  eight_devices = scorer_with(place, small_config, row_multiple=16)
+  eight_devices = scorer_with(place, small_config, batch_rows=16)
   assert eight_devices.batch_rows(13) == [16] and eight_devices.batch_rows(1) == [8]
   for rows in range(1, 40):
     batches = one_device.batch_rows(rows)
@@ -204,7 +203,13 @@ def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
     0, 1, None, 2, 3, None, 4, 5, None, 6, 7, "gone", 8, 9, "out",
   ]  # fmt: skip
   errors = [line["error"] for line in lines if "error" in line]
-  reasons = ("no JSON", "no JSON", "JSON object is wanted", "'gone.png' is not", "is not below")
+  reasons = (
+    "not valid JSON",
+    "not valid JSON",
+    "JSON object is expected",
+    "'gone.png' is not",
+    "is not below",
+  )
   assert len(errors) == 5
   for error, reason in zip(errors, reasons, strict=True):
     assert reason in error
@@ -213,30 +218,32 @@ def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
   )
 
 
-def test_a_killed_run_goes_on_behind_its_last_whole_line(place, source, tmp_path, capsys):
+def test_a_killed_run_goes_on_behind_its_last_whole_line(place, source, tmp_path):
   whole, target = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
   solution_files.score_file(str(place), source[0], whole, source[1], chunk=4)
   lines = whole.read_bytes().splitlines(keepends=True)
   target.write_bytes(b"".join(lines[:5]) + lines[5][:9])
   note = tmp_path / "cut.jsonl.model.json"
   shutil.copy(tmp_path / "whole.jsonl.model.json", note)
-  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
-  assert "wrote 10 of 15 lines" in capsys.readouterr().out
+  scored = solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  assert scored == (15, 10, 4)
   for got, want in zip(outcome(target), outcome(whole), strict=True):
     assert got.keys() == want.keys() and got["id"] == want["id"]
     assert_close([got.get("scores", [])], [want.get("scores", [])])
-  solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
-  assert "has all 15 lines already" in capsys.readouterr().out
+  scored = solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
+  assert scored == (15, 0, 0)
 
   target.write_bytes(b"".join(lines[:5]))
   note.write_text('{"checkpoint": "another step 9"}')
-  with pytest.raises(ValueError, match="holds scores of another step 9, not of .* step 3"):
+  with pytest.raises(
+    solution_files.OutputError, match="holds scores of another step 9, not of .* step 3"
+  ):
     solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   target.write_bytes(b"".join(lines[1:3]))
-  with pytest.raises(ValueError, match="line 1 has another id"):
+  with pytest.raises(solution_files.OutputError, match="line 1 has another id"):
     solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   target.write_bytes(b"".join(lines * 2))
-  with pytest.raises(ValueError, match="more lines than"):
+  with pytest.raises(solution_files.OutputError, match="more lines than"):
     solution_files.score_file(str(place), source[0], target, source[1], chunk=4)
   assert target.read_bytes() == b"".join(lines * 2)
 

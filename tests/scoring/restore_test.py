@@ -5,7 +5,7 @@ from etils import epath
 
 from bis_jax.inputs import internvl_prompt
 from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
-from bis_jax.scoring import kept_tokenizer
+from bis_jax.scoring import restore
 from bis_jax.settings import locations
 from bis_jax.toy import drawing
 
@@ -24,8 +24,8 @@ def drawn(small_config):
 
 def test_internlms_tokenizer_needs_nothing_but_the_workdir(shared, tmp_path):
   tokenizer = internvl_prompt.load_tokenizer(str(shared / "data/tokenizers/internlm2_5"))
-  kept_tokenizer.keep(tokenizer, epath.Path(tmp_path))
-  kept = kept_tokenizer.kept(epath.Path(tmp_path), internvl_prompt.load_tokenizer)
+  restore.save_tokenizer(tokenizer, epath.Path(tmp_path))
+  kept = restore.load_tokenizer(epath.Path(tmp_path), internvl_prompt.load_tokenizer)
   assert len(kept) == len(tokenizer) and kept.ids == tokenizer.ids
   text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
   one, other = (
@@ -37,8 +37,8 @@ def test_internlms_tokenizer_needs_nothing_but_the_workdir(shared, tmp_path):
 @pytest.mark.parametrize("name", ["drawn", "real"])
 def test_what_is_kept_encodes_alike(name, request, tmp_path):
   tokenizer = request.getfixturevalue(name)
-  kept_tokenizer.keep(tokenizer, epath.Path(tmp_path))
-  kept = kept_tokenizer.kept(epath.Path(tmp_path), load_tokenizer)
+  restore.save_tokenizer(tokenizer, epath.Path(tmp_path))
+  kept = restore.load_tokenizer(epath.Path(tmp_path), load_tokenizer)
   assert len(kept) == len(tokenizer) and special_tokens(kept) == special_tokens(tokenizer)
   text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
   one, other = (QwenPrompt(t).encode(*text, [4], max_length=500) for t in (tokenizer, kept))
@@ -48,9 +48,9 @@ def test_what_is_kept_encodes_alike(name, request, tmp_path):
 
 def test_what_was_not_written_to_its_end_is_not_used(drawn, tmp_path):
   folder = epath.Path(tmp_path)
-  assert kept_tokenizer.kept(folder, load_tokenizer) is None
-  kept_tokenizer.keep(drawn, folder)
+  assert restore.load_tokenizer(folder, load_tokenizer) is None
+  restore.save_tokenizer(drawn, folder)
   (folder / "tokenizer" / "tokenizer_config.json").unlink()
-  assert kept_tokenizer.kept(folder, load_tokenizer) is None
-  kept_tokenizer.keep(drawn, folder)
-  assert len(kept_tokenizer.kept(folder, load_tokenizer)) == len(drawn)
+  assert restore.load_tokenizer(folder, load_tokenizer) is None
+  restore.save_tokenizer(drawn, folder)
+  assert len(restore.load_tokenizer(folder, load_tokenizer)) == len(drawn)
