@@ -1,27 +1,26 @@
-"""The command that evaluates step scores, a checkpoint's or anyone's.
+"""The command that evaluates step scores, those of a checkpoint or of any other model.
 
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --checkpoint=WORKDIR --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
 
-The first measures scores on VisualProcessBench or ProcessBench and needs no model, the second gets
-them from a run's newest checkpoint, the third says how much better they are than another run's on
-the same items, and the last is Best-of-N. The files are JSON lines:
-`bis_jax/evaluation/score_files.py` and `best_of_n.py` say how.
+The first measures scores on VisualProcessBench or ProcessBench and needs no model, the second
+computes them with a run's latest checkpoint, the third compares them with another run's on the same
+items, and the last is Best-of-N. `bis_jax/evaluation/score_files.py` and `best_of_n.py` define the
+files, which are JSON lines.
 """
 
-import json
 import pathlib
 import sys
 
 import numpy as np
 from absl import app, flags, logging
 
+from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.evaluation import benchmarks, best_of_n, score_files, step_evaluation
 from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
-from bis_jax.reports import plots, run_page
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
@@ -29,76 +28,79 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir of a run whose mode
 _IMAGES = flags.DEFINE_enum(
   "images", "multi", MODES, "what --checkpoint sees of an item with several images"
 )
-_SAVE_SCORES = flags.DEFINE_string("save_scores", "", "file for the scores of --checkpoint")
-_BASELINE = flags.DEFINE_string("baseline", "", "scores of another run, to compare with")
+_SAVE_SCORES = flags.DEFINE_string("save_scores", "", "file to write the scores of --checkpoint to")
+_BASELINE = flags.DEFINE_string("baseline", "", "scores of another run to compare with")
 _HELD_OUT = flags.DEFINE_string(
   "held_out", "", 'JSON lines {"scores", "labels", "data_source"} to tune a threshold on'
 )
 _CANDIDATES = flags.DEFINE_string("candidates", "", "JSON lines of Best-of-N candidates")
-_MISSING = flags.DEFINE_enum("missing", "error", best_of_n.MISSING, "what a missing candidate is")
+_MISSING = flags.DEFINE_enum(
+  "missing", "error", best_of_n.MISSING, "treat a missing candidate as an error or as the worst"
+)
 _OUT = flags.DEFINE_string("out", "", "JSON file to write")
-_PAGE = flags.DEFINE_string("page", "", "folder for plots and an index.html, if wanted")
-_PLOT = flags.DEFINE_string("plot", "", "PNG file for the Best-of-N curves, if wanted")
-_DRAWS = flags.DEFINE_integer("bootstrap_draws", 1000, "0: no intervals", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0)
+_PAGE = flags.DEFINE_string("page", "", "folder for plots and an index.html; default: none")
+_PLOT = flags.DEFINE_string("plot", "", "PNG file for the Best-of-N curves; default: none")
+_DRAWS = flags.DEFINE_integer(
+  "bootstrap_draws", 1000, "bootstrap samples for intervals; 0: no intervals", lower_bound=0
+)
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the bootstrap", lower_bound=0)
 
 _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 
 
 def main(argv: list[str]) -> None:
-  """Runs the command that the flags describe; bad input ends it with a message and exit code 1."""
+  """Entry point; invalid flags or files exit with code 1 and a message."""
   if len(argv) > 1:
-    sys.exit(f"evaluate: what is {argv[1]!r}? Every argument is a flag, like --scores=FILE")
+    sys.exit(f"evaluate: unexpected argument {argv[1]!r}; use flags such as --scores=FILE")
   if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
     sys.exit(
       "evaluate: give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR, or "
       "--candidates=FILE"
     )
+  if not (_BENCHMARK.value or _CANDIDATES.value):
+    sys.exit("evaluate: name the benchmark that was scored with --benchmark=DIR")
   if not _OUT.value:
-    sys.exit("evaluate: say with --out=FILE.json where the result goes")
+    sys.exit("evaluate: name the file to write with --out=FILE.json")
   try:
     result = _best_of_n() if _CANDIDATES.value else _steps()
-  except (UserError, ValueError, OSError) as error:
+    files.write_json(_OUT.value, result)
+  except (UserError, OSError) as error:
     sys.exit(f"evaluate: {error}")
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-  print(f"wrote {out}")
+  print(f"wrote {_OUT.value}")
 
 
 def _steps() -> dict:
-  """Returns the evaluation of a run's step scores, or its comparison with a baseline's."""
-  if not _BENCHMARK.value:
-    raise ValueError("name the benchmark that was scored with --benchmark=DIR")
+  """Returns the evaluation of step scores, or their comparison with a baseline's."""
   items = benchmarks.load(_BENCHMARK.value)
-  scores = (
-    _checkpoint_scores(items)
-    if _CHECKPOINT.value
-    else score_files.read_scores(_SCORES.value, items)
-  )
-  how = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
+  if _CHECKPOINT.value:
+    scores = _checkpoint_scores(items)
+  else:
+    scores = score_files.read_scores(_SCORES.value, items)
+  bootstrap = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
   if _BASELINE.value:
     baseline = score_files.read_scores(_BASELINE.value, items)
-    comparison = step_evaluation.compare(items, scores, baseline, **how)
+    comparison = step_evaluation.compare(items, scores, baseline, **bootstrap)
     for name in ("fixed_0.5", "tuned_on_test"):
       gain = comparison[name]["overall_source_weighted"]
-      print(f"{name:14} overall_source_weighted {100 * gain['difference']:+.2f}", end="  ")
-      print("95 % interval", [round(100 * end, 2) for end in gain["interval"] or ()])
+      interval = [round(100 * end, 2) for end in gain["interval"] or ()]
+      difference = f"overall_source_weighted {100 * gain['difference']:+.2f}"
+      print(f"{name:14} {difference}  95 % interval {interval}")
     return comparison
   dev = score_files.read_held_out(_HELD_OUT.value) if _HELD_OUT.value else None
-  evaluation = step_evaluation.evaluate(items, scores, dev=dev, **how)
+  evaluation = step_evaluation.evaluate(items, scores, dev=dev, **bootstrap)
   for name, block in evaluation["thresholds"].items():
-    measures = "  ".join(f"{m} {_hundred(block[m])}" for m in _SHOWN)
-    print(f"{name:14} t = {block['threshold']:.4f}  {measures}")
+    metrics = "  ".join(f"{metric} {_percent(block[metric])}" for metric in _SHOWN)
+    print(f"{name:14} t = {block['threshold']:.4f}  {metrics}")
   if _PAGE.value:
+    from bis_jax.reports import run_page  # here, because only a page needs Matplotlib
+
     title = f"{pathlib.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
     run_page.write_page(_PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation)
   return evaluation
 
 
 def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
-  """Returns the scores that the checkpoint gives the items, and saves them where asked to."""
-  # Imported here, as the evaluation of a score file needs neither JAX nor Transformers.
+  # Here, because the evaluation of a score file needs neither JAX nor Transformers.
   from bis_jax.scoring import step_scorer
   from bis_jax.scoring.benchmark_examples import benchmark_examples
 
@@ -110,18 +112,19 @@ def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
 
 
 def _best_of_n() -> dict:
-  """Returns the Best-of-N result of the candidates file, and plots it where asked to."""
   candidates = best_of_n.load(_CANDIDATES.value, _MISSING.value)
   result = best_of_n.evaluate(candidates, bootstrap_draws=_DRAWS.value, seed=_SEED.value)
   print(f"{'n':>14}  " + "  ".join(f"{n:>6}" for n in result["n"]))
   for name, line in result["curve"].items():
     print(f"{name:>14}  " + "  ".join(f"{100 * value:6.2f}" for value in line["values"]))
   if _PLOT.value:
+    from bis_jax.reports import plots
+
     pathlib.Path(_PLOT.value).write_bytes(plots.best_of_n(result))
   return result
 
 
-def _hundred(value: float | None) -> str:
+def _percent(value: float | None) -> str:
   return "none" if value is None else f"{100 * value:.2f}"
 
 

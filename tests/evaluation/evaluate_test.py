@@ -1,4 +1,4 @@
-"""The evaluate command from a shell: files in, files out, and messages instead of tracebacks."""
+"""The evaluate command: files in, files out, and messages instead of tracebacks."""
 
 import json
 import pathlib
@@ -7,17 +7,7 @@ import sys
 
 import pytest
 
-SOURCE = pathlib.Path(__file__).resolve().parents[2]
-
-
-def evaluate(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "bis_jax.evaluate", *arguments],
-    cwd=SOURCE,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+from tests.commands import run_command
 
 
 @pytest.fixture
@@ -39,37 +29,64 @@ def text_run(tmp_path):
   ]
 
 
-def test_scores_become_an_evaluation_and_a_page(tmp_path, text_run):
-  run = evaluate(*text_run, f"--held_out={tmp_path / 'dev.jsonl'}", f"--page={tmp_path / 'page'}")
-  assert run.returncode == 0, run.stderr
+def test_scores_become_an_evaluation_and_a_page(tmp_path, text_run, capsys):
+  more = [f"--held_out={tmp_path / 'dev.jsonl'}", f"--page={tmp_path / 'page'}"]
+  assert run_command("evaluate", *text_run, *more) is None
   report = json.loads((tmp_path / "new/evaluation.json").read_text())
   assert list(report["thresholds"]) == ["fixed_0.5", "tuned_on_dev", "tuned_on_test"]
   assert report["thresholds"]["tuned_on_dev"]["threshold"] == 0.65
   assert report["thresholds"]["fixed_0.5"]["accuracy"] == 0.75
   assert report["thresholds"]["tuned_on_test"]["accuracy"] == 1
-  assert "tuned_on_test  t = 0.7000  overall_source_weighted 100.00" in run.stdout
+  assert "tuned_on_test  t = 0.7000  overall_source_weighted 100.00" in capsys.readouterr().out
   assert (tmp_path / "page/index.html").exists()
 
 
-def test_a_baseline_becomes_a_comparison(text_run):
-  run = evaluate(*text_run, text_run[1].replace("--scores", "--baseline"))
-  assert run.returncode == 0, run.stderr
-  assert "overall_source_weighted +0.00" in run.stdout
+def test_a_baseline_becomes_a_comparison(text_run, capsys):
+  assert run_command("evaluate", *text_run, text_run[1].replace("--scores", "--baseline")) is None
+  assert "overall_source_weighted +0.00" in capsys.readouterr().out
+
+
+def test_a_score_file_needs_few_modules(text_run):
+  """In a process of its own: neither JAX, Transformers nor Matplotlib is imported."""
+  program = (
+    "import sys; from absl import app; from bis_jax import evaluate\n"
+    "try: app.run(evaluate.main)\n"
+    "finally:\n"
+    "  ours = [name for name in sys.modules if name.startswith('bis_jax')]\n"
+    "  assert len(ours) < 20, ours\n"
+    "  assert not {'jax', 'transformers', 'matplotlib'} & set(sys.modules)"
+  )
+  root = pathlib.Path(__file__).resolve().parents[2]
+  done = subprocess.run(
+    [sys.executable, "-c", program, *text_run], cwd=root, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "tuned_on_test" in done.stdout
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     ([], "give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR"),
-    (["--scores=x"], "say with --out=FILE.json"),
+    (["--scores=x", "--benchmark=b"], "name the file to write with --out=FILE.json"),
     (["--scores=x", "--out=y"], "name the benchmark that was scored"),
     (["--scores=x", "--checkpoint=y", "--out=z"], "give --scores=FILE or --checkpoint=WORKDIR"),
     (["--candidates=/nowhere/x", "--out=y"], "No such file"),
-    (["evaluation.json"], "what is 'evaluation.json'?"),
+    (["evaluation.json"], "unexpected argument 'evaluation.json'"),
   ],
 )
-def test_bad_flags_end_with_a_message(tmp_path, arguments, message):
-  run = evaluate(*arguments)
-  assert run.returncode == 1
-  assert message in run.stderr and "Traceback" not in run.stderr
-  assert not (SOURCE / "y").exists()
+def test_bad_flags_end_with_a_message(tmp_path, monkeypatch, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  assert message in run_command("evaluate", *arguments)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback(text_run, monkeypatch):
+  from bis_jax.evaluation import step_evaluation
+
+  def broken(*_, **__):
+    raise ValueError("a bug")
+
+  monkeypatch.setattr(step_evaluation, "evaluate", broken)
+  with pytest.raises(ValueError, match="a bug"):
+    run_command("evaluate", *text_run)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -26,6 +24,7 @@ from bis_jax.settings import locations, workdir
 from bis_jax.toy import drawing
 from bis_jax.training import checkpoint, train_state
 from bis_jax.training.train_state import TrainState
+from tests.commands import run_command
 
 STEP = 3
 
@@ -274,9 +273,11 @@ def test_a_command_without_a_run_says_what_it_wants(tmp_path, command):
   if command == "score":
     (tmp_path / "in.jsonl").write_text("{}\n")
     flags += [f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
-  program = [sys.executable, "-m", f"bis_jax.{command}"]
-  root = pathlib.Path(__file__).resolve().parents[2]
-  run = subprocess.run([*program, *flags], cwd=root, capture_output=True, text=True, timeout=120)
-  assert run.returncode == 1
-  assert run.stderr.splitlines()[-1].startswith(f"{command}: {tmp_path} holds no config.json")
+  assert run_command(command, *flags).startswith(f"{command}: {tmp_path} holds no config.json")
   assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_serve_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "uvicorn", None)
+  message = run_command("serve", f"--checkpoint={tmp_path}")
+  assert message == "serve: uvicorn is not installed; run: pip install 'bis_jax[serve]'"
