@@ -131,7 +131,7 @@ BAD = {
     400,
     r"base64.*images\[1\]",
   ),
-  "images_type": (solution("a", images=png()), 400, "Expected `array`, got `str`"),
+  "images_type": (solution("a", images=png()), 400, r"got `str` - at `\$.images`"),
   "half_base64": (solution("a", images=[png()[:-3]]), 400, r"base64.*images\[0\]"),
   "broken_image": (solution("a", images=[png()[:60]]), 422, "image 0: broken"),
   "huge_image": (solution("a", images=[HUGE]), 422, "image 0: bomb"),
