@@ -1,0 +1,58 @@
+"""The examples run: the notebook as it is, the scripts on what the notebook's commands also read."""
+
+import json
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+from bis_jax.corpus.reading import AnnotationError
+from examples import select_for_any_trainer
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NOTEBOOK = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+
+
+def test_the_notebook_is_stored_without_outputs():
+  nbformat.validate(NOTEBOOK)
+  assert not any(cell.get("outputs") for cell in NOTEBOOK.cells)
+
+
+def test_the_notebook_and_the_scoring_script_run(monkeypatch, tmp_path):
+  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
+  notebook = NOTEBOOK.copy()
+  script = nbformat.v4.new_code_cell(
+    "print(subprocess.run([sys.executable, '-m', 'examples.score_solutions', f'{folder}/run', "
+    "str(paths[0])], check=True, capture_output=True, text=True).stdout)"
+  )
+  notebook.cells = [*notebook.cells, script]
+  resources = {"metadata": {"path": str(ROOT / "examples")}}
+  nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+  printed = [cell.outputs[0] for cell in notebook.cells if cell.get("outputs")]
+  assert any("image/png" in output.get("data", {}) for output in printed)
+  assert "100 lines" in notebook.cells[-3].outputs[-1].text
+  assert len(re.findall(r"^0\.\d{3}  ", notebook.cells[-1].outputs[0].text, re.M)) == 3
+
+
+def test_the_selection_script_writes_one_row_per_kept_rollout(tmp_path):
+  step = {"step": "One.", "score": 0.5, "num_mc_correct": 8, "num_mc_total": 16}
+  record = {"image": "a.png", "question": "Q?", "answer": "1"}
+  lines = [
+    json.dumps(record | {"steps_with_score": [step, step | {"score": s, "num_mc_correct": 16 * s}]})
+    for s in (0, 1)
+  ]
+  annotations, out = tmp_path / "geo.jsonl", tmp_path / "out.jsonl"
+  annotations.write_text("\n".join(lines) + "\n")
+  select_for_any_trainer.main(str(annotations), str(out), 0.5)
+  (row,) = map(json.loads, out.read_text().splitlines())
+  assert row["id"] == "geo:0" and row["labels"] == [True, False]
+  assert row["completions"] == ["One.", "One."] and row["images"] == ["a.png"]
+
+
+def test_the_selection_script_names_missing_annotations(tmp_path):
+  with pytest.raises(AnnotationError, match="no annotations at"):
+    select_for_any_trainer.main(str(tmp_path / "none"), str(tmp_path / "out.jsonl"))
