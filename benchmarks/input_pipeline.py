@@ -18,9 +18,10 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bis_jax.images import decode
-from bis_jax.inputs import pack, prompt
-from bis_jax.inputs.images import QwenImages
+from bis_jax.inputs import pack
 from bis_jax.inputs.pipeline import Example, batches, measure
+from bis_jax.models.qwen2_5_vl import prompt
+from bis_jax.models.qwen2_5_vl.images import QwenImages
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)
 _COUNTS = {112: 3000, 336: 400, 672: 100}  # image side in pixels -> examples

@@ -30,12 +30,12 @@ def write_checkpoint(folder: pathlib.Path) -> None:
   import safetensors.numpy
 
   config, shapes = _model()
-  from bis_jax.hub.layout import hub_spelling, hub_tensors
+  from bis_jax.models.qwen2_5_vl.hub_layout import layout
 
   normal = np.random.default_rng(0).normal(scale=0.02, size=2**26).astype(ml_dtypes.bfloat16)
   keys = {
-    hub_spelling(key): tensor.shape
-    for tensor in hub_tensors(config, shapes).values()
+    key: tensor.shape
+    for tensor in layout(config, {}).tensors(shapes).values()
     for key in tensor.keys
   }
   names = sorted(keys)
@@ -64,10 +64,10 @@ def _model():
   import dataclasses
 
   from bis_jax.models import backbones
-  from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+  from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
   from bis_jax.parallel import sharding
 
-  config = dataclasses.replace(Qwen2_5_VLConfig.qwen_3b(), param_dtype="bfloat16")
+  config = dataclasses.replace(QWEN_SIZES["3b"], param_dtype="bfloat16")
   _, shapes = backbones.structure(config, sharding.make_mesh(data=1, fsdp=-1, tensor=1))
   return config, shapes
 

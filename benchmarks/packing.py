@@ -18,10 +18,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from bis_jax.inputs import pack
-from bis_jax.inputs.images import UNIT_PATCHES
 from bis_jax.inputs.pipeline import Example, measure, unlabelled
-from bis_jax.inputs.tiles import InternVLImages
+from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.processor import make_processor
+from bis_jax.models.qwen2_5_vl.images import UNIT_PATCHES
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "folder of *.jsonl", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)

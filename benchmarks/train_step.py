@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from bis_jax.training import train_state, train_step
 
 _SIZE = flags.DEFINE_string("size", "50m", '"50m", or "7b-layers=N"')
@@ -66,7 +67,7 @@ def size_of(name: str) -> Size:
       image_side=336,
     )
   if match := re.fullmatch(r"7b-layers=(\d+)", name):
-    model = Qwen2_5_VLConfig.qwen_7b()
+    model = QWEN_SIZES["7b"]
     text = dataclasses.replace(model.text, num_hidden_layers=int(match[1]))
     model = dataclasses.replace(model, text=text, remat="full")
     return Size(model, rows=2, micro_batches=2, row_tokens=8192, image_side=896)
@@ -82,9 +83,9 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
   from PIL import Image
 
   from bis_jax.inputs import pack
-  from bis_jax.inputs.images import QwenImages
   from bis_jax.inputs.prompt import Sample
   from bis_jax.inputs.rows import RowWriter, empty_batch
+  from bis_jax.models.qwen2_5_vl.images import QwenImages
 
   rng, images = np.random.default_rng(0), QwenImages(28 * 28, size.image_side**2)
   drawn = []
@@ -107,7 +108,7 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
   )
   batch, alone = empty_batch(images, size.rows, size.row_tokens, row_patches, 128), []
   for b in range(size.rows):
-    row = RowWriter({name: array[b] for name, array in batch.items()})
+    row = RowWriter(images, {name: array[b] for name, array in batch.items()})
     for i in plan.row(b).tolist():
       sample, patches = drawn[i]
       labels = rng.integers(0, 2, len(sample.markers)).astype(np.float32)

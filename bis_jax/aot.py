@@ -16,8 +16,9 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from bis_jax.compilation import step_search
-from bis_jax.compilation.compiled_step import ROLLOUT_TOKENS, CompiledStep, compile_step
+from bis_jax.compilation.compiled_step import CompiledStep, compile_step
 from bis_jax.errors import UserError
+from bis_jax.models import backbones
 from bis_jax.settings.config_check import check
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
   config, topology = _CONFIG.value, _TOPOLOGY.value
   try:
     check(config)
-    tokens = _ROLLOUT_TOKENS.value or ROLLOUT_TOKENS[config.model.backbone]
+    tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens
     if _SEARCH.value:
       trials = []
       for trial in step_search.search(config, topology, tokens):

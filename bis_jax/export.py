@@ -60,7 +60,6 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   place = epath.Path(workdir)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
-  internvl = run.config.model.backbone == "internvl"
   evaluation = place / "evaluation.json"
   card = model_card(
     run=run.config.to_dict(),
@@ -69,7 +68,7 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
     evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
     step=run.step,
     other_rows="those of the initial checkpoint" if base else "zero",
-    plain=not internvl or hf_folder.internvl_layout(run.model, folder) == "hf",
+    plain=hf_folder.is_plain(run.model, folder),
   )
   hf_folder.write(out, run.params, run.model, run.processor, base=folder, dtype=dtype, card=card)
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")

@@ -9,6 +9,8 @@ Source of the defaults: arXiv 2602.04145, Qwen2.5-VL-7B rows.
 
 from ml_collections import ConfigDict
 
+from bis_jax.models import backbones
+
 
 def get_config() -> ConfigDict:
   """Returns the paper's recipe on the full released corpus, Qwen2.5-VL-7B."""
@@ -55,11 +57,7 @@ def get_config() -> ConfigDict:
   c.inputs = ConfigDict()
   c.inputs.tokenizer = ""  # folder or hub id; "": the model's checkpoint
   c.inputs.separator = "\n\n"  # text between steps; "" is the released evaluation's form
-  c.inputs.system = ""  # InternVL's system prompt; "": the released one
   c.inputs.max_length = 8192  # tokens of one rollout; longer ones lose whole trailing steps
-  c.inputs.min_pixels = 4 * 28 * 28  # Qwen2.5-VL: of one image after the resize
-  c.inputs.max_pixels = 1280 * 28 * 28  # likewise: at most max_pixels / 784 image tokens
-  c.inputs.max_tiles = 6  # InternVL: of one image, >= 1, the thumbnail not counted; 256 tokens each
   c.inputs.row_tokens = 8192  # tokens of one packed row, >= max_length
   c.inputs.row_patches = 24_576  # patch slots of one packed row; a multiple of 64, or 1024 a tile
   c.inputs.row_markers = 256  # step markers of one packed row
@@ -69,21 +67,25 @@ def get_config() -> ConfigDict:
   c.inputs.prefetch = 4  # global batches assembled ahead, >= 1
 
   c.model = ConfigDict()
-  c.model.backbone = "qwen2_5_vl"  # or "internvl"
-  c.model.size = "7b"  # "tiny", "toy", "3b", "7b"; of internvl "2.5-8b", "3-8b", "3-14b"
+  c.model.backbone = "qwen2_5_vl"  # a name of bis_jax.models.backbones.BACKBONES
+  c.model.size = "7b"  # a size of the backbone's record
   c.model.checkpoint = "Qwen/Qwen2.5-VL-7B-Instruct"  # safetensors folder or hub id; "": random
   # The step marker's first embedding is the mean of all others, plus normal noise of this many of
   # their standard deviations, >= 0; a checkpoint that was trained with markers keeps its own.
   c.model.marker_noise = 0.0
-  c.model.drop_path = 0.0  # InternVL's tower, in [0, 1); the released run has 0.1 by accident
   c.model.dtype = "bfloat16"  # of activations; parameters are float32
   # What the backward pass recomputes: "none"; "dots", all but products and attention; "offload", as
   # dots, with the products kept in the host's memory (TPU); "full", all but the inputs of layers.
   c.model.remat = "full"
   c.model.attention = "auto"  # by platform; or "splash" (TPU), "triton" (GPU), "xla" (any)
   # Learning-rate factor of every parameter: first matching regex wins, 0 freezes.
-  # The tower is frozen; what projects its features (Qwen's merger, InternVL's mlp1) is trained.
-  c.model.learning_rates = ((r"visual\.(?!merger)|vision_model\.", 0.0), (r".*", 1.0))
+  # The vision tower is frozen; what projects its features is trained.
+  towers = dict.fromkeys(backbone.tower for backbone in backbones.BACKBONES.values())
+  c.model.learning_rates = (("|".join(towers), 0.0), (r".*", 1.0))
+
+  # Keys that only one backbone reads: see `settings` in the record of models/BACKBONE/record.py.
+  for backbone in backbones.BACKBONES.values():
+    c[backbone.name] = ConfigDict({k: setting.default for k, setting in backbone.settings.items()})
 
   c.pretrain = ConfigDict()  # on captions of the embedded corpus, where model.checkpoint is ""
   c.pretrain.seed = 0  # random weights and the order of the captions; -1: the run's seed
@@ -133,10 +135,10 @@ def get_config() -> ConfigDict:
   return c
 
 
-def use_internvl(c: ConfigDict, size: str, checkpoint: str) -> ConfigDict:
-  """Returns the recipe `c` for InternVL, its rows as full of tiles as of tokens."""
-  c.model.backbone, c.model.size, c.model.checkpoint = "internvl", size, checkpoint
-  c.inputs.row_patches = 28 * 1024
+def use_backbone(c: ConfigDict, name: str, size: str, checkpoint: str) -> ConfigDict:
+  """Returns the recipe `c` for another backbone."""
+  c.model.backbone, c.model.size, c.model.checkpoint = name, size, checkpoint
+  c.inputs.row_patches = backbones.get(name).row_patches
   return c
 
 
@@ -159,17 +161,13 @@ def in_form(c: ConfigDict, form: str) -> ConfigDict:
 def _shrink(c: ConfigDict) -> ConfigDict:
   c.corpus.name = "toy"
   c.inputs.max_length = 256
-  c.inputs.min_pixels = 28 * 28
-  c.inputs.max_pixels = 140 * 140
   c.inputs.row_tokens = 256
-  c.inputs.row_patches = 128
   c.inputs.row_markers = 32
   c.inputs.row_multiple = 8
   c.inputs.workers = 0
-  if c.model.backbone == "internvl":
-    c.inputs.system = "You are a helpful assistant."  # the corpus's tokenizer has no Chinese words
-    c.inputs.max_tiles = 4
-    c.inputs.row_patches = 192
+  backbone = backbones.get(c.model.backbone)
+  c[backbone.name].update({key: setting.toy for key, setting in backbone.settings.items()})
+  c.inputs.row_patches = backbone.toy_row_patches
   c.model.size = "toy"
   c.model.checkpoint = ""
   c.model.dtype = "float32"

@@ -11,5 +11,5 @@ from configs import common, qwen_full
 
 def get_config(form: str = ""):
   """Returns the recipe, as it stands or in the form "toy"."""
-  c = common.use_internvl(qwen_full.get_config(), "2.5-8b", "OpenGVLab/InternVL2_5-8B")
+  c = common.use_backbone(qwen_full.get_config(), "internvl", "2.5-8b", "OpenGVLab/InternVL2_5-8B")
   return common.in_form(c, form)

@@ -19,7 +19,9 @@ from transformers.vision_utils import get_vision_window_index
 
 from bis_jax.hub import weights
 from bis_jax.models import param_tree
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 VOCAB, YES, NO, MARKER, IMAGE_PAD, VISION_START, VISION_END = 512, 11, 12, 505, 500, 501, 502
 IDS = {
@@ -177,7 +179,7 @@ def lab() -> types.SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def config() -> Qwen2_5_VLConfig:
-  return Qwen2_5_VLConfig.tiny(VOCAB)
+  return QWEN_SIZES["tiny"].with_vocabulary(VOCAB)
 
 
 @pytest.fixture(scope="session")

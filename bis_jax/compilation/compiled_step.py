@@ -17,15 +17,11 @@ from bis_jax.compilation import hlo
 from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones
 from bis_jax.models.model_flops import step_flops, tower_trained, trained_stages
-from bis_jax.models.processor import image_rule
+from bis_jax.models.processor import image_processor
 from bis_jax.parallel.devices import Chip, chip_of, slice_devices
 from bis_jax.parallel.sharding import batch_sharding, make_mesh
 from bis_jax.training import train_state
 from bis_jax.training.train_step import step_of
-
-# Token slots that a rollout takes of a packed row, its share of padding included: 565,149 rollouts
-# in 42,602 rows of 8192 tokens, and 20,000 in 3,414 of InternVL's (benchmarks/packing.py).
-ROLLOUT_TOKENS = {"qwen2_5_vl": 618, "internvl": 1398}
 
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
 _STEPS = 100  # of the schedule, which compiles the same at any length
@@ -119,7 +115,7 @@ def compile_step(
     jax.errors.JaxRuntimeError: the compiler refuses, for want of memory for example.
   """
   inputs, accumulate = config.inputs, config.train.accumulate
-  rollout_tokens = rollout_tokens or ROLLOUT_TOKENS[config.model.backbone]
+  rollout_tokens = rollout_tokens or backbones.get(config.model.backbone).rollout_tokens
   mesh = make_mesh(**config.mesh, devices=slice_devices(topology))
   rows = step_rows(config, rollout_tokens)
   train_state.check_rows(rows, accumulate, mesh)
@@ -128,7 +124,7 @@ def compile_step(
   model = _model_config(config)
   step = step_of(config, model, mesh, _STEPS)
   row = empty_batch(
-    image_rule(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
+    image_processor(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
   )
   batch = {
     key: jax.ShapeDtypeStruct(
@@ -144,7 +140,7 @@ def compile_step(
   compile_seconds = time.perf_counter() - start - lower_seconds
 
   memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-  stages = trained_stages(step.factors)
+  stages = trained_stages(model, step.factors)
   return CompiledStep(
     chip=chip_of(topology),
     mesh=dict(mesh.shape),
@@ -194,7 +190,7 @@ def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
 
 def _model_config(config: ConfigDict) -> Any:
   """The model as it runs on TPU, whatever this process runs on."""
-  model = backbones.model_config(config.model, _VOCABULARY)
+  model = backbones.model_config(config, _VOCABULARY)
   return dataclasses.replace(model, attention="splash") if model.attention == "auto" else model
 
 
@@ -210,6 +206,6 @@ def _executed_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict)
   """Operations of a step with those that attention masks and the backward pass repeats."""
   flops = step_flops(model, stages, [inputs.row_tokens] * rows, [inputs.row_patches] * rows)
   repeated = (flops["text"] + flops["text attention"]) / 3 if model.remat == "full" else 0
-  if model.remat == "full" and tower_trained(stages):
+  if model.remat == "full" and tower_trained(model, stages):
     repeated += (flops["vision"] + flops["vision attention"]) / 3
   return sum(flops.values()) + repeated

@@ -10,7 +10,8 @@ from typing import Any
 
 import jinja2
 
-from bis_jax.models.processor import Processor
+from bis_jax.models import backbones
+from bis_jax.models.backbone import Processor
 
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 _HUB = pathlib.Path(__file__).parent
@@ -51,7 +52,7 @@ def model_card(
     other_rows: origin of the LM head's rows other than `Yes` and `No`.
     plain: whether Transformers loads the folder without code of the checkpoint.
   """
-  return TEMPLATES.get_template(f"{run['model']['backbone']}/card.md").render(
+  return TEMPLATES.get_template(backbones.get(run["model"]["backbone"]).card).render(
     run=run,
     prompt=processor.prompt,
     images=processor.images,

@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat1
 import numpy as np
 from safetensors import safe_open
 
-from bis_jax.hub.layout import HubTensor
+from bis_jax.models.hub_layout import HubTensor
 
 _TILE = 256
 
@@ -44,7 +44,7 @@ class ParameterReader:
     # Opened for this read alone: pages of a mapped file count as memory until it is closed.
     with safe_open(stored.file, framework="numpy") as opened:
       view = opened.get_slice(stored.key)
-      if self._tensor.rows is not None:
+      if self._tensor.row_ranges is not None:
         self._read_rows(view, out, index)
       elif not self._tensor.transposed:
         lead = len(stored.shape) - len(index)  # axes of length 1
@@ -63,7 +63,7 @@ class ParameterReader:
   def _read_rows(self, view: Any, out: np.ndarray, index: tuple[slice, ...]) -> None:
     """Fills a block of a parameter that is a part of a fused tensor."""
     wanted, at = index[-1], 0  # of the parameter's last axis; where a run of rows begins on it
-    for start, stop in self._tensor.rows:
+    for start, stop in self._tensor.row_ranges:
       low, high = max(wanted.start, at), min(wanted.stop, at + stop - start)
       if low < high:
         place = slice(low - wanted.start, high - wanted.start)

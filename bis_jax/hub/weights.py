@@ -1,6 +1,6 @@
 """Hugging Face weights in and out: safetensors streamed into the shards of our parameters and back.
 
-`bis_jax.hub.layout` says which tensors make up which parameter. Nothing but safetensors is
+`bis_jax.models.hub_layout` says which tensors make up which parameter. Nothing but safetensors is
 read: no pickle and no code from a checkpoint.
 """
 
@@ -22,13 +22,10 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from bis_jax.errors import UserError
-from bis_jax.hub.internvl_layout import internvl_layout
-from bis_jax.hub.layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout, qwen_layout
 from bis_jax.hub.tensor_reader import HeadReader, ParameterReader, StoredTensor, assemble
-from bis_jax.models.internvl.config import InternVLConfig
-from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-
-ModelConfig = Qwen2_5_VLConfig | InternVLConfig
+from bis_jax.models import backbones
+from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
+from bis_jax.models.model_config import ModelConfig
 
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
@@ -126,11 +123,12 @@ def load(
 
 def _layout(folder: pathlib.Path, config: ModelConfig) -> Layout:
   """Returns how the checkpoint in a folder names its tensors."""
-  if isinstance(config, Qwen2_5_VLConfig):
-    return qwen_layout(config)
   file = folder / "config.json"
-  raw = json.loads(file.read_text()) if file.exists() else {}
-  return internvl_layout(config, raw.get("model_type", "internvl_chat"))
+  try:
+    checkpoint = json.loads(file.read_text()) if file.exists() else {}
+  except ValueError:  # reported with all other problems
+    checkpoint = {}
+  return backbones.get(config.backbone).layout(config, checkpoint)
 
 
 def _trained_marker(folder: pathlib.Path) -> int | None:
@@ -174,7 +172,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path
 
 
 def read_headers(folder: pathlib.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
-  """Returns the tensors of a checkpoint by key in our spelling, and what is wrong with its files.
+  """Returns the tensors of a checkpoint by canonical key, and what is wrong with its files.
 
   Raises:
     WeightsError: the folder holds no safetensors.
@@ -198,7 +196,7 @@ def read_headers(folder: pathlib.Path, layout: Layout) -> tuple[dict[str, Stored
         for key in opened.keys():  # noqa: SIM118  (not a dict)
           view = opened.get_slice(key)
           stored = StoredTensor(file, key, tuple(view.get_shape()), view.get_dtype())
-          tensors[layout.our_spelling(key)].append(stored)
+          tensors[layout.canonical(key)].append(stored)
           if weight_map is not None and weight_map.get(key) != name:
             problems.append(f"not in the index: {key} of {name}")
     except FileNotFoundError:
@@ -303,14 +301,13 @@ def save(
     for layer, key in enumerate(tensor.keys):
       parts[key].append((params[path], tensor, layer))
   tensors: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {
-    layout.file_spelling(key): (found[0][1].shape, functools.partial(_for_hub, found))
-    for key, found in parts.items()
+    key: (found[0][1].shape, functools.partial(_for_hub, found)) for key, found in parts.items()
   }
   columns = params[REWARD_HEAD_PATH], (yes_token, no_token)
   shape = (config.text.vocab_size, config.text.hidden_size)
   other_rows = params[EMBEDDING_PATH] if tied else base
   lm_head = functools.partial(_lm_head, *columns, other_rows, shape, layout)
-  tensors[layout.file_spelling(layout.lm_head)] = shape, lm_head
+  tensors[layout.lm_head] = shape, lm_head
 
   files: list[list[str]] = [[]]
   file_bytes = total = 0
@@ -338,11 +335,11 @@ def _for_hub(parts: Sequence[tuple[jax.Array, HubTensor, int]]) -> np.ndarray:
     value = np.asarray(param[layer] if tensor.stacked else param)
     values.append(value.T if tensor.transposed else value)
   tensor = parts[0][1]
-  if tensor.rows is None:
+  if tensor.row_ranges is None:
     return values[0].reshape(tensor.shape)
   fused = np.empty(tensor.shape, values[0].dtype)
   for value, (_, tensor, _) in zip(values, parts, strict=True):
-    fused[np.concatenate([np.arange(*run) for run in tensor.rows])] = value
+    fused[np.concatenate([np.arange(*run) for run in tensor.row_ranges])] = value
   return fused
 
 

@@ -1,161 +1,60 @@
-"""Images: Qwen's resize rule, and patches in the order the vision tower reads them.
+"""What inputs need of a backbone's image preprocessor, and what both preprocessors share."""
 
-Layout. A patch is 14 x 14 pixels; 2 x 2 patches make a merge unit, which becomes one image token;
-4 x 4 units (112 x 112 pixels, 64 patches) make an attention window, smaller at the right and lower
-edges. The tower sees patches in blocks of 64 slots. A window never straddles two blocks, small
-windows share one, and slots left over are zero:
-
-    6 x 6 units, windows of 16, 8, 8 and 4 units:
-    block 0  [window 1: 16 units]                         image tokens  0..3, 6..9, 12..15, 18..21
-    block 1  [window 2: 8 units][window 3: 8 units]       image tokens  4, 5, 10, 11, ... 24..27 ...
-    block 2  [window 4: 4 units][12 units empty]          image tokens  28, 29, 34, 35
-
-Sources: Transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py` (resize, values, patches)
-and `vision_utils.get_vision_window_index` (windows).
-"""
-
-import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-  Qwen2VLImageProcessorPil,
-  smart_resize,
-)
 
-PATCH = 14  # pixels along a side
-MERGE = 2  # patches along a side of a merge unit
-UNIT = PATCH * MERGE  # pixels along a side of a merge unit: one image token
-UNIT_PATCHES = MERGE * MERGE
-WINDOW = 4  # merge units along a side of an attention window
-BLOCK = WINDOW * WINDOW * UNIT_PATCHES  # patch slots of a block: 64
-PATCH_VALUES = 3 * 2 * PATCH * PATCH  # channels x frames x pixels: 1176; a still image fills both
-
-MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed to this
+Batch = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Patches:
-  """One image as the vision tower reads it. S slots, a multiple of 64; U = image tokens.
-
-  Attributes:
-    pixels: uint8[U, 4, 3, 196], the patches of each merge unit, units in reading order.
-    window: int32[S], 1.. the window of the slot, 0 at empty slots.
-    position: int32[S, 2], (row, column) of the patch in the image, 0 at empty slots.
-    unit_slot: int32[U], for each image token in reading order, its merge unit (slot // 4).
-    grid: (rows, columns) of merge units; U is their product.
-  """
-
-  pixels: np.ndarray
-  window: np.ndarray
-  position: np.ndarray
-  unit_slot: np.ndarray
-  grid: tuple[int, int]
+class ImagePatches(Protocol):
+  """One image as a vision tower reads it."""
 
   @property
-  def image_tokens(self) -> int:
-    """U."""
-    return len(self.unit_slot)
+  def image_tokens(self) -> int: ...
 
-  def write_values(self, out: np.ndarray) -> None:
-    """Writes normalised values into contiguous float32[S, 1176]; empty slots stay as they are."""
-    values = out.reshape(-1, UNIT_PATCHES, 3, 2, PATCH * PATCH)
-    for channel, table in enumerate(_value_tables()):
-      values[self.unit_slot, :, channel] = table.take(self.pixels[:, :, channel, None])
+  def add_to(self, row: Batch, slot: int, number: int) -> tuple[int, np.ndarray]:
+    """Writes the image into a row's patch slots from `slot` on, as the row's image `number`.
+
+    Returns the next free slot, and the row's feature for each image token.
+    """
+    ...
 
 
-@dataclass(frozen=True)
-class QwenImages:
-  """Qwen2.5-VL's view of images under pixel limits, the same in training and evaluation.
-
-  Attributes:
-    min_pixels, max_pixels: limits of height x width after the resize.
-  """
-
-  min_pixels: int
-  max_pixels: int
-
-  def grid(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (rows, columns) of merge units of a stored image of that size."""
-    # Past the longest aspect ratio that Transformers accepts, the image is squeezed to it.
-    height, width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
-    resized = smart_resize(height, width, UNIT, self.min_pixels, self.max_pixels)
-    return resized[0] // UNIT, resized[1] // UNIT
+class ImageProcessor(Protocol):
+  """A backbone's image preprocessing, the same in training, evaluation and scoring; picklable."""
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (image tokens, patch slots with blocks filled up) without decoding anything."""
-    rows, columns = self.grid(height, width)
-    return rows * columns, _layout(rows, columns).blocks * BLOCK
+    """Returns (image tokens, patch slots) of a stored image of that size."""
+    ...
 
-  def patches(self, image: Image.Image) -> Patches:
-    """Returns the patches of an RGB image; their values equal the Hugging Face processor's."""
-    rows, columns = self.grid(image.height, image.width)
-    size = (columns * UNIT, rows * UNIT)
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BICUBIC)
-    layout = _layout(rows, columns)
-    # [unit rows, unit columns, patch row, patch column, channel, pixel row, pixel column]
-    pixels = np.asarray(image).reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
-    pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, UNIT_PATCHES, 3, -1)
-    return Patches(
-      pixels=pixels,
-      window=layout.window,
-      position=layout.position,
-      unit_slot=layout.unit_slot,
-      grid=(rows, columns),
-    )
+  def patches(self, image: Image.Image) -> ImagePatches:
+    """Returns the patches of an RGB image."""
+    ...
 
+  def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
+    """Returns the arrays of empty rows that only this backbone has, or in a shape of its own."""
+    ...
 
-@functools.cache
-def _value_tables() -> np.ndarray:
-  """Returns float32[3, 256]: the normalised value of every 8-bit value, a channel a row."""
-  processor = Qwen2VLImageProcessorPil()
-  levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
-  values = processor.normalize(
-    processor.rescale(levels, processor.rescale_factor), processor.image_mean, processor.image_std
-  )
-  return values.reshape(3, 256)
+  def positions(self, length: int, spans: np.ndarray, images: Sequence[Any]) -> np.ndarray:
+    """Returns int32[..., length]: the positions of a sample's tokens.
+
+    Args:
+      length: tokens of the sample.
+      spans: int[images, 2], (start, length) of each image's tokens, in order.
+      images: its images, from `patches`.
+    """
+    ...
 
 
-@dataclass(frozen=True)
-class _Layout:
-  """Where the units of a grid go; fields as in `Patches`, read-only because they are shared."""
+def patchify(image: Image.Image, rows: int, columns: int, side: int) -> np.ndarray:
+  """Returns uint8[rows * columns, side ** 2, 3, pixels]: the patches of an RGB image by cells.
 
-  blocks: int
-  unit_slot: np.ndarray
-  window: np.ndarray
-  position: np.ndarray
-
-
-@functools.lru_cache(maxsize=4096)
-def _layout(rows: int, columns: int) -> _Layout:
-  """Returns the layout of a grid: windows, larger first, each into the first block with room."""
-  units = np.arange(rows * columns).reshape(rows, columns)
-  windows = [
-    units[top : top + WINDOW, left : left + WINDOW].reshape(-1)
-    for top in range(0, rows, WINDOW)
-    for left in range(0, columns, WINDOW)
-  ]
-  capacity = BLOCK // UNIT_PATCHES
-  used: list[int] = []  # units in each block
-  unit_slot = np.zeros(rows * columns, np.int32)
-  unit_window = np.zeros(rows * columns, np.int32)
-  for number, members in enumerate(sorted(windows, key=len, reverse=True), start=1):
-    rooms = (b for b, units_in in enumerate(used) if units_in + len(members) <= capacity)
-    block = next(rooms, len(used))
-    if block == len(used):
-      used.append(0)
-    unit_slot[members] = block * capacity + used[block] + np.arange(len(members))
-    unit_window[members] = number
-    used[block] += len(members)
-
-  window = np.zeros((len(used) * capacity, UNIT_PATCHES), np.int32)
-  window[unit_slot] = unit_window[:, None]
-  position = np.zeros((*window.shape, 2), np.int32)
-  corners = MERGE * np.stack(np.divmod(units.reshape(-1), columns), axis=1)
-  position[unit_slot] = corners[:, None] + [(0, 0), (0, 1), (1, 0), (1, 1)]
-  layout = _Layout(len(used), unit_slot, window.reshape(-1), position.reshape(-1, 2))
-  for array in (layout.unit_slot, layout.window, layout.position):
-    array.flags.writeable = False
-  return layout
+  Cells of `side` x `side` patches are in reading order, and so are the patches of a cell.
+  """
+  patch = image.height // (rows * side)
+  # [cell rows, patch rows, pixel rows, cell columns, patch columns, pixel columns, channel]
+  pixels = np.asarray(image).reshape(rows, side, patch, columns, side, patch, 3)
+  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side**2, 3, -1)

@@ -22,11 +22,9 @@ from tqdm import tqdm
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
-from bis_jax.inputs.images import Patches, QwenImages
-from bis_jax.inputs.internvl_prompt import InternVLPrompt
-from bis_jax.inputs.prompt import QwenPrompt, Sample, SpecialTokens, expand
-from bis_jax.inputs.rows import Batch, RowWriter, empty_batch
-from bis_jax.inputs.tiles import InternVLImages, Tiles
+from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
+from bis_jax.inputs.prompt import Prompt, Sample, SpecialTokens, expand
+from bis_jax.inputs.rows import RowWriter, empty_batch
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Measured:
   """
 
   examples: Examples
-  images: QwenImages | InternVLImages
+  images: ImageProcessor
   token_lengths: np.ndarray
   patch_costs: np.ndarray
   marker_counts: np.ndarray
@@ -132,8 +130,8 @@ class Measured:
 
 def measure(
   examples: Examples,
-  prompt: QwenPrompt | InternVLPrompt,
-  images: QwenImages | InternVLImages,
+  prompt: Prompt,
+  images: ImageProcessor,
   *,
   max_length: int,
   progress: bool = False,
@@ -198,13 +196,13 @@ class BatchSource:
     batch = empty_batch(self.measured.images, self.rows, *budgets)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
-      row = RowWriter({name: array[b] for name, array in batch.items()})
+      row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
       for i in plan.row(start + b).tolist():
         example, sample, images = self._read(i)
         row.add(sample, images, example.targets, example.weights, example_index=i)
     return batch
 
-  def _read(self, i: int) -> tuple[Example, Sample, list[Patches] | list[Tiles]]:
+  def _read(self, i: int) -> tuple[Example, Sample, list[ImagePatches]]:
     source, rule = self.measured.examples, self.measured.images
     example = source[i]
     try:

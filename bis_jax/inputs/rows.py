@@ -5,33 +5,26 @@ All positions and indices count within their row.
 
     tokens         int32[B, T]      `image_pad` where an image feature goes
     segment_ids    int32[B, T]      1.. the sample in the row, 0 padding
-    positions      int32[B, 3, T]   mRoPE, from 0 in every sample
-    image_index    int32[B, T]      merge unit whose feature replaces the token, -1 elsewhere
-    patches        float32[B, P, 1176]
+    positions      int32[B, ..., T] of the backbone's kind, from 0 in every sample
+    image_index    int32[B, T]      image feature that replaces the token, -1 elsewhere
+    patches        float32[B, P, C] normalized values
     patch_segment  int32[B, P]      1.. the image in the row, 0 empty slot
-    patch_window   int32[B, P]      1.. the window in the row, inside one block of 64; 0 empty slot
-    patch_position int32[B, P, 2]   (row, column) of the patch in its image
     marker_index   int32[B, R]      token of the marker; 0 if unused
     marker_target  float32[B, R]    probability that the step is correct
     marker_weight  float32[B, R]    0 if ignored or unused
     example_index  int32[B, R]      the marker's example and
     step_index     int32[B, R]        step; -1 if unused. Both stay on the host.
 
-InternVL's batches have no windows and no patch positions, `positions` int32[B, T], and `patches`
-float32[B, P, 588], 1024 slots a tile, in reading order; `image_index` counts 256 tokens a tile.
-(At 448 pixels: see `tiles`.)
+A backbone may add arrays: see `empty` of its image processor.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from bis_jax.inputs import positions, tiles
-from bis_jax.inputs.images import PATCH_VALUES, UNIT_PATCHES, Patches, QwenImages
+from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
 from bis_jax.inputs.prompt import Sample
-from bis_jax.inputs.tiles import TOKEN_PATCHES, InternVLImages, Tiles
 
-Batch = dict[str, np.ndarray]
 # Arrays that stay on the host: the model does not read them.
 HOST_KEYS = ("example_index", "step_index")
 
@@ -42,7 +35,7 @@ def device_arrays(batch: Batch) -> Batch:
 
 
 def empty_batch(
-  images: QwenImages | InternVLImages,
+  images: ImageProcessor,
   rows: int,
   row_tokens: int,
   row_patches: int,
@@ -60,31 +53,21 @@ def empty_batch(
     "example_index": np.full((rows, row_markers), -1, np.int32),
     "step_index": np.full((rows, row_markers), -1, np.int32),
   }
-  if isinstance(images, InternVLImages):
-    return batch | {
-      "positions": np.zeros((rows, row_tokens), np.int32),
-      "patches": np.zeros((rows, row_patches, tiles.PATCH_VALUES), np.float32),
-    }
-  return batch | {
-    "positions": np.zeros((rows, 3, row_tokens), np.int32),
-    "patches": np.zeros((rows, row_patches, PATCH_VALUES), np.float32),
-    "patch_window": np.zeros((rows, row_patches), np.int32),
-    "patch_position": np.zeros((rows, row_patches, 2), np.int32),
-  }
+  return batch | images.empty(rows, row_tokens, row_patches)
 
 
 class RowWriter:
   """Puts samples one behind the other into the arrays of one row."""
 
-  def __init__(self, arrays: Batch):
+  def __init__(self, images: ImageProcessor, arrays: Batch):
     """Takes the views of an empty batch that belong to the row, without the axis B."""
-    self._arrays = arrays
-    self._samples = self._tokens = self._patches = self._images = self._windows = self._markers = 0
+    self._processor, self._arrays = images, arrays
+    self._samples = self._tokens = self._patches = self._images = self._markers = 0
 
   def add(
     self,
     sample: Sample,
-    images: Sequence[Patches] | Sequence[Tiles],
+    images: Sequence[ImagePatches],
     targets: np.ndarray,
     weights: np.ndarray,
     *,
@@ -100,15 +83,12 @@ class RowWriter:
     self._tokens = here.stop
     arrays["tokens"][here] = sample.tokens
     arrays["segment_ids"][here] = self._samples
-    if arrays["positions"].ndim == 1:
-      arrays["positions"][here] = np.arange(len(sample.tokens))
-    else:
-      arrays["positions"][:, here] = positions.mrope(
-        len(sample.tokens), sample.image_spans, [image.grid for image in images]
-      )
+    positions = self._processor.positions(len(sample.tokens), sample.image_spans, images)
+    arrays["positions"][..., here] = positions
     for (first, count), image in zip(sample.image_spans, images, strict=True):
-      units = self._add_tiles(image) if isinstance(image, Tiles) else self._add_image(image)
-      arrays["image_index"][start + first : start + first + count] = units
+      self._images += 1
+      self._patches, features = image.add_to(arrays, self._patches, self._images)
+      arrays["image_index"][start + first : start + first + count] = features
 
     kept = len(sample.markers)
     used = slice(self._markers, self._markers + kept)
@@ -118,26 +98,3 @@ class RowWriter:
     arrays["marker_weight"][used] = weights[:kept]
     arrays["example_index"][used] = example_index
     arrays["step_index"][used] = np.arange(kept)
-
-  def _add_image(self, image: Patches) -> np.ndarray:
-    """Adds one image; returns the merge unit in the row of each of its tokens."""
-    arrays = self._arrays
-    here = slice(self._patches, self._patches + len(image.window))
-    filled = image.window > 0
-    self._images += 1
-    image.write_values(arrays["patches"][here])
-    arrays["patch_segment"][here] = filled * self._images
-    arrays["patch_window"][here] = filled * (image.window + self._windows)
-    arrays["patch_position"][here] = image.position
-    self._windows += int(image.window.max())
-    self._patches = here.stop
-    return here.start // UNIT_PATCHES + image.unit_slot
-
-  def _add_tiles(self, image: Tiles) -> np.ndarray:
-    """Adds the tiles of one image; returns the number in the row of each of its tokens."""
-    here = slice(self._patches, self._patches + image.patch_slots)
-    self._images += 1
-    self._patches = here.stop
-    image.write_values(self._arrays["patches"][here])
-    self._arrays["patch_segment"][here] = self._images
-    return here.start // TOKEN_PATCHES + np.arange(image.image_tokens)

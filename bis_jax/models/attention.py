@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bis_jax.errors import UserError
-from bis_jax.models.splash import splash_attention
-from bis_jax.models.triton import triton_attention
+from bis_jax.models.kernels import splash_attention, triton_attention
 
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 

@@ -1,6 +1,6 @@
 """The decoder that Qwen2.5 and InternLM2.5 share with Llama: grouped-query attention and gated MLP.
 
-A backbone adds its rotary angles and says what a token's position is.
+A backbone computes the rotary angles, because it defines what a token's position is.
 
 Sources: Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
 
@@ -9,7 +9,6 @@ H head dim, h half of a head dim, M image features, V vocab.
 """
 
 import functools
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,41 +20,29 @@ from bis_jax.models.layers import (
   GatedMLP,
   Linear,
   RMSNorm,
-  rematerialised,
+  rematerialized,
   rotate,
   scan,
   stack,
 )
+from bis_jax.models.model_config import ModelConfig
+from bis_jax.parallel.sharding import P
 
-
-class TextSizes(Protocol):
-  """What the decoder reads of a backbone's text config; the names are Hugging Face's."""
-
-  vocab_size: int
-  hidden_size: int
-  intermediate_size: int
-  num_hidden_layers: int
-  num_attention_heads: int
-  num_key_value_heads: int
-  head_dim: int
-  attention_bias: bool
-  rms_norm_eps: float
-
-
-class Config(Protocol):
-  """What the decoder reads of a backbone's config."""
-
-  text: TextSizes
-  dtype: str
-  param_dtype: str
-  remat: str
-  attention: str
+# Kernels are [in, out], stacked layers lead with [layer]; widths split over fsdp, heads and
+# hidden units over tensor. Vectors are small and stay whole.
+SHARDING = (
+  (r"\.embed_tokens\.embedding$", P("tensor", "fsdp")),
+  (r"layers\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.kernel$", P(None, "fsdp", "tensor")),
+  (r"layers\..*\.(o_proj|down_proj)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"reward_head\.kernel$", P("fsdp", None)),
+  (r"(bias|scale)$", P()),
+)
 
 
 class SelfAttention(nnx.Module):
   """Causal attention within segments; bias, if any, on queries, keys and values only."""
 
-  def __init__(self, config: Config, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text, bias = config.text, config.text.attention_bias
     kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
     key_width = text.num_key_value_heads * text.head_dim
@@ -88,7 +75,7 @@ class SelfAttention(nnx.Module):
 class DecoderLayer(nnx.Module):
   """One pre-norm layer: attention and gated MLP."""
 
-  def __init__(self, config: Config, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
     kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     self.input_layernorm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
@@ -112,7 +99,7 @@ class Decoder(nnx.Module):
   a fraction of the work.
   """
 
-  def __init__(self, config: Config, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
     kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs, **kwargs)
@@ -120,7 +107,7 @@ class Decoder(nnx.Module):
     self.norm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
     self.config = config
 
-  def run(
+  def __call__(
     self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
   ) -> jax.Array:
     """Returns the states after all layers, given the cosines and sines [B, T, h] of the angles."""
@@ -128,15 +115,7 @@ class Decoder(nnx.Module):
     def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
       return layer(x_BTD, rope, segment_BT)
 
-    return scan(rematerialised(apply, self.config.remat), self.layers, x_BTD)
-
-  def next_token_logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Returns float32 logits [B, T, V] of the token behind every token, from the tied embedding.
-
-    For the pre-training of small models: with a published vocabulary they would fill the memory.
-    """
-    x_BTD = self.norm(x_BTD).astype(jnp.float32)
-    return x_BTD @ self.embed_tokens.embedding[...].astype(jnp.float32).T
+    return scan(rematerialized(apply, self.config.remat), self.layers, x_BTD)
 
 
 def place_features(

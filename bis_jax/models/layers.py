@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bis_jax.models.splash import CHECKPOINT_NAME
+from bis_jax.models.kernels import CHECKPOINT_NAME
 from bis_jax.parallel.sharding import split_rows
 
 _kernel_init = nnx.initializers.lecun_normal()
@@ -155,7 +155,7 @@ def scan(
   ]
 
 
-def rematerialised(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
+def rematerialized(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
   """Returns `apply` with a backward pass that computes again what `remat` says.
 
   Args:

@@ -26,8 +26,9 @@ from bis_jax.hub import weights
 from bis_jax.inputs import pipeline
 from bis_jax.models import backbones
 from bis_jax.models.attention import BackendError, check_backend
+from bis_jax.models.backbone import Processor
 from bis_jax.models.param_tree import Params
-from bis_jax.models.processor import Processor, make_processor
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel import processes
 from bis_jax.parallel.sharding import MeshError, batch_share, make_mesh
 from bis_jax.reports import run_page
@@ -89,7 +90,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   processor = make_processor(config, where.tokenizer)
   if processes.is_first():
     save_tokenizer(processor.tokenizer, place)
-  model_config = backbones.model_config(config.model, len(processor.tokenizer))
+  model_config = backbones.model_config(config, len(processor.tokenizer))
   evaluator = make_evaluator(config, where, corpus, manifest, processor, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   iterator = training_batches(config, examples, processor, mesh)

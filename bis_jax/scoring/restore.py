@@ -13,15 +13,15 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from bis_jax import files
 from bis_jax.errors import UserError
-from bis_jax.inputs.internvl_prompt import TextTokenizer
+from bis_jax.inputs.prompt import Tokenizer
 from bis_jax.models import backbones
-from bis_jax.models.backbones import ModelConfig
+from bis_jax.models.backbone import Processor
+from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.param_tree import Params
-from bis_jax.models.processor import Processor, make_processor
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh
 from bis_jax.settings import locations
 from bis_jax.settings.workdir import WorkdirError, read_config
@@ -62,7 +62,7 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   config.model.attention = "auto"  # the run's was for the machine that it ran on
   processor = _processor(config, path)
   devices = make_mesh(**(mesh or config.mesh))
-  model = backbones.model_config(config.model, len(processor.tokenizer))
+  model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
   factors = optim.factors(config.model.learning_rates, list(shapes))
   restored = checkpoint.restore_params(path, *split_trainable(shapes, factors))
@@ -72,7 +72,7 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   return LoadedRun(config, processor, model, devices, graph, params, step)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase | TextTokenizer, workdir: epath.Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, workdir: epath.Path) -> None:
   """Saves the tokenizer in a workdir, local or remote, unless it is there."""
   folder = workdir / "tokenizer"
   if (folder / _LAST).exists():

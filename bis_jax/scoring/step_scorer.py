@@ -17,8 +17,8 @@ from bis_jax.errors import UserError
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
+from bis_jax.models.backbone import Processor
 from bis_jax.models.param_tree import Params, merge
-from bis_jax.models.processor import Processor
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
 from bis_jax.scoring.restore import load_run
 

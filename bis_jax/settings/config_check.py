@@ -3,14 +3,15 @@
 `configs/common.py` says what every key means; here stand the ranges, one line a key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
-from bis_jax.models.backbones import SIZES
-from bis_jax.models.processor import image_rule
+from bis_jax.models.backbone import Setting
+from bis_jax.models.backbones import BACKBONES
+from bis_jax.models.processor import image_processor
 from bis_jax.selection.strategies import STRATEGIES
 
 
@@ -56,9 +57,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "labels.band_low": _CLOSED_SHARE,
   "labels.band_high": _CLOSED_SHARE,
   "inputs.max_length": _at_least(16),
-  "inputs.min_pixels": _at_least(1),
-  "inputs.max_pixels": _at_least(28 * 28),
-  "inputs.max_tiles": _at_least(1),
   "inputs.row_tokens": _at_least(16),
   "inputs.row_patches": _BLOCKS,
   "inputs.row_markers": _at_least(1),
@@ -66,12 +64,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "inputs.lookahead": _at_least(1),
   "inputs.workers": _at_least(0),
   "inputs.prefetch": _at_least(1),
-  "model.backbone": _one_of(*SIZES),
+  "model.backbone": _one_of(*BACKBONES),
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.remat": _one_of("none", "dots", "offload", "full"),
   "model.attention": _one_of("auto", "splash", "triton", "xla"),
   "model.marker_noise": _at_least(0),
-  "model.drop_path": _SHARE,
   "pretrain.seed": _at_least(-1),
   "pretrain.steps": _at_least(0),
   "pretrain.rows": _at_least(1),
@@ -125,26 +122,19 @@ def check(config: ConfigDict) -> None:
   c = config
   pairs = (
     ("labels.band_low", c.labels.band_low, "labels.band_high", c.labels.band_high),
-    ("inputs.min_pixels", c.inputs.min_pixels, "inputs.max_pixels", c.inputs.max_pixels),
     ("inputs.max_length", c.inputs.max_length, "inputs.row_tokens", c.inputs.row_tokens),
   )
   for low_key, low, high_key, high in pairs:
     if low > high:
       faults.append(f"config.{low_key} ({low}) must not exceed config.{high_key} ({high})")
-  sizes = SIZES.get(c.model.backbone, {})
-  if c.model.size not in sizes:
-    names = ", ".join(sizes)
-    faults.append(f"config.model.size is {c.model.size!r}; {c.model.backbone} has {names}")
-  else:
-    faults += _tile_faults(c) if c.model.backbone == "internvl" else _pixel_faults(c)
-  if c.model.drop_path and c.model.backbone != "internvl":
-    faults.append(
-      f"config.model.drop_path is {c.model.drop_path}, which {c.model.backbone} has not: set it to 0"
-    )
-  if c.inputs.system and c.model.backbone != "internvl":
-    faults.append(
-      f'config.inputs.system is set, but {c.model.backbone} has its tokenizer\'s: set it to ""'
-    )
+  for name, backbone in BACKBONES.items():
+    faults += _section_faults(name, backbone.settings, c)
+  if backbone := BACKBONES.get(c.model.backbone):
+    if c.model.size in backbone.sizes:
+      faults += backbone.config_faults(c, image_processor(c))
+    else:
+      names = ", ".join(backbone.sizes)
+      faults.append(f"config.model.size is {c.model.size!r}; {backbone.name} has {names}")
   if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
     faults.append(
       f"config.pretrain.steps is {c.pretrain.steps}, but only the embedded corpus has captions, for "
@@ -161,42 +151,16 @@ def check(config: ConfigDict) -> None:
     raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
 
 
-def _pixel_faults(c: ConfigDict) -> list[str]:
-  """Returns what is wrong with the pixel limits of Qwen2.5-VL."""
-  faults, tokens = [], c.inputs.max_pixels // 784
-  if tokens >= c.inputs.max_length:
-    faults.append(
-      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {tokens} tokens, "
-      f"more than config.inputs.max_length ({c.inputs.max_length}) holds: lower max_pixels to at "
-      f"most {(c.inputs.max_length // 2) * 784} or raise max_length"
-    )
-  if 4 * tokens > c.inputs.row_patches:
-    faults.append(
-      f"config.inputs.max_pixels ({c.inputs.max_pixels}) allows images of {4 * tokens} "
-      f"patches, more than config.inputs.row_patches ({c.inputs.row_patches}) holds"
-    )
-  return faults
-
-
-def _tile_faults(c: ConfigDict) -> list[str]:
-  """Returns what is wrong with the tiles of InternVL."""
-  inputs, images, faults = c.inputs, image_rule(c), []
-  tokens, patches = images.largest_cost()
-  found = f"config.inputs.max_tiles ({inputs.max_tiles}) allows images of"
-  if tokens >= inputs.max_length:
-    faults.append(
-      f"{found} {tokens} tokens, thumbnail included, more than config.inputs.max_length "
-      f"({inputs.max_length}) holds: lower max_tiles, or raise max_length above {tokens}"
-    )
-  if patches > inputs.row_patches:
-    faults.append(
-      f"{found} {patches} patches, thumbnail included, more than config.inputs.row_patches "
-      f"({inputs.row_patches}) holds: lower max_tiles, or raise row_patches to at least {patches}"
-    )
-  if inputs.row_patches % images.tile_patches:
-    faults.append(
-      f"config.inputs.row_patches ({inputs.row_patches}) holds no whole number of tiles, of "
-      f"{images.tile_patches} patches each: make it {inputs.row_patches // images.tile_patches + 1}"
-      f" * {images.tile_patches}"
-    )
+def _section_faults(name: str, settings: Mapping[str, Setting], c: ConfigDict) -> list[str]:
+  """Returns what is wrong with the keys that only the backbone `name` reads."""
+  faults = []
+  for key, setting in settings.items():
+    value, chosen = c[name][key], c.model.backbone
+    if not setting.holds(value):
+      faults.append(f"config.{name}.{key} is {value!r}; it must be {setting.words}")
+    elif chosen != name and value not in (setting.default, setting.toy):
+      faults.append(
+        f"config.{name}.{key} is {value!r}, which {chosen} does not read: leave it at "
+        f"{setting.default!r}"
+      )
   return faults

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
 from bis_jax.hub import weights
+from bis_jax.models import backbones
 from bis_jax.toy import drawing
 
 
@@ -69,10 +70,6 @@ _DOWNLOADS = {
   "model.checkpoint": "hf download {checkpoint} --local-dir {path}",
   "inputs.tokenizer": "hf download {checkpoint} --include 'tokenizer*' --local-dir {path}",
 }
-_CHECKPOINTS = {
-  "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
-  "internvl": "OpenGVLab/InternVL2_5-8B",
-}
 
 
 def require(config: ConfigDict, where: Locations) -> Locations:
@@ -107,7 +104,7 @@ def require(config: ConfigDict, where: Locations) -> Locations:
     command = _DOWNLOADS[key].format(
       path=path,
       folder=pathlib.Path(path).parent,
-      checkpoint=_CHECKPOINTS[config.model.backbone],
+      checkpoint=backbones.get(config.model.backbone).checkpoint,
     )
     lines.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
   if lines:

@@ -8,6 +8,16 @@ from ml_collections import ConfigDict
 
 from bis_jax import files
 from bis_jax.errors import UserError
+from bis_jax.models.backbones import BACKBONES
+
+# Keys of older workdirs, and what they are called now.
+RENAMED_KEYS = {
+  "inputs.min_pixels": "qwen2_5_vl.min_pixels",
+  "inputs.max_pixels": "qwen2_5_vl.max_pixels",
+  "inputs.max_tiles": "internvl.max_tiles",
+  "inputs.system": "internvl.system",
+  "model.drop_path": "internvl.drop_path",
+}
 
 # Keys that change how a run is carried out but not what comes out of it.
 FREE_KEYS = (
@@ -28,20 +38,6 @@ class WorkdirError(UserError):
   """The workdir belongs to another run, or does not hold what is asked of it."""
 
 
-def read_config(workdir: epath.Path) -> ConfigDict:
-  """Returns the config of a run, with the keys that an older version did not have.
-
-  Raises:
-    WorkdirError: it is not the workdir of a run.
-  """
-  path = workdir / "config.json"
-  if not path.exists():
-    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
-  config = json.loads(path.read_text())
-  config["evaluation"].setdefault("batch_rows", config["inputs"]["row_multiple"])
-  return ConfigDict(config)
-
-
 def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns {"a": {"b": 1}} as {"a.b": 1}."""
   flat = {}
@@ -50,6 +46,32 @@ def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
       flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     )
   return flat
+
+
+def _stored(path: epath.Path) -> dict[str, Any]:
+  """Returns {key: value} of a config.json under today's keys, of whatever version it is."""
+  flat = {RENAMED_KEYS.get(k, k): v for k, v in flat_keys(json.loads(path.read_text())).items()}
+  flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
+  return flat
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+  """Returns the config of a run, of this version or an older one.
+
+  Raises:
+    WorkdirError: it is not the workdir of a run.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+  config: dict[str, Any] = {}
+  for key, value in _stored(path).items():
+    *sections, name = key.split(".")
+    section = config
+    for part in sections:
+      section = section.setdefault(part, {})
+    section[name] = value
+  return ConfigDict(config)
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
@@ -65,11 +87,12 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   ours = json.loads(config.to_json())
   path = workdir / "config.json"
   if path.exists():
-    there, here = flat_keys(json.loads(path.read_text())), flat_keys(ours)
+    there, here = _stored(path), flat_keys(ours)
+    free = (*FREE_KEYS, *(f"{name}." for name in BACKBONES if name != config.model.backbone))
     differ = [
       f"config.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
       for key in sorted(there | here)
-      if there.get(key) != here.get(key) and not key.startswith(FREE_KEYS)
+      if there.get(key) != here.get(key) and not key.startswith(free)
     ]
     if differ:
       raise WorkdirError(

@@ -123,7 +123,7 @@ def train(
     goodput = Goodput(writer.found, start)
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     rates, pending = Rates(peak and peak * mesh.size), None
-    stages, (_, shares) = trained_stages(train_step.factors), batch_share(mesh)
+    stages, (_, shares) = trained_stages(model_config, train_step.factors), batch_share(mesh)
     profile = at_the_end.enter_context(
       Profile(workdir / "profile", *config.train.profile_steps, write=jax.process_index() == 0)
     )

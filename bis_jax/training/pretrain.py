@@ -34,8 +34,9 @@ from bis_jax.inputs import pipeline
 from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.inputs.rows import device_arrays
 from bis_jax.models import backbones
+from bis_jax.models.backbone import Processor
 from bis_jax.models.param_tree import Params, merge
-from bis_jax.models.processor import Processor, make_processor
+from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh, put_rows
 from bis_jax.toy import drawing
 from bis_jax.training import optim
@@ -47,8 +48,7 @@ _OPTIM = dict(
   warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
 )
 # Keys of `config.inputs` that decide what a batch of captions holds.
-_INPUTS = ("separator", "system", "min_pixels", "max_pixels", "max_tiles")
-_INPUTS += ("row_patches", "row_markers", "lookahead")
+_INPUTS = ("separator", "row_patches", "row_markers", "lookahead")
 # Increase it when the same settings pre-train other parameters: cached backbones are made anew.
 VERSION = 1
 _CARD = """# A small {backbone} for the embedded corpus of bis_jax
@@ -91,6 +91,7 @@ def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
     drawing.VERSION,  # which draws the pictures
     [model[key] for key in ("backbone", "size", "dtype")],
     [inputs[key] for key in _INPUTS],
+    sorted(config[model.backbone].items()),
     sorted((dict(config.pretrain) | {"seed": _seed(config)}).items()),
     _OPTIM,
     VERSION,
@@ -120,7 +121,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   processor = make_processor(config, str(drawn / "tokenizer"))
   captions = caption_examples(drawn / "captions.jsonl", drawn / "images")
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
-  model = backbones.model_config(config.model, len(processor.tokenizer))
+  model = backbones.model_config(config, len(processor.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))

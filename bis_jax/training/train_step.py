@@ -130,7 +130,7 @@ def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> Tr
     optimizer,
     optim.schedule(config.optim, steps),
     config.loss.normalise,
-    config.seed if config.model.drop_path else None,
+    config.seed if model_config.needs_random_key else None,
   )
   trainable, frozen = split_trainable(shapes, factors)
   state = abstract_state(optimizer, trainable, mesh)
@@ -142,19 +142,19 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   normalise: str,
-  drop_path_seed: int | None = None,
+  random_seed: int | None = None,
 ) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss
-  float32[A, B], the loss sum of every row. With a `drop_path_seed` every micro-batch of every step
-  gets a `drop_path_key` of its own.
+  float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
+  gets a `random_key` of its own.
   """
 
   def train_step(state, frozen, batch):
-    if drop_path_seed is not None:
-      key = jax.random.fold_in(jax.random.key(drop_path_seed), state.step)
-      batch = batch | {"drop_path_key": jax.random.split(key, len(batch["tokens"]))}
+    if random_seed is not None:
+      key = jax.random.fold_in(jax.random.key(random_seed), state.step)
+      batch = batch | {"random_key": jax.random.split(key, len(batch["tokens"]))}
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}

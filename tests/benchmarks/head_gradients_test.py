@@ -37,7 +37,7 @@ def place(small_config, tmp_path_factory):
   stages.select_rollouts(config, corpus, folder / "manifest.json")
   mesh = stages.make_mesh(**config.mesh)
   processor = make_processor(config, where.tokenizer)
-  model = backbones.model_config(config.model, len(processor.tokenizer))
+  model = backbones.model_config(config, len(processor.tokenizer))
   _, shapes = backbones.structure(model, mesh)
   params = train_state.first_params(model, shapes, None, processor.prompt.special, config.seed)
   head = params[head_gradients.HEAD]

@@ -13,9 +13,9 @@ from absl.testing import flagsaver
 
 from bis_jax import aot
 from bis_jax.compilation import compiled_step
-from bis_jax.models import backbones
-from bis_jax.models.internvl import InternVLConfig
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.parallel import devices
 from bis_jax.parallel.devices import TopologyError
 from bis_jax.parallel.sharding import MeshError
@@ -26,9 +26,9 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def _shallow(vocab_size: int) -> Qwen2_5_VLConfig:
+def _shallow() -> Qwen2_5_VLConfig:
   """Qwen2.5-VL-7B with two text layers and two vision blocks, one of each kind."""
-  full = Qwen2_5_VLConfig.qwen_7b()
+  full = QWEN_SIZES["7b"]
   return dataclasses.replace(
     full,
     text=dataclasses.replace(full.text, num_hidden_layers=2),
@@ -39,10 +39,10 @@ def _shallow(vocab_size: int) -> Qwen2_5_VLConfig:
 @pytest.fixture
 def config(monkeypatch):
   """The recipe with the shallow model and eight short rows a step."""
-  monkeypatch.setitem(backbones.SIZES["qwen2_5_vl"], "7b", _shallow)
+  monkeypatch.setitem(QWEN_SIZES, "7b", _shallow())
   c = qwen_bis10.get_config()
   c.inputs.max_length = c.inputs.row_tokens = c.inputs.row_patches = 1024
-  c.inputs.max_pixels = 256 * 784
+  c.qwen2_5_vl.max_pixels = 256 * 784
   c.inputs.row_multiple, c.train.global_batch = 8, 14
   return c
 
@@ -59,14 +59,14 @@ def _compile(config, topology):
 @needs_libtpu
 def test_internvl_compiles(monkeypatch):
   """Two layers each of the 14B model's decoder and tower; its odd vocabulary stays whole."""
-  full = InternVLConfig.internvl3_14b()
+  full = INTERNVL_SIZES["3-14b"]
   text = dataclasses.replace(full.text, num_hidden_layers=2)
   vision = dataclasses.replace(full.vision, num_hidden_layers=2)
   shallow = dataclasses.replace(full, text=text, vision=vision)
-  monkeypatch.setitem(backbones.SIZES["internvl"], "3-14b", lambda vocab_size: shallow)
+  monkeypatch.setitem(INTERNVL_SIZES, "3-14b", shallow)
   c = internvl3_14b_bis10.get_config()
   c.inputs.max_length = c.inputs.row_tokens = 1024
-  c.inputs.max_tiles, c.inputs.row_patches = 2, 3 * 1024
+  c.internvl.max_tiles, c.inputs.row_patches = 2, 3 * 1024
   c.inputs.row_multiple, c.train.global_batch, c.mesh.tensor = 4, 3, 2
   step = _compile(c, "v5e:2x4")
   assert (step.rows, step.rollouts) == (4, 4 * 1024 / 1398)

@@ -40,7 +40,7 @@ def processor(small_config):
 
 @pytest.fixture(scope="module")
 def config(small_config, processor):
-  return backbones.model_config(small_config.model, len(processor.tokenizer))
+  return backbones.model_config(small_config, len(processor.tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,22 @@ from transformers import InternVLConfig as TorchConfig
 from transformers import InternVLForConditionalGeneration
 
 from bis_jax.hub import weights
-from bis_jax.hub.layout import EMBEDDING_PATH, REWARD_HEAD_PATH
 from bis_jax.models import param_tree
-from bis_jax.models.internvl import InternVL, InternVLConfig
+from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
+from bis_jax.models.internvl.config import InternVLConfig
+from bis_jax.models.internvl.model import InternVL
 
 VOCAB, YES, NO = 512, 11, 12
 KWARGS = {"yes_token": YES, "no_token": NO, "marker_token": None}
+
+
+def tiny(vocab_size, architecture):
+  """The tiny InternVL with one of the two published decoders."""
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(vocab_size)
+  return dataclasses.replace(
+    config, text=dataclasses.replace(config.text, architecture=architecture)
+  )
 
 
 def _shapes(config, sharding=None):
@@ -66,7 +76,7 @@ def _assert_equal(a, b):
 )
 def test_export_and_load_give_the_same_parameters(tmp_path, architecture, layout):
   """Whole and over 4 x 2 devices, whose shards cut the fused tensors anywhere."""
-  config = InternVLConfig.tiny(VOCAB, architecture)
+  config = tiny(VOCAB, architecture)
   params = _random(config)
   _write(tmp_path, config, params, layout)
   _assert_equal(weights.load(tmp_path, config, _shapes(config), **KWARGS), params)
@@ -84,7 +94,7 @@ def test_export_and_load_give_the_same_parameters(tmp_path, architecture, layout
 
 
 def test_transformers_loads_the_hf_layout_and_its_own_names_in_memory_load_too(tmp_path):
-  config = InternVLConfig.tiny(VOCAB, "qwen2")
+  config = tiny(VOCAB, "qwen2")
   params = _random(config)
   _write(tmp_path, config, params, "hf")
   _, report = InternVLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
@@ -103,8 +113,8 @@ def test_transformers_loads_the_hf_layout_and_its_own_names_in_memory_load_too(t
 @pytest.mark.parametrize("architecture", ["internlm2", "qwen2"])
 def test_the_marker_is_a_new_row_the_mean_of_the_others(tmp_path, architecture):
   """A published table has one row fewer; an exported one has them all and keeps the trained row."""
-  published = InternVLConfig.tiny(VOCAB, architecture)
-  grown = InternVLConfig.tiny(VOCAB + 1, architecture)
+  published = tiny(VOCAB, architecture)
+  grown = tiny(VOCAB + 1, architecture)
   before = _random(published)
   _write(tmp_path / "published", published, before)
   kwargs = {**KWARGS, "marker_token": VOCAB}
@@ -139,7 +149,7 @@ def test_the_marker_is_a_new_row_the_mean_of_the_others(tmp_path, architecture):
 
 def test_the_marker_row_is_the_mean_of_the_others_and_noise_where_it_is_asked_for(tmp_path):
   """The published table lacks the row; noise 0.5 is half of the others' spread, and is repeatable."""
-  config = InternVLConfig.tiny(VOCAB)
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(VOCAB)
   _write(tmp_path, config, _random(config))
   text = dataclasses.replace(config.text, vocab_size=VOCAB + 1)
   grown = dataclasses.replace(config, text=text)
@@ -158,7 +168,7 @@ def test_the_marker_row_is_the_mean_of_the_others_and_noise_where_it_is_asked_fo
 
 
 def test_every_difference_is_listed_in_one_error(tmp_path):
-  config = InternVLConfig.tiny(VOCAB)
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(VOCAB)
   _write(tmp_path, config, _random(config))
   tensors = _tensors(tmp_path)
   for file in tmp_path.glob("model*"):
@@ -192,7 +202,9 @@ def test_every_difference_is_listed_in_one_error(tmp_path):
 )
 def test_another_form_of_the_model_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    InternVLConfig.from_hugging_face(InternVLConfig.tiny().to_hugging_face() | change)
+    InternVLConfig.from_hugging_face(
+      INTERNVL_SIZES["tiny"].with_vocabulary(512).to_hugging_face() | change
+    )
 
 
 @pytest.mark.parametrize("layout", ["hub", "hf"])

@@ -19,8 +19,10 @@ from transformers import Qwen2_5_VLConfig as TorchConfig
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bis_jax.hub import weights
-from bis_jax.hub.layout import LM_HEAD, REWARD_HEAD_PATH, hub_tensors
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.hub_layout import REWARD_HEAD_PATH
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.hub_layout import layout
 
 
 @pytest.fixture
@@ -53,12 +55,12 @@ def _assert_equal(a, b):
   ("size", "reference"),
   [
     (
-      Qwen2_5_VLConfig.qwen_3b(),
+      QWEN_SIZES["3b"],
       dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, vocab_size=151936,
            num_attention_heads=16, num_key_value_heads=2),
     ),
     (
-      Qwen2_5_VLConfig.qwen_7b(),
+      QWEN_SIZES["7b"],
       dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, vocab_size=152064,
            num_attention_heads=28, num_key_value_heads=4),
     ),
@@ -80,8 +82,9 @@ def test_parameter_counts_are_transformers_own(lab, size, reference):
   expected = sum(p.numel() for p in theirs.parameters()) - head
   ours = {path: s for path, s in lab.shapes(size).items() if path != REWARD_HEAD_PATH}
   assert sum(int(np.prod(s.shape)) for s in ours.values()) == expected
-  keys = {key for t in hub_tensors(size, ours).values() for key in t.keys}
-  assert keys == {key.removeprefix("model.") for key in theirs.state_dict() if key != LM_HEAD}
+  names = layout(size, {})
+  keys = {key for t in names.tensors(ours).values() for key in t.keys}
+  assert keys == {names.canonical(key) for key in theirs.state_dict()} - {names.lm_head}
   assert Qwen2_5_VLConfig.from_hugging_face(torch_config.to_dict()) == dataclasses.replace(
     size, dtype="float32"
   )
@@ -170,7 +173,7 @@ def test_every_difference_is_listed_in_one_error(lab, config, tensors, tmp_path)
   with pytest.raises(weights.WeightsError) as error:
     _load(lab, tmp_path, config)
   for line in (
-    "missing: language_model.layers.0.mlp.gate_proj.weight (96, 64)",
+    "missing: model.layers.0.mlp.gate_proj.weight (96, 64)",
     "unknown: model.layers.7.mlp.gate_proj.weight of model.safetensors",
     "wrong shape: visual.merger.ln_q.weight is (3,), the model has (32,)",
     "wrong dtype: model.norm.weight is I32",
@@ -237,12 +240,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flax import nnx
 from bis_jax import state
 from bis_jax.models import weights
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 folder, address, process = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("fsdp",))
-config = Qwen2_5_VLConfig.tiny(512)
+config = QWEN_SIZES["tiny"].with_vocabulary(512)
 _, shapes = state.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, nnx.Rngs(0))))
 split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
 shapes = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split)

@@ -6,7 +6,7 @@ import pytest
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from bis_jax.inputs import prompt
+from bis_jax.models.qwen2_5_vl import prompt
 
 ADDED = (
   "<|endoftext|>",

@@ -12,8 +12,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from bis_jax.images import decode
-from bis_jax.inputs import images
-from bis_jax.inputs.images import BLOCK, UNIT, QwenImages
+from bis_jax.models.qwen2_5_vl import images
+from bis_jax.models.qwen2_5_vl.images import BLOCK, UNIT, QwenImages
 
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 768 * 28 * 28}
 # Squares of the released figures, and grids that the window does not divide on one or both sides.

@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from bis_jax.inputs import internvl_prompt, pack, pipeline
-from bis_jax.inputs.tiles import InternVLImages
-from bis_jax.models.internvl import InternVL, InternVLConfig, TextConfig, VisionConfig
+from bis_jax.inputs import pack, pipeline
+from bis_jax.models.internvl import prompt as internvl_prompt
+from bis_jax.models.internvl.config import InternVLConfig, TextConfig, VisionConfig
+from bis_jax.models.internvl.images import InternVLImages
+from bis_jax.models.internvl.model import InternVL
 from tests.in_memory import in_memory
 
 

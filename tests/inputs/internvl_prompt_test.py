@@ -8,7 +8,8 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from bis_jax.inputs import internvl_prompt, prompt
+from bis_jax.inputs.prompt import SpecialTokens
+from bis_jax.models.internvl import prompt as internvl_prompt
 
 SYSTEM = (
   "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及"
@@ -99,14 +100,14 @@ def test_released_evaluation_form_joins_steps_with_nothing(processor, internlm):
 
 
 def test_special_token_ids(internlm, qwen):
-  assert internvl_prompt.InternVLPrompt(internlm).special == prompt.SpecialTokens(
+  assert internvl_prompt.InternVLPrompt(internlm).special == SpecialTokens(
     prm=92553, image_pad=92546, vision_start=92544, vision_end=92545, yes=9583, no=2917
   )
   assert internlm.size == 92554
   assert {name: internlm.ids[name] for name in INTERNLM_IDS if name != "<s>"} == {
     name: i for name, i in INTERNLM_IDS.items() if name != "<s>"
   }
-  assert internvl_prompt.InternVLPrompt(qwen).special == prompt.SpecialTokens(
+  assert internvl_prompt.InternVLPrompt(qwen).special == SpecialTokens(
     prm=151674, image_pad=151667, vision_start=151665, vision_end=151666, yes=9454, no=2753
   )
   assert qwen.size == 151675

@@ -11,8 +11,8 @@ from absl import flags
 from PIL import Image
 
 from bis_jax.inputs import pack
-from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import InputError, batches, measure
+from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests.in_memory import in_memory
 
 IMAGES = QwenImages(min_pixels=28 * 28, max_pixels=336 * 336)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from bis_jax.inputs import positions
+from bis_jax.models.qwen2_5_vl import images
 
 
 def reference(types_of_tokens, grids):
@@ -40,14 +40,14 @@ def test_positions_equal_get_rope_index(parts, tail):
     grids.append((rows, columns))
     kinds += [1] * (rows * columns)
   kinds += [0] * tail
-  found = positions.mrope(len(kinds), np.array(spans).reshape(-1, 2), grids)
+  found = images.mrope(len(kinds), np.array(spans).reshape(-1, 2), grids)
   np.testing.assert_array_equal(found, reference(kinds, grids))
 
 
 def test_truncated_sample_has_the_positions_of_its_prefix():
   spans = np.array([(2, 6)])
-  whole = positions.mrope(20, spans, [(2, 3)])
-  np.testing.assert_array_equal(positions.mrope(12, spans, [(2, 3)]), whole[:, :12])
+  whole = images.mrope(20, spans, [(2, 3)])
+  np.testing.assert_array_equal(images.mrope(12, spans, [(2, 3)]), whole[:, :12])
   assert whole.dtype == np.int32
   assert whole[:, 2:9].tolist() == [
     [2, 2, 2, 2, 2, 2, 5],

@@ -14,8 +14,8 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bis_jax.inputs import pack
-from bis_jax.inputs.images import QwenImages
 from bis_jax.inputs.pipeline import batches, measure
+from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests.in_memory import in_memory
 
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 400 * 28 * 28}

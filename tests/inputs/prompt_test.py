@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bis_jax.inputs import prompt
+from bis_jax.inputs.prompt import SpecialTokens, expand
+from bis_jax.models.qwen2_5_vl import prompt
 
 ORDINARY = (
   ("How many?", ["There are 3.", "Final answer: 3"]),
@@ -57,7 +58,7 @@ def test_released_evaluation_form_joins_steps_with_nothing(tiny_tokenizer):
 
 
 def test_special_token_ids_of_qwen(qwen_tokenizer):
-  assert prompt.special_tokens(qwen_tokenizer) == prompt.SpecialTokens(
+  assert prompt.special_tokens(qwen_tokenizer) == SpecialTokens(
     prm=151665, image_pad=151655, vision_start=151652, vision_end=151653, yes=9454, no=2753
   )
 
@@ -111,7 +112,7 @@ def test_image_count_must_fit_the_text(tiny_prompt):
   formatter = tiny_prompt
   [(compact, _)] = formatter.encode_batch([("Q", ["a"])], [[4]], max_length=100)
   with pytest.raises(ValueError, match="places for 1 images, but it has 2"):
-    prompt.expand(compact, [4, 4], formatter.special)
+    expand(compact, [4, 4], formatter.special)
 
 
 def test_tokenizer_without_image_tokens_is_refused(tmp_path, tiny_tokenizer_folder):

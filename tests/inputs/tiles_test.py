@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from bis_jax.inputs.tiles import PATCH_VALUES, InternVLImages
+from bis_jax.models.internvl.images import PATCH_VALUES, InternVLImages
 
 
 def stated_grid(height, width, max_tiles):

@@ -11,8 +11,7 @@ from jax.sharding import AxisType
 
 from bis_jax.models import attention as attention_module
 from bis_jax.models.attention import BackendError, attention, check_backend, window_attention
-from bis_jax.models.splash import splash_attention
-from bis_jax.models.triton import triton_attention
+from bis_jax.models.kernels import splash_attention, triton_attention
 
 B, T, N, K, H = 2, 200, 4, 2, 16
 

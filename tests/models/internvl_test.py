@@ -32,12 +32,20 @@ from transformers import InternVLForConditionalGeneration
 from bis_jax.hub import weights
 from bis_jax.models import param_tree
 from bis_jax.models.decoder import place_features
-from bis_jax.models.internvl import InternVL, InternVLConfig
-from bis_jax.models.internvl import text as text_side
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
+from bis_jax.models.internvl.model import InternVL
 
 VOCAB, YES, NO, MARKER, CONTEXT, IMAGE_START, IMAGE_END = 512, 11, 12, 505, 500, 501, 502
 TOKENS, TILES, MARKERS = 96, 5, 8  # of a row: one shape, compiled once
 TILE_TOKENS = 4  # of the tiny tower: 16 patches a tile
+
+
+def tiny(vocab_size, architecture):
+  """The tiny InternVL with one of the two published decoders."""
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(vocab_size)
+  return dataclasses.replace(
+    config, text=dataclasses.replace(config.text, architecture=architecture)
+  )
 
 
 @dataclasses.dataclass
@@ -198,7 +206,7 @@ _forward = jax.jit(lambda model, batch: model(batch))
 @pytest.fixture(scope="module", params=["internlm2", "qwen2"])
 def lab(request, tmp_path_factory):
   """A config, the reference, its weights in our parameters by the release's files, and the model."""
-  config = InternVLConfig.tiny(VOCAB, request.param)
+  config = tiny(VOCAB, request.param)
   torch_model = _torch_model(config)
   folder = tmp_path_factory.mktemp("release")
   tensors = {k: v.contiguous() for k, v in _release_tensors(torch_model, config).items()}
@@ -234,7 +242,7 @@ def _stages(lab, batch):
   x = decoder.embed_tokens(batch["tokens"])
   features = features.reshape(len(x), -1, x.shape[-1])
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
-  rope = text_side.rope(batch["positions"], config.text.head_dim, config.text.rope_theta)
+  rope = model.rope(batch["positions"])
   for i in range(config.text.num_hidden_layers):
     x = out[f"layer {i}"] = _apply(_layer(decoder.layers, i), x, rope, batch["segment_ids"])
   out["final states"] = decoder.norm(x)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bis_jax.models.layers import rematerialised
+from bis_jax.models.layers import rematerialized
 
 
 def _loss(kernels, x, remat):
   def layer(kernel, x):
     return jnp.tanh(x @ kernel) @ kernel
 
-  apply = rematerialised(layer, remat)
+  apply = rematerialized(layer, remat)
   return jax.lax.scan(lambda x, kernel: (apply(kernel, x), None), x, kernels)[0].sum()
 
 

@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import pytest
 
 from bis_jax.inputs.rows import empty_batch
-from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models import backbones
-from bis_jax.models.internvl import InternVLConfig
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
+from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.model_flops import step_flops, trained_stages
 from bis_jax.models.param_tree import merge, split
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 
 ALL = {"visual.patch_embed", "visual.blocks", "visual.merger.mlp.0", "visual.merger.mlp.2"}
 
 
 def test_a_token_of_the_7b_text_costs_six_operations_a_parameter():
   """28 layers of 233,046,016 kernel entries; attention over its own segment alone."""
-  flops = step_flops(Qwen2_5_VLConfig.qwen_7b(), {"language_model", *ALL}, [100.0] * 3, [])
+  flops = step_flops(QWEN_SIZES["7b"], {"language_model", *ALL}, [100.0] * 3, [])
   assert flops["text"] == 6 * 300 * 28 * 233_046_016
   assert flops["text attention"] == 3 * 28 * 3 * 4 * 3584 * 100 * 100 / 2
   assert flops["vision"] == flops["vision attention"] == 0
 
 
 def test_a_frozen_tower_runs_forward_only():
-  config = Qwen2_5_VLConfig.qwen_7b()
+  config = QWEN_SIZES["7b"]
   frozen = step_flops(config, {"visual.merger.mlp.0", "visual.merger.mlp.2"}, [], [256.0])
   trained = step_flops(config, ALL, [], [256.0])
   assert 3 * frozen["vision attention"] == trained["vision attention"]
@@ -37,7 +37,7 @@ def test_a_frozen_tower_runs_forward_only():
 
 def test_a_tile_of_internvl_costs_its_kernels_and_a_sequence_of_1025():
   """Frozen tower, trained projector: 24 layers of width 1024, 256 image tokens of width 4096."""
-  config = InternVLConfig.internvl2_5_8b()
+  config = INTERNVL_SIZES["2.5-8b"]
   stages = {"mlp1.fc1", "mlp1.fc2", "language_model"}
   flops = step_flops(config, stages, [100.0], [3 * 1024.0])
   layers = 24 * 1025 * (4 * 1024**2 + 2 * 1024 * 4096)
@@ -50,7 +50,9 @@ def test_a_tile_of_internvl_costs_its_kernels_and_a_sequence_of_1025():
     "mlp1.fc1.kernel": 1.0,
     "mlp1.fc2.kernel": 1.0,
   }
-  assert trained_stages(factor | {"language_model.layers.mlp.up_proj.kernel": 1.0}) == stages
+  assert (
+    trained_stages(config, factor | {"language_model.layers.mlp.up_proj.kernel": 1.0}) == stages
+  )
   trained = step_flops(config, {"vision_model.layers", *stages}, [100.0], [3 * 1024.0])
   assert trained["vision attention"] == 3 * flops["vision attention"]
 
@@ -61,12 +63,12 @@ def test_stages_follow_the_learning_rates():
     "visual.merger.mlp.0.kernel": 1.0,
     "language_model.layers.mlp.up_proj.kernel": 0.5,
   }
-  assert trained_stages(factor) == {"visual.merger.mlp.0", "language_model"}
+  assert trained_stages(QWEN_SIZES["7b"], factor) == {"visual.merger.mlp.0", "language_model"}
 
 
 def test_xla_counts_about_the_same():
   """Forward pass of one unscanned layer each: XLA adds norms, activations and the embedding."""
-  config = Qwen2_5_VLConfig.tiny()
+  config = QWEN_SIZES["tiny"].with_vocabulary(512)
   config = type(config)(
     text=type(config.text)(**{**vars(config.text), "num_hidden_layers": 1}),
     vision=type(config.vision)(**{**vars(config.vision), "depth": 1, "full_attention_period": 1}),
@@ -95,7 +97,7 @@ def test_xla_counts_about_the_same():
 
 def test_xla_counts_about_the_same_of_internvl():
   """As above, with 64 tiles of 16 patches and the class token."""
-  config = InternVLConfig.tiny()
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(512)
   config = dataclasses.replace(
     config,
     text=dataclasses.replace(config.text, num_hidden_layers=1),

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from bis_jax.models.decoder import place_features
-from bis_jax.models.reward_head import at_markers
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,8 @@ def test_no_gradient_crosses_samples(lab, model, packed):
         patches, batch["patch_position"], batch["patch_window"], batch["patch_segment"]
       )
       x = place_features(embeddings, features, batch["image_index"])
-      x = model.language_model(x, batch["positions"], batch["segment_ids"])
-      x = at_markers(x, batch["marker_index"])
+      x = model.language_model(x, model.rope(batch["positions"]), batch["segment_ids"])
+      x = jax.numpy.take_along_axis(x, batch["marker_index"][:, :, None], axis=1)
       return model.reward_head(model.language_model.norm(x))[0, :, 0]
 
     return jax.vjp(logits, patches, embeddings)[1](weight_R)

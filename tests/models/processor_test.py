@@ -4,26 +4,26 @@ import dataclasses
 
 import pytest
 
-from bis_jax.inputs.images import QwenImages
-from bis_jax.inputs.internvl_prompt import SYSTEM
-from bis_jax.inputs.tiles import InternVLImages
-from bis_jax.models.processor import image_rule, make_processor
+from bis_jax.models.internvl.images import InternVLImages
+from bis_jax.models.internvl.prompt import SYSTEM
+from bis_jax.models.processor import image_processor, make_processor
+from bis_jax.models.qwen2_5_vl.images import QwenImages
 from configs import internvl3_14b_bis10, internvl_bis10, qwen_bis10
 
 
-def test_the_image_rule_is_the_backbones():
+def test_the_image_processor_is_the_backbones():
   """Six tiles of 448 pixels, which is the tower's own size; the toy's are smaller."""
-  assert image_rule(internvl_bis10.get_config()) == InternVLImages(6, 448)
-  assert image_rule(internvl3_14b_bis10.get_config()) == InternVLImages(6, 448)
-  assert image_rule(internvl_bis10.get_config("toy")) == InternVLImages(4, 56)
-  assert image_rule(qwen_bis10.get_config()) == QwenImages(4 * 784, 1280 * 784)
+  assert image_processor(internvl_bis10.get_config()) == InternVLImages(6, 448)
+  assert image_processor(internvl3_14b_bis10.get_config()) == InternVLImages(6, 448)
+  assert image_processor(internvl_bis10.get_config("toy")) == InternVLImages(4, 56)
+  assert image_processor(qwen_bis10.get_config()) == QwenImages(4 * 784, 1280 * 784)
 
 
 def test_the_system_prompt_is_the_released_one_unless_another_is_asked_for(shared):
   folder = str(shared / "data/tokenizers/internlm2_5")
   c = internvl_bis10.get_config()
   released = make_processor(c, folder)
-  c.inputs.system = "Be brief."
+  c.internvl.system = "Be brief."
   other = make_processor(c, folder)
   [system] = released.tokenizer.encode([f"system\n{SYSTEM}"])
   [brief] = other.tokenizer.encode(["system\nBe brief."])

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from bis_jax.models.decoder import place_features
-from bis_jax.models.qwen2_5_vl import text, vision
+from bis_jax.models.qwen2_5_vl import vision
 
 LARGE = (704, 3072, 8)  # tokens, patch slots and markers of a row
 SQUARES = [((side, side),) for side in (224, 280, 336, 364, 392, 448, 504, 560, 672)]
@@ -67,9 +67,7 @@ def _stages(lab, model, batch):
   features = out["merger"] = tower.merger(x)
   x = decoder.embed_tokens(batch["tokens"])
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
-  rope = text._rope(
-    batch["positions"], config.text.head_dim, config.text.rope_theta, config.text.mrope_section
-  )
+  rope = model.rope(batch["positions"])
   for i in range(config.text.num_hidden_layers):
     layer = jax.tree.map(lambda array, i=i: array[i], decoder.layers)
     x = out[f"layer {i}"] = _layer(layer, x, rope, batch["segment_ids"])

@@ -9,9 +9,9 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from bis_jax.models import backbones
-from bis_jax.models.internvl import InternVLConfig
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.param_tree import merge, split
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.sharding import (
   BATCH_AXES,
   MeshError,
@@ -38,17 +38,16 @@ def test_sizes_that_do_not_divide_name_both_numbers(sizes):
 @pytest.mark.parametrize(
   ("backbone", "size"),
   [
-    (Qwen2_5_VLConfig, "qwen_3b"),
-    (Qwen2_5_VLConfig, "qwen_7b"),
-    (InternVLConfig, "internvl2_5_8b"),
-    (InternVLConfig, "internvl3_8b"),
-    (InternVLConfig, "internvl3_14b"),
+    (name, size)
+    for name, record in backbones.BACKBONES.items()
+    for size, config in record.sizes.items()
+    if config.text.vocab_size
   ],
 )
 def test_every_parameter_has_a_rule_and_big_ones_are_split(backbone, size):
-  config = getattr(backbone, size)()
+  config = backbones.get(backbone).sizes[size]
   _, shapes = split(nnx.eval_shape(lambda: backbones.build(config, 0)))
-  shardings = parameter_shardings(make_mesh(1, 4, 2), backbones.SHARDING, shapes)
+  shardings = parameter_shardings(make_mesh(1, 4, 2), backbones.sharding(config), shapes)
   for path, shape in shapes.items():
     if shape.size > 1_000_000:
       assert shardings[path].shard_shape(shape.shape) != shape.shape, path
@@ -56,7 +55,7 @@ def test_every_parameter_has_a_rule_and_big_ones_are_split(backbone, size):
 
 def test_internvl_over_eight_devices_gives_the_logits_of_one():
   """Rows over data and fsdp, kernels over fsdp and tensor, and the mesh in context as in training."""
-  config = InternVLConfig.tiny(vocab_size=64)
+  config = INTERNVL_SIZES["tiny"].with_vocabulary(64)
   graph, params = split(backbones.build(config, 0))
   rng = np.random.default_rng(0)
   batch = {
@@ -92,7 +91,7 @@ def test_first_match_wins_and_no_match_raises():
 
 
 def test_splitting_and_merging_a_model_is_the_identity():
-  graph, params = split(backbones.build(Qwen2_5_VLConfig.tiny(), 0))
+  graph, params = split(backbones.build(QWEN_SIZES["tiny"].with_vocabulary(512), 0))
   again = split(merge(graph, params))[1]
   assert set(again) == set(params)
   assert all((again[path] == params[path]).all() for path in params)

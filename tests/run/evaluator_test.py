@@ -20,7 +20,7 @@ from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import score_files, step_metrics, visual_process_bench
 from bis_jax.inputs import pipeline
 from bis_jax.models.processor import make_processor
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.reports import run_table
@@ -188,7 +188,7 @@ def test_a_run_that_keeps_everything_says_that_nothing_is_held_out(config, caplo
   where = locations.locate(config)
   corpus = Corpus.open(where.prepared)
   manifest = select(corpus.score_table, strategy="full", fraction=1.0, alpha=0.2, seed=0)
-  mesh, model = sharding.make_mesh(**config.mesh), Qwen2_5_VLConfig.tiny(vocab_size=64)
+  mesh, model = sharding.make_mesh(**config.mesh), QWEN_SIZES["tiny"].with_vocabulary(64)
   processor = make_processor(config, where.tokenizer)
   with caplog.at_level(logging.INFO, logger="absl"):
     evaluator = stages.make_evaluator(config, where, corpus, manifest, processor, mesh, model)

@@ -23,9 +23,9 @@ from bis_jax.evaluation import visual_process_bench
 from bis_jax.hub import hf_folder, weights
 from bis_jax.inputs import pipeline
 from bis_jax.inputs.rows import device_arrays, empty_batch
-from bis_jax.inputs.tiles import InternVLImages
 from bis_jax.models import backbones, param_tree
-from bis_jax.models.internvl import InternVLConfig
+from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
+from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
@@ -49,7 +49,7 @@ def config(tmp_path_factory):
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
   c.corpus.workers = 1
   c.pretrain.steps = 2
-  c.optim.learning_rate, c.model.drop_path = 1e-2, 0.1
+  c.optim.learning_rate, c.internvl.drop_path = 1e-2, 0.1
   c.train.global_batch, c.train.steps = 8, STEPS
   c.train.log_every, c.train.checkpoint_every = 1, 2
   c.evaluation.blank_images, c.evaluation.every, c.evaluation.dev_rollouts = False, 0, 0
@@ -180,7 +180,7 @@ def test_a_benchmark_that_does_not_fit_stops_a_run_before_it_trains(config, unbr
 
 def test_drop_path_is_drawn_anew_every_step():
   """With a learning rate of 0 nothing else can change the loss from one step to the next."""
-  model = dataclasses.replace(InternVLConfig.tiny(64), drop_path=0.5)
+  model = dataclasses.replace(INTERNVL_SIZES["tiny"].with_vocabulary(64), drop_path=0.5)
   graph, params = param_tree.split(backbones.build(model, 0))
   rng = np.random.default_rng(0)
   rows = empty_batch(InternVLImages(1, 56), 1, 16, 32, 2)
@@ -189,7 +189,7 @@ def test_drop_path_is_drawn_anew_every_step():
   rows["segment_ids"][:] = rows["marker_weight"][:] = 1
   rows["marker_index"][:] = [[9, 15]]
   batch = {key: array[None] for key, array in device_arrays(rows).items()}
-  step = make_train_step(graph, optax.sgd(0.0), lambda step: 0.0, "global", drop_path_seed=3)
+  step = make_train_step(graph, optax.sgd(0.0), lambda step: 0.0, "global", random_seed=3)
   at, losses = TrainState(jax.numpy.int32(0), params, (optax.EmptyState(),) * 2), []
   for _ in range(3):
     at, metrics = step(at, {}, batch)
@@ -202,7 +202,7 @@ def test_internlm_goes_out_with_its_tokenizer(shared, tmp_path):
   c = internvl_bis10.get_config().unlock()
   c.model.size, c.model.dtype = "tiny", "float32"
   processor = make_processor(c, str(shared / "data/tokenizers/internlm2_5"))
-  model = backbones.model_config(c.model, len(processor.tokenizer))
+  model = backbones.model_config(c, len(processor.tokenizer))
   assert model.text.vocab_size == 92608 and model.text.architecture == "internlm2"
   model = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=92554))
   _, params = param_tree.split(backbones.build(model, 0))

@@ -45,7 +45,7 @@ def config(shared, tmp_path):
   c.corpus.cache = str(tmp_path / "cache")
   c.selection.fraction = 0.25
   c.inputs.tokenizer = str(shared / "data" / "tokenizers" / "qwen2_5_vl")
-  c.inputs.max_length, c.inputs.max_pixels = 512, 16 * 784
+  c.inputs.max_length, c.qwen2_5_vl.max_pixels = 512, 16 * 784
   c.inputs.row_tokens, c.inputs.row_patches, c.inputs.row_markers = 512, 192, 32
   c.inputs.row_multiple, c.inputs.workers = 8, 0
   c.model.size, c.model.checkpoint, c.model.remat = "tiny", "", "none"

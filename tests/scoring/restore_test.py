@@ -3,8 +3,8 @@
 import pytest
 from etils import epath
 
-from bis_jax.inputs import internvl_prompt
-from bis_jax.inputs.prompt import QwenPrompt, load_tokenizer, special_tokens
+from bis_jax.models.internvl import prompt as internvl_prompt
+from bis_jax.models.qwen2_5_vl.prompt import QwenPrompt, load_tokenizer, special_tokens
 from bis_jax.scoring import restore
 from bis_jax.settings import locations
 from bis_jax.toy import drawing

@@ -13,10 +13,10 @@ from etils import epath
 from flax import nnx
 
 from bis_jax.evaluation import visual_process_bench
-from bis_jax.inputs.prompt import load_tokenizer, special_tokens
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
 from bis_jax.models.processor import make_processor
+from bis_jax.models.qwen2_5_vl.prompt import load_tokenizer, special_tokens
 from bis_jax.parallel import sharding
 from bis_jax.scoring import solution_files, solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
@@ -39,7 +39,7 @@ def place(small_config, tmp_path_factory):
   workdir.claim(folder, config)
   mesh = sharding.make_mesh(**config.mesh)
   tokenizer = load_tokenizer(where.tokenizer)
-  model = backbones.model_config(config.model, len(tokenizer))
+  model = backbones.model_config(config, len(tokenizer))
   _, shapes = backbones.structure(model, mesh)
   params = train_state.first_params(model, shapes, None, special_tokens(tokenizer), config.seed)
   # A head that tells steps apart, so that equal scores mean something.
@@ -82,9 +82,9 @@ def scorer_with(place, config, devices=None, batch_rows=8):
   mesh = sharding.make_mesh(1 if devices else -1, 1, 1, devices)
   where = locations.locate(config)
   processor = make_processor(config, where.tokenizer)
-  model = backbones.model_config(config.model, len(processor.tokenizer))
+  model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = split(nnx.eval_shape(lambda: backbones.build(model, 0)))
-  places = sharding.parameter_shardings(mesh, backbones.SHARDING, shapes)
+  places = sharding.parameter_shardings(mesh, backbones.sharding(model), shapes)
   like = {
     path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=places[path])
     for path, shape in shapes.items()

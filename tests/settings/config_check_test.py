@@ -41,10 +41,10 @@ def test_every_recipe_is_in_range_in_every_form(name):
     ("labels.kind", "true"),
     ("corpus.tau", 1.0),
     ("inputs.row_patches", 100),
-    ("inputs.max_tiles", 0),
+    ("internvl.max_tiles", 0),
     ("mesh.data", 0),
     ("model.backbone", "internvl2"),
-    ("model.drop_path", 1.0),
+    ("internvl.drop_path", 1.0),
     ("model.marker_noise", -0.1),
     ("model.size", "70b"),
   ],
@@ -74,7 +74,7 @@ def test_every_fault_is_named_at_once():
 
 def test_images_that_cannot_fit_are_refused():
   c = common.get_config()
-  c.inputs.max_pixels = 12_845_056  # the release's default
+  c.qwen2_5_vl.max_pixels = 12_845_056  # the release's default
   with pytest.raises(config_check.ConfigError, match="max_pixels.*16384 tokens"):
     config_check.check(c)
 
@@ -83,16 +83,16 @@ def test_images_that_cannot_fit_are_refused():
   "changes, words",
   [
     ({"inputs.max_length": 1792}, r"max_tiles \(6\) .* 1792 tokens.*max_length \(1792\)"),
-    ({"inputs.max_tiles": 40}, r"max_tiles \(40\) .* 10496 tokens.*lower max_tiles, or raise"),
+    ({"internvl.max_tiles": 40}, r"max_tiles \(40\) .* 10496 tokens.*lower max_tiles, or raise"),
     (
       {"inputs.row_patches": 6144},
       r"max_tiles \(6\) .* 7168 patches.*row_patches to at least 7168",
     ),
     ({"inputs.row_patches": 8000}, r"row_patches \(8000\) .* make it 8 \* 1024"),
     ({"model.size": "7b"}, r"model.size is '7b'; internvl has .*2\.5-8b"),
-    ({"model.backbone": "qwen2_5_vl", "inputs.system": "Hi"}, "qwen2_5_vl has its tokenizer's"),
+    ({"model.backbone": "qwen2_5_vl", "internvl.system": "Hi"}, "qwen2_5_vl does not read"),
     (
-      {"model.backbone": "qwen2_5_vl", "model.drop_path": 0.1, "model.size": "7b"},
+      {"model.backbone": "qwen2_5_vl", "internvl.drop_path": 0.1, "model.size": "7b"},
       "drop_path is 0.1",
     ),
   ],
@@ -109,7 +109,7 @@ def test_the_tower_alone_is_frozen_by_default():
   for backbone, size in (("qwen2_5_vl", "7b"), ("internvl", "2.5-8b"), ("internvl", "3-14b")):
     c = common.get_config()
     c.model.backbone, c.model.size = backbone, size
-    shapes = jax.eval_shape(lambda c=c: split(build(model_config(c.model, 1), 0))[1])
+    shapes = jax.eval_shape(lambda c=c: split(build(model_config(c, 1), 0))[1])
     factor = optim.factors(c.model.learning_rates, list(shapes))
     frozen = {path for path, value in factor.items() if not value}
     tower = {p for p in factor if p.startswith("vision_model.")} | {

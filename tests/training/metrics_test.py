@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from bis_jax.models.model_flops import step_flops
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.devices import peak_flops
 from bis_jax.training.metrics import Goodput, MetricWriter, Rates, batch_counts
 
@@ -132,7 +132,7 @@ def test_a_batch_counts_its_segments_and_images_each_for_itself():
     "patch_segment": np.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 2, 2, 2, 2]], np.int32),
     "example_index": np.array([[7, 7, 3], [5, -1, -1]], np.int32),
   }
-  model, trained = Qwen2_5_VLConfig.tiny(), {"language_model"}
+  model, trained = QWEN_SIZES["tiny"].with_vocabulary(512), {"language_model"}
   flops = sum(step_flops(model, trained, [3, 2, 4], [4, 4, 4]).values())
   assert batch_counts(batch, model, trained, shares=2) == {
     "tokens": 18,

@@ -10,9 +10,9 @@ import torch
 from ml_collections import ConfigDict
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bis_jax.inputs.prompt import load_tokenizer, special_tokens
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import merge
+from bis_jax.models.qwen2_5_vl.prompt import load_tokenizer, special_tokens
 from bis_jax.parallel import sharding
 from bis_jax.settings.config_check import ConfigError, check
 from bis_jax.toy import drawing
@@ -50,7 +50,7 @@ def test_the_loss_falls_far_below_that_of_a_guess(folder):
 def test_training_starts_from_the_pretrained_parameters(config, drawn, folder):
   tokenizer = load_tokenizer(str(drawn / "tokenizer"))
   special = special_tokens(tokenizer)
-  model = backbones.model_config(config.model, len(tokenizer))
+  model = backbones.model_config(config, len(tokenizer))
   mesh = sharding.make_mesh(1, 8, 1)
   _, shapes = backbones.structure(model, mesh)
   params = train_state.first_params(model, shapes, folder, special, 0)
@@ -67,7 +67,7 @@ def test_training_starts_from_the_pretrained_parameters(config, drawn, folder):
 
 def test_transformers_predicts_the_same_tokens(config, drawn, folder):
   tokenizer = load_tokenizer(str(drawn / "tokenizer"))
-  model = backbones.model_config(config.model, len(tokenizer))
+  model = backbones.model_config(config, len(tokenizer))
   graph, shapes = backbones.structure(model, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
   special = special_tokens(tokenizer)
   params = train_state.first_params(model, shapes, folder, special, 0)
@@ -104,7 +104,7 @@ def test_a_backbone_that_is_there_is_kept(config, drawn, folder):
     ("pretrain.steps", 7),
     ("pretrain.seed", 1),
     ("model.size", "tiny"),
-    ("inputs.max_pixels", 112 * 112),
+    ("qwen2_5_vl.max_pixels", 112 * 112),
     ("inputs.separator", ""),
   ],
 )

@@ -17,14 +17,14 @@ import pytest
 
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings, put_rows
 from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import loss_and_grads, make_train_step
 from configs import common
 
-MODEL = Qwen2_5_VLConfig.tiny(vocab_size=256)
+MODEL = QWEN_SIZES["tiny"].with_vocabulary(256)
 ROWS, TOKENS, PATCHES, MARKERS = 8, 64, 64, 6
 
 
@@ -58,7 +58,7 @@ _jitted = jax.jit(loss_and_grads, static_argnums=(0, 4))
 def _grads(batch, mesh, accumulate=1, normalise="global"):
   """Returns (loss, gradients) of the batch on a mesh, as numpy."""
   graph, params = split(backbones.build(MODEL, 0))
-  params = jax.device_put(params, parameter_shardings(mesh, backbones.SHARDING, params))
+  params = jax.device_put(params, parameter_shardings(mesh, backbones.sharding(MODEL), params))
   rows = {
     key: jax.device_put(array.reshape(accumulate, -1, *array.shape[1:]), batch_sharding(mesh))
     for key, array in batch.items()
@@ -94,19 +94,20 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 jax.config.update("jax_default_matmul_precision", "highest")
 from bis_jax.models import backbones
-from bis_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
 from bis_jax.models.param_tree import split
 from bis_jax.training.train_step import loss_and_grads
 batch = dict(np.load(sys.argv[1]))
-graph, params = split(backbones.build(Qwen2_5_VLConfig.tiny(vocab_size=256), 0))
+MODEL = QWEN_SIZES["tiny"].with_vocabulary(256)
+graph, params = split(backbones.build(MODEL, 0))
 step = jax.jit(loss_and_grads, static_argnums=(0, 4))
 mesh = make_mesh(2, 2, 2)
 part, parts = batch_share(mesh)
 placed = jax.tree.map(
   lambda array, sharding: jax.make_array_from_callback(
     array.shape, sharding, lambda index, array=np.asarray(array): array[index]),
-  params, parameter_shardings(mesh, backbones.SHARDING, params))
+  params, parameter_shardings(mesh, backbones.sharding(MODEL), params))
 rows = {
   key: jax.make_array_from_process_local_data(
     batch_sharding(mesh), np.split(array, parts)[part][None])

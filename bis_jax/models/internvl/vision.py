@@ -17,7 +17,7 @@ from flax import nnx
 
 from bis_jax.models.attention import attention
 from bis_jax.models.internvl.config import InternVLConfig
-from bis_jax.models.layers import LayerNorm, Linear, RMSNorm, rematerialised, scan, stack
+from bis_jax.models.layers import LayerNorm, Linear, RMSNorm, rematerialized, scan, stack
 
 _position_init = nnx.initializers.normal(0.02)
 
@@ -112,10 +112,10 @@ class VisionTower(nnx.Module):
     x_BLSD = self.embed(tiles_BLPC)
     if self.config.drop_path and key is not None:
       keep_FBL2 = _kept(key, vision.num_hidden_layers, x_BLSD.shape[:2], self.config.drop_path)
-      apply = rematerialised(lambda pair, x: pair[0](x, pair[1]), self.config.remat)
+      apply = rematerialized(lambda pair, x: pair[0](x, pair[1]), self.config.remat)
       x_BLSD = scan(apply, (self.layers, keep_FBL2), x_BLSD)
     else:
-      apply = rematerialised(lambda layer, x: layer(x), self.config.remat)
+      apply = rematerialized(lambda layer, x: layer(x), self.config.remat)
       x_BLSD = scan(apply, self.layers, x_BLSD)
     return pixel_shuffle(x_BLSD[:, :, 1:], vision.side)
 

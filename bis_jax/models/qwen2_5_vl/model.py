@@ -1,62 +1,54 @@
-"""Qwen2.5-VL as a step reward model: a batch of packed rows in, two logits a step marker out.
+"""Qwen2.5-VL as a step reward model.
 
 Source: Qwen2_5_VLForConditionalGeneration in Transformers; attribute names are its own, so that
-the key table of `bis_jax.hub.weights` is nearly the identity.
+the key table of `hub_layout` is nearly the identity.
 
 Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, P patch
-slots, C values a patch, M merged image features (P / 4), N query heads, K key and value heads,
-H head dim, F mlp, V vocab, R step markers a row.
+slots, C values per patch, M merged image features (P / 4), N query heads, K key and value heads,
+H head dim, h half of it, F mlp, V vocab, R step markers per row.
 """
 
-from collections.abc import Mapping
-
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from bis_jax.models.decoder import place_features
+from bis_jax.models.layers import inverse_frequencies
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from bis_jax.models.qwen2_5_vl.text import TextModel
 from bis_jax.models.qwen2_5_vl.vision import VisionTower
-from bis_jax.models.reward_head import RewardHead, at_markers
+from bis_jax.models.reward_model import Batch, RewardModel
 
 
-class Qwen2_5_VL(nnx.Module):
-  """Returns float32 logits [B, R, 2] at the step markers of a batch, positive first.
+class Qwen2_5_VL(RewardModel):
+  """See `RewardModel`.
 
-  Layers are stacked on a leading axis and scanned. The module knows of no mesh: shard its state
-  and its batch over Auto axes and jit.
+  Its tower also reads `patch_position` int32[B, P, 2], row and column in patches, and `patch_window`
+  and `patch_segment` int32[B, P], 0 padding. `positions` are int32[B, 3, T].
   """
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     self.visual = VisionTower(config, rngs)
-    self.language_model = TextModel(config, rngs)
-    self.reward_head = RewardHead(
-      config.text.hidden_size, param_dtype=config.param_dtype, rngs=rngs
-    )
-    self.config = config
+    super().__init__(config, rngs)
 
-  def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Args are the arrays of a batch; see `bis_jax.inputs.pipeline` for their making.
-
-    Args:
-      batch: `tokens` int32[B, T]; `segment_ids` int32[B, T], 0 padding; `positions` int32[B, 3, T];
-        `patches` float32[B, P, C]; `patch_position` int32[B, P, 2], row and column in patches;
-        `patch_window` and `patch_segment` int32[B, P], 0 padding; `image_index` int32[B, T], the
-        merged feature that stands in for token t, or -1; `marker_index` int32[B, R]. Further keys
-        are not read.
-    """
-    x_BRD = at_markers(self.states(batch), batch["marker_index"])
-    return self.reward_head(self.language_model.norm(x_BRD))
-
-  def states(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the states [B, T, D] after the last layer, before the last norm."""
-    features_BMD = self.visual(
+  def image_features(self, batch: Batch) -> jax.Array:
+    return self.visual(
       batch["patches"], batch["patch_position"], batch["patch_window"], batch["patch_segment"]
     )
-    x_BTD = self.language_model.embed_tokens(batch["tokens"])
-    x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
-    return self.language_model(x_BTD, batch["positions"], batch["segment_ids"])
 
-  def next_token_logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns float32 logits [B, T, V] of the token behind every token; for small models."""
-    return self.language_model.next_token_logits(self.states(batch))
+  def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    text = self.config.text
+    return rope(positions, text.head_dim, text.rope_theta, text.mrope_section)
+
+
+def rope(
+  positions_B3T: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]
+) -> tuple[jax.Array, jax.Array]:
+  """Returns cosines and sines [B, T, h]; each frequency turns by the position of its section's axis.
+
+  With sections (2, 3, 3) the eight frequencies read the axes [0 0 1 1 1 2 2 2]: time, height,
+  width. Source: Qwen2_5_VLTextModel in Transformers.
+  """
+  axis_h = np.repeat(np.arange(3), section)
+  positions_BTh = jnp.moveaxis(positions_B3T.astype(jnp.float32), 1, 2)[:, :, axis_h]
+  angles_BTh = positions_BTh * inverse_frequencies(head_dim, theta)[None, None]
+  return jnp.cos(angles_BTh), jnp.sin(angles_BTh)

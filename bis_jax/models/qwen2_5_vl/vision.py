@@ -21,7 +21,7 @@ from bis_jax.models.layers import (
   Linear,
   RMSNorm,
   inverse_frequencies,
-  rematerialised,
+  rematerialized,
   rotate,
   scan,
   stack,
@@ -156,7 +156,7 @@ class VisionTower(nnx.Module):
     def full(block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
       return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full=True)
 
-    windowed, full = (rematerialised(f, self.config.remat) for f in (windowed, full))
+    windowed, full = (rematerialized(f, self.config.remat) for f in (windowed, full))
 
     def group(blocks: VisionBlock, x_BPD: jax.Array) -> jax.Array:
       """period - 1 windowed blocks, then one with full attention."""

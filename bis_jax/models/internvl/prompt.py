@@ -21,11 +21,10 @@ models build them; `conversation.py` there for the system prompt.
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AddedToken, AutoTokenizer
@@ -34,10 +33,10 @@ from bis_jax.inputs.prompt import (
   NEGATIVE,
   POSITIVE,
   STEP_MARKER,
-  Sample,
+  Frame,
+  Prompt,
   SpecialTokens,
-  expand,
-  without_added_tokens,
+  plain_encoder,
 )
 
 SYSTEM = (
@@ -75,7 +74,7 @@ class TextTokenizer:
     save_pretrained: writes into a folder what `load_tokenizer` reads.
   """
 
-  encode: Callable[[Sequence[str]], list[list[int]]]
+  encode: Callable[[list[str]], list[list[int]]]
   ids: Mapping[str, int]
   beginning: tuple[int, ...]
   size: int
@@ -116,7 +115,7 @@ def _internlm(file: pathlib.Path) -> TextTokenizer:
     raise ValueError(f"{file} is not the tokenizer of InternLM2.5: it lacks {[*pieces.values()]}")
   added = {token: size + i for i, token in enumerate(ADDED)}
   return TextTokenizer(
-    encode=lambda texts: processor.encode(list(texts)),
+    encode=processor.encode,
     ids=ids | added,
     beginning=(processor.bos_id(),),
     size=size + len(ADDED),
@@ -147,9 +146,8 @@ def _qwen(folder: str) -> TextTokenizer:
     raise ValueError(
       f"the tokenizer in {folder!r} lacks {', '.join(missing)}; use that of an InternVL checkpoint"
     )
-  plain = without_added_tokens(tokenizer)
   return TextTokenizer(
-    encode=lambda texts: [e.ids for e in plain.encode_batch_fast(texts, add_special_tokens=False)],
+    encode=plain_encoder(tokenizer),
     ids={name: vocabulary[name] for name in names},
     beginning=(),
     size=len(tokenizer),
@@ -157,19 +155,10 @@ def _qwen(folder: str) -> TextTokenizer:
   )
 
 
-class InternVLPrompt:
-  """Encodes samples for InternVL; the interface of `prompt.QwenPrompt`.
-
-  Args:
-    tokenizer: from `load_tokenizer`.
-    separator: text between a step marker and the next step. The default is the training form; the
-      form of the released evaluation is the empty string.
-    system: the system prompt.
-  """
-
+class InternVLPrompt(Prompt):
   def __init__(self, tokenizer: TextTokenizer, *, separator: str = "\n\n", system: str = SYSTEM):
     ids = tokenizer.ids
-    self.special = SpecialTokens(
+    special = SpecialTokens(
       prm=ids[STEP_MARKER],
       image_pad=ids[IMAGE_CONTEXT],
       vision_start=ids[IMAGE_START],
@@ -177,71 +166,32 @@ class InternVLPrompt:
       yes=ids[POSITIVE],
       no=ids[NEGATIVE],
     )
-    self._encode = tokenizer.encode
-    self._separator = separator
+    super().__init__(special, tokenizer.encode, separator)
     self.system = system  # read by the model card
     start, end = ids[_TURN_START], ids[_TURN_END]
-    system, user, assistant, line = self._encode(
+    system_ids, user, assistant, line = tokenizer.encode(
       [f"system\n{system}", "user\n", "assistant\n", "\n"]
     )
-    # All but the assistant's name, which is encoded with the text where no image stands between.
-    self._head = [*tokenizer.beginning, start, *system, end, *line, start, *user, end, *line, start]
-    image = [self.special.vision_start, self.special.image_pad, self.special.vision_end]
+    # All but the assistant's name, which is encoded with the text if no image is between.
+    self._head = [
+      *tokenizer.beginning,
+      start,
+      *system_ids,
+      end,
+      *line,
+      start,
+      *user,
+      end,
+      *line,
+      start,
+    ]
+    image = [special.vision_start, special.image_pad, special.vision_end]
     self._first_image, self._next_image = [*assistant, *image], [*line, *image]
 
-  def encode(
-    self,
-    question: str,
-    steps: Sequence[str],
-    image_token_counts: Sequence[int] = (),
-    *,
-    max_length: int,
-  ) -> Sample:
-    """Returns the sample of one question, its images and its steps.
-
-    Trailing steps that do not fit into `max_length` tokens are dropped whole, marker and all. If
-    not even the first step fits, the sample has no marker and may be longer than `max_length`.
-    """
-    texts, counts = [(question, steps)], [image_token_counts]
-    [(compact, dropped)] = self.encode_batch(texts, counts, max_length=max_length)
-    return expand(compact, image_token_counts, self.special, dropped)
-
-  def encode_batch(
-    self,
-    texts: Sequence[tuple[str, Sequence[str]]],
-    image_token_counts: Sequence[Sequence[int]],
-    *,
-    max_length: int,
-  ) -> list[tuple[np.ndarray, int]]:
-    """Returns (compact tokens, dropped steps) of each (question, steps).
-
-    Compact tokens, int32, hold a single `image_pad` an image; `prompt.expand` makes the sample of
-    them. Lengths are counted with the images spread out.
-    """
-    pieces = []
-    for (question, steps), counts in zip(texts, image_token_counts, strict=True):
-      pieces.append(_opening(question, "".join(steps[:1]), images=len(counts)))
-      pieces += [self._separator + step for step in steps[1:]]
-    encoded = iter(self._encode(pieces))
-    samples = []
-    for (question, steps), counts in zip(texts, image_token_counts, strict=True):
-      images = [*self._first_image, *self._next_image * (len(counts) - 1)] if counts else []
-      ids = [*self._head, *images]
-      images_extra = sum(counts) - len(counts)
-      own = [next(encoded) for _ in range(max(1, len(steps)))]
-      kept, fits = 0, True
-      for piece in own[: len(steps)]:
-        fits = fits and len(ids) + images_extra + len(piece) + 1 <= max_length
-        if fits:
-          ids += [*piece, self.special.prm]
-          kept += 1
-      if not kept:
-        ids += self._encode([_opening(question, "", images=len(counts))])[0]
-      samples.append((np.asarray(ids, np.int32), len(steps) - kept))
-    return samples
-
-
-def _opening(question: str, first_step: str, images: int) -> str:
-  """Returns the text up to the first marker: one piece, for no special token stands in it."""
-  name = "" if images else "assistant"  # which is encoded before the first image
-  return f"{name}\nQuestion: {question}\nProcess: {first_step}"
+  def frame(self, question: str, images: int) -> Frame:
+    opening = [*self._head]
+    if images:
+      opening += [*self._first_image, *self._next_image * (images - 1)]
+    # No special token stands between here and the first marker, so this is one piece with step 1.
+    text = f"{'' if images else 'assistant'}\nQuestion: {question}\nProcess: "
+    return Frame((opening,), text, alone=text)

@@ -16,10 +16,13 @@ see the same pixels.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from bis_jax.inputs.images import Batch, patchify
 
 PATCH = 14  # pixels along a side
 TOKEN_PATCHES = 4  # two by two become one image token
@@ -43,16 +46,17 @@ class Tiles:
 
   @property
   def image_tokens(self) -> int:
-    """P / 4 a tile: 256 at 448 pixels."""
-    return self.patch_slots // TOKEN_PATCHES
+    """P / 4 per tile: 256 at 448 pixels."""
+    return self.pixels.shape[0] * self.pixels.shape[1] // TOKEN_PATCHES
 
-  @property
-  def patch_slots(self) -> int:
-    """P a tile."""
-    return self.pixels.shape[0] * self.pixels.shape[1]
+  def add_to(self, row: Batch, slot: int, number: int) -> tuple[int, np.ndarray]:
+    here = slice(slot, slot + self.image_tokens * TOKEN_PATCHES)
+    self.write_values(row["patches"][here])
+    row["patch_segment"][here] = number
+    return here.stop, slot // TOKEN_PATCHES + np.arange(self.image_tokens)
 
   def write_values(self, out: np.ndarray) -> None:
-    """Writes normalised values into contiguous float32[n * P, 588]."""
+    """Writes normalized values into contiguous float32[n * P, 588]."""
     values = out.reshape(self.pixels.shape)
     for channel, table in enumerate(_value_tables()):
       values[:, :, channel] = table.take(self.pixels[:, :, channel])
@@ -60,7 +64,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class InternVLImages:
-  """InternVL's view of images, the same in training and evaluation.
+  """See `inputs.images.ImageProcessor`.
 
   Attributes:
     max_tiles: of one image, the thumbnail not counted.
@@ -104,21 +108,24 @@ class InternVLImages:
     return slots // TOKEN_PATCHES, slots
 
   def patches(self, image: Image.Image) -> Tiles:
-    """Returns the tiles of an RGB image."""
-    rows, columns = self.grid(image.height, image.width)
-    parts = [_patches(image, rows, columns, self.tile)]
-    if rows * columns > 1:
-      parts.append(_patches(image, 1, 1, self.tile))
-    return Tiles(np.concatenate(parts), (rows, columns))
+    grid = self.grid(image.height, image.width)
 
+    def cut(rows: int, columns: int) -> np.ndarray:
+      size = (columns * self.tile, rows * self.tile)
+      resized = image.resize(size, Image.Resampling.BICUBIC)
+      return patchify(resized, rows, columns, self.tile // PATCH)
 
-def _patches(image: Image.Image, rows: int, columns: int, tile: int) -> np.ndarray:
-  """Returns uint8[rows * columns, P, 3, 196] of an image resized to a grid of tiles."""
-  image = image.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC)
-  side = tile // PATCH
-  # [tile rows, patch rows, pixel rows, tile columns, patch columns, pixel columns, channel]
-  pixels = np.asarray(image).reshape(rows, side, PATCH, columns, side, PATCH, 3)
-  return pixels.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, side**2, 3, -1)
+    tiles = [cut(*grid)] if grid == (1, 1) else [cut(*grid), cut(1, 1)]
+    return Tiles(np.concatenate(tiles), grid)
+
+  def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
+    return {
+      "positions": np.zeros((rows, row_tokens), np.int32),
+      "patches": np.zeros((rows, row_patches, PATCH_VALUES), np.float32),
+    }
+
+  def positions(self, length: int, spans: np.ndarray, images: Sequence[Tiles]) -> np.ndarray:
+    return np.arange(length)
 
 
 @functools.cache

@@ -1,0 +1,94 @@
+"""Which tensors of a Hugging Face checkpoint make up each parameter, by tables of a backbone.
+
+Parameter paths are the checkpoint's names with `kernel`, `scale` and `embedding` for `weight` and
+without layer numbers, because layers are stacked:
+
+    visual.blocks.attn.qkv.kernel [32, 1280, 3840]
+      <- visual.blocks.{0..31}.attn.qkv.weight [3840, 1280], transposed
+
+The LM head is not a parameter: two of its rows are the columns of the reward head.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import jax
+
+EMBEDDING_PATH = "language_model.embed_tokens.embedding"
+REWARD_HEAD_PATH = "reward_head.kernel"
+
+RowRanges = tuple[tuple[int, int], ...]
+Renames = tuple[tuple[str, str], ...]  # regex and replacement; all are applied, in order
+
+_STACK = r"(visual\.blocks|vision_model\.layers|language_model\.layers)\."
+
+
+@dataclasses.dataclass(frozen=True)
+class HubTensor:
+  """Where a parameter is in a checkpoint.
+
+  Attributes:
+    keys: one key, or one per layer if `stacked`.
+    shape: of each of them in the file.
+    stacked: the parameter has a leading axis over `keys`.
+    transposed: the file holds [E, C], or [E, ...] with C values after the first axis, where the
+      parameter holds [C, E].
+    row_ranges: (start, stop) ranges of a fused checkpoint tensor's first axis that are concatenated
+      to form this parameter's last axis; None: all rows.
+  """
+
+  keys: tuple[str, ...]
+  shape: tuple[int, ...]
+  stacked: bool
+  transposed: bool
+  row_ranges: RowRanges | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a kind of checkpoint names, shapes and fuses its tensors.
+
+  Attributes:
+    lm_head, embedding: keys.
+    names: from parameter names to keys.
+    aliases: from other spellings of keys to those of `names`.
+    shapes: of tensors in the file that are not the parameter's or its transpose, by path.
+    fused: by path without its last part, the parameter's rows of a fused tensor, and how many rows
+      that has.
+  """
+
+  lm_head: str
+  embedding: str
+  names: Renames
+  aliases: Renames
+  shapes: Mapping[str, tuple[int, ...]]
+  fused: Mapping[str, tuple[RowRanges, int]] = dataclasses.field(default_factory=dict)
+
+  def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, HubTensor]:
+    """Returns where every parameter but the reward head is in a checkpoint, by path."""
+    return {
+      path: self._tensor(path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD_PATH
+    }
+
+  def canonical(self, key: str) -> str:
+    """Returns a file's key as `names` spells it; unknown keys stay as they are."""
+    return _renamed(key, self.aliases)
+
+  def _tensor(self, path: str, shape: tuple[int, ...]) -> HubTensor:
+    name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)
+    names, stack = [name], re.match(_STACK, name)
+    if stack:
+      names = [f"{stack[0]}{layer}.{name[stack.end() :]}" for layer in range(shape[0])]
+      shape = shape[1:]
+    transposed = path.endswith(".kernel")
+    shape = self.shapes.get(path, shape[::-1] if transposed else shape)
+    row_ranges, rows = self.fused.get(path.rpartition(".")[0], (None, shape[0]))
+    keys = tuple(_renamed(name, self.names) for name in names)
+    return HubTensor(keys, (rows, *shape[1:]), stack is not None, transposed, row_ranges)
+
+
+def _renamed(key: str, renames: Renames) -> str:
+  for pattern, name in renames:
+    key = re.sub(pattern, name, key)
+  return key

@@ -1,0 +1,55 @@
+"""The JSON files of an exported InternVL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from bis_jax.models.backbone import Processor
+from bis_jax.models.internvl.config import InternVLConfig
+from bis_jax.models.internvl.images import MEAN, STD, TOKEN_PATCHES, InternVLImages
+
+
+def config_json(
+  config: InternVLConfig, processor: Processor, base: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the base's config.json, such as where the release's code is, updated with ours."""
+  if is_plain(config, base):
+    content = config.to_hugging_face("hf") | {
+      "image_token_id": processor.prompt.special.image_pad,
+      "image_seq_length": config.vision.side**2 // TOKEN_PATCHES,
+    }
+  else:
+    content = config.to_hugging_face("hub") | {
+      "dynamic_image_size": True,
+      "force_image_size": config.vision.image_size,
+      "max_dynamic_patch": processor.images.max_tiles,
+      "min_dynamic_patch": 1,
+      "use_thumbnail": True,
+    }
+  theirs = {key: value for key, value in base.items() if key != "torch_dtype"}  # now "dtype"
+  parts = {
+    key: theirs.get(key, {}) | value for key, value in content.items() if isinstance(value, dict)
+  }
+  return theirs | content | parts
+
+
+def is_plain(config: InternVLConfig, base: Mapping[str, Any]) -> bool:
+  """Returns whether an export has Transformers' own layout: that of the base, if there is one.
+
+  Transformers' InternVL knows the Qwen2.5 decoder only.
+  """
+  if not base:
+    return config.text.architecture != "internlm2"
+  return base["model_type"] == "internvl"
+
+
+def preprocessor_json(images: InternVLImages) -> dict[str, Any]:
+  processor = GotOcr2ImageProcessorPil(
+    crop_to_patches=True,
+    max_patches=images.max_tiles,
+    size={"height": images.tile, "width": images.tile},
+    image_mean=list(MEAN),
+    image_std=list(STD),
+  )
+  return processor.to_dict() | {"processor_class": "InternVLProcessor"}

@@ -1,0 +1,85 @@
+"""The record of InternVL2.5 and InternVL3."""
+
+from ml_collections import ConfigDict
+
+from bis_jax.models.backbone import Backbone, Setting
+from bis_jax.models.internvl import hub_files
+from bis_jax.models.internvl.config import SIZES
+from bis_jax.models.internvl.flops import STAGES, vision_flops
+from bis_jax.models.internvl.hub_layout import layout
+from bis_jax.models.internvl.images import InternVLImages
+from bis_jax.models.internvl.model import InternVL
+from bis_jax.models.internvl.prompt import SYSTEM, InternVLPrompt, load_tokenizer
+from bis_jax.parallel.sharding import P
+
+_SHARDING = (
+  (r"vision_model\.layers\..*\.fc1\.kernel$", P(None, "fsdp", "tensor")),
+  (r"vision_model\.layers\..*\.(proj|fc2)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"vision_model\.patch_embedding\.kernel$", P("fsdp", "tensor")),
+  (r"vision_model\.position_embedding$", P(None, "fsdp")),
+  (r"mlp1\.fc1\.kernel$", P("fsdp", "tensor")),
+  (r"mlp1\.fc2\.kernel$", P("tensor", "fsdp")),
+  (r"(ls[12]|class_embedding)$", P()),
+)
+
+_SETTINGS = {
+  # Of one image, the thumbnail not counted; 256 image tokens each.
+  "max_tiles": Setting(6, 4, lambda value: value >= 1, "at least 1"),
+  # System prompt; "": the released one, whose Chinese words the toy corpus's tokenizer lacks.
+  "system": Setting(
+    "", "You are a helpful assistant.", lambda value: isinstance(value, str), "a string"
+  ),
+  # Of the vision tower, see `InternVLConfig`; the released run has 0.1 by accident.
+  "drop_path": Setting(0.0, 0.0, lambda value: 0 <= value < 1, "in [0, 1)"),
+}
+
+
+def _config_faults(config: ConfigDict, images: InternVLImages) -> list[str]:
+  inputs, faults = config.inputs, []
+  tokens, patches = images.largest_cost()
+  allows = f"config.internvl.max_tiles ({images.max_tiles}) allows images of"
+  if tokens >= inputs.max_length:
+    faults.append(
+      f"{allows} {tokens} tokens, thumbnail included, more than config.inputs.max_length "
+      f"({inputs.max_length}) holds: lower max_tiles, or raise max_length above {tokens}"
+    )
+  if patches > inputs.row_patches:
+    faults.append(
+      f"{allows} {patches} patches, thumbnail included, more than config.inputs.row_patches "
+      f"({inputs.row_patches}) holds: lower max_tiles, or raise row_patches to at least {patches}"
+    )
+  if inputs.row_patches % images.tile_patches:
+    faults.append(
+      f"config.inputs.row_patches ({inputs.row_patches}) is not a whole number of tiles, of "
+      f"{images.tile_patches} patches each: make it {inputs.row_patches // images.tile_patches + 1}"
+      f" * {images.tile_patches}"
+    )
+  return faults
+
+
+INTERNVL = Backbone(
+  name="internvl",
+  sizes=SIZES,
+  model=InternVL,
+  sharding=_SHARDING,
+  tower=r"vision_model\.",
+  stages=STAGES,
+  vision_flops=vision_flops,
+  load_tokenizer=load_tokenizer,
+  make_prompt=lambda tokenizer, separator, own: InternVLPrompt(
+    tokenizer, separator=separator, system=own.system or SYSTEM
+  ),
+  make_images=lambda model, own: InternVLImages(own.max_tiles, model.vision.image_size),
+  rollout_tokens=1398,  # 20,000 rollouts in 3,414 rows of 8192 tokens (benchmarks/packing.py)
+  settings=_SETTINGS,
+  model_settings=("drop_path",),
+  config_faults=_config_faults,
+  row_patches=28 * 1024,  # as full of tiles as of tokens
+  toy_row_patches=192,
+  checkpoint="OpenGVLab/InternVL2_5-8B",
+  layout=layout,
+  config_json=hub_files.config_json,
+  preprocessor_json=hub_files.preprocessor_json,
+  is_plain=hub_files.is_plain,
+  card="internvl/card.md",
+)

@@ -1,0 +1,107 @@
+"""Attention by the kernels of JAX (Pallas), whose masks are made from segment ids.
+
+On TPU the splash kernel, which skips the blocks that a mask empties. On GPU the Triton kernel. Why not
+cuDNN: `jax.nn.dot_product_attention` passes it T x T masks only, and its packed layout, which JAX does
+not export, needs a Hopper GPU and samples without gaps; the patch slots of an image have some. Of the
+Triton kernel only the interpreted form, on CPU, and its lowering for CUDA have been run.
+
+Over several devices they need the mesh of the computation in context; see `sharding.split_attention`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.gpu.attention import mha
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from bis_jax.parallel.sharding import split_attention
+
+# Of splash attention's output and row sums, which `layers.rematerialized` saves if it saves products.
+CHECKPOINT_NAME = "splash_attention"
+
+_BLOCKS = (
+  1024,
+  512,
+  256,
+  128,
+)  # tokens per block of splash; rows are padded to a multiple of the last
+
+_Kernel = Callable[..., jax.Array]
+
+
+def _on_each_device(kernel: _Kernel) -> _Kernel:
+  """Returns attention by a kernel that takes and returns one device's padded arrays."""
+
+  @functools.wraps(kernel)
+  def attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_BT: jax.Array,
+    *,
+    causal: bool,
+    interpret: bool = False,
+  ) -> jax.Array:
+    t = q_BTNH.shape[1]
+    pad = (0, -t % _BLOCKS[-1])
+
+    def local(*qkv: jax.Array) -> jax.Array:
+      *qkv, segment_BT = qkv
+      qkv = [jnp.pad(x_BTNH, ((0, 0), pad, (0, 0), (0, 0))) for x_BTNH in qkv]
+      segment_BT = jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1)
+      return kernel(*qkv, segment_BT, causal, interpret)[:, :t]
+
+    return split_attention(local, q_BTNH, k_BTKH, v_BTKH, segment_BT)
+
+  return attention
+
+
+@_on_each_device
+def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
+  """Returns softmax(q k / sqrt(H)) v [B, T, N, H] within segments; see `attention.attention`.
+
+  With `interpret` the kernel runs step by step on any platform, for tests.
+  """
+  _, t, n, h = q_BTNH.shape
+  scaled_BTNH = (q_BTNH.astype(jnp.float32) * h**-0.5).astype(q_BTNH.dtype)
+  kernel = _splash_kernel(n, t, causal, interpret)
+
+  def row(q_NTH: jax.Array, k_KTH: jax.Array, v_KTH: jax.Array, segment_T: jax.Array) -> jax.Array:
+    return kernel(q_NTH, k_KTH, v_KTH, segment_ids=splash.SegmentIds(segment_T, segment_T))
+
+  heads_first = (jnp.swapaxes(x, 1, 2) for x in (scaled_BTNH, k_BTKH, v_BTKH))
+  return jnp.swapaxes(jax.vmap(row)(*heads_first, segment_BT), 1, 2)
+
+
+def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> _Kernel:
+  """The kernel of one shape, from arrays [N, T, H] of one row."""
+  block = next(block for block in _BLOCKS if length % block == 0)
+  shape = (length, length)
+  mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+  sizes = splash.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    use_fused_bwd_kernel=True,
+  )
+  return splash.make_splash_mha(
+    splash.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=CHECKPOINT_NAME,
+    interpret=interpret,
+  )
+
+
+@_on_each_device
+def triton_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
+  """Likewise; the kernel needs as many key heads as query heads."""
+  _, _, n, h = q_BTNH.shape
+  k_BTNH, v_BTNH = (jnp.repeat(x, n // x.shape[2], axis=2) for x in (k_BTKH, v_BTKH))
+  return mha(
+    q_BTNH, k_BTNH, v_BTNH, segment_BT, sm_scale=h**-0.5, causal=causal, interpret=interpret
+  )

@@ -1,0 +1,97 @@
+"""What every backbone's model config holds; field names are those of Hugging Face's configs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """The decoder. A `vocab_size` of 0 stands for the tokenizer's, in tables of sizes."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  rope_theta: float = 1e6
+  rms_norm_eps: float = 1e-6
+
+  def __post_init__(self):
+    if self.num_attention_heads % self.num_key_value_heads:
+      raise ValueError(
+        f"{self.num_attention_heads} query heads are not a multiple of "
+        f"{self.num_key_value_heads} key heads"
+      )
+
+  @property
+  def head_dim(self) -> int:
+    return self.hidden_size // self.num_attention_heads
+
+  @property
+  def attention_bias(self) -> bool:
+    """On queries, keys and values."""
+    return True
+
+
+# Fields that a Hugging Face config holds under the same name.
+TEXT_FIELDS = (
+  "vocab_size",
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "rms_norm_eps",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A whole model and how it is computed.
+
+  Attributes:
+    text: the decoder.
+    vision: the vision tower, of the backbone's own class.
+    tie_word_embeddings: whether the LM head of the published checkpoint is its embedding table.
+    dtype: of activations and matrix products, "float32" or "bfloat16". Norm statistics, softmax,
+      rotary embedding and the two logits are float32 in either.
+    param_dtype: of the parameters.
+    remat: what the backward pass recomputes; see `layers.rematerialized`.
+    attention: backend of `attention.attention`.
+    backbone: name of the record in `backbones.BACKBONES`.
+  """
+
+  text: TextConfig
+  vision: Any
+  tie_word_embeddings: bool = False
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  remat: str = "none"
+  attention: str = "auto"
+  backbone: str = ""
+
+  @property
+  def needs_random_key(self) -> bool:
+    """Whether training steps need a `random_key` in the batch, for layers that draw."""
+    return False
+
+  def with_vocabulary(self, size: int) -> Self:
+    return dataclasses.replace(self, text=dataclasses.replace(self.text, vocab_size=size))
+
+  @classmethod
+  def from_hugging_face(cls, raw: Mapping[str, Any]) -> Self:
+    """Returns the architecture that a `config.json` describes.
+
+    Raises:
+      ValueError: it is another model's, or has a variant that is not implemented.
+    """
+    raise NotImplementedError
+
+
+def check_implemented(expected: Mapping[str, tuple[Any, Any]]) -> None:
+  """Raises ValueError for the first {name: (implemented, found)} whose values differ."""
+  for name, (implemented, found) in expected.items():
+    if implemented != found:
+      raise ValueError(f"{name} is {found!r}; only {implemented!r} is implemented")

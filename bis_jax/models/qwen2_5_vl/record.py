@@ -1,0 +1,73 @@
+"""The record of Qwen2.5-VL."""
+
+from ml_collections import ConfigDict
+
+from bis_jax.models.backbone import Backbone, Setting
+from bis_jax.models.qwen2_5_vl import hub_files
+from bis_jax.models.qwen2_5_vl.config import SIZES
+from bis_jax.models.qwen2_5_vl.flops import STAGES, vision_flops
+from bis_jax.models.qwen2_5_vl.hub_layout import layout
+from bis_jax.models.qwen2_5_vl.images import UNIT, UNIT_PATCHES, QwenImages
+from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from bis_jax.models.qwen2_5_vl.prompt import QwenPrompt, load_tokenizer
+from bis_jax.parallel.sharding import P
+
+_SHARDING = (
+  (r"blocks\..*\.(qkv|gate_proj|up_proj)\.kernel$", P(None, "fsdp", "tensor")),
+  (r"blocks\..*\.(proj|down_proj)\.kernel$", P(None, "tensor", "fsdp")),
+  (r"patch_embed\.proj\.kernel$", P("fsdp", "tensor")),
+  (r"merger\.mlp\.0\.kernel$", P("fsdp", "tensor")),
+  (r"merger\.mlp\.2\.kernel$", P("tensor", "fsdp")),
+)
+
+_SETTINGS = {
+  # Of one image after the resize; at most max_pixels / 784 image tokens.
+  "min_pixels": Setting(4 * UNIT**2, UNIT**2, lambda value: value >= 1, "at least 1"),
+  "max_pixels": Setting(1280 * UNIT**2, 140**2, lambda value: value >= UNIT**2, "at least 784"),
+}
+
+
+def _config_faults(config: ConfigDict, images: QwenImages) -> list[str]:
+  inputs, faults, tokens = config.inputs, [], images.max_pixels // UNIT**2
+  allows = f"config.qwen2_5_vl.max_pixels ({images.max_pixels}) allows images of"
+  if images.min_pixels > images.max_pixels:
+    faults.append(
+      f"config.qwen2_5_vl.min_pixels ({images.min_pixels}) must not exceed "
+      f"config.qwen2_5_vl.max_pixels ({images.max_pixels})"
+    )
+  if tokens >= inputs.max_length:
+    faults.append(
+      f"{allows} {tokens} tokens, more than config.inputs.max_length ({inputs.max_length}) holds: "
+      f"lower max_pixels to at most {(inputs.max_length // 2) * UNIT**2} or raise max_length"
+    )
+  if UNIT_PATCHES * tokens > inputs.row_patches:
+    faults.append(
+      f"{allows} {UNIT_PATCHES * tokens} patches, more than config.inputs.row_patches "
+      f"({inputs.row_patches}) holds"
+    )
+  return faults
+
+
+QWEN2_5_VL = Backbone(
+  name="qwen2_5_vl",
+  sizes=SIZES,
+  model=Qwen2_5_VL,
+  sharding=_SHARDING,
+  tower=r"visual\.(?!merger)",
+  stages=STAGES,
+  vision_flops=vision_flops,
+  load_tokenizer=load_tokenizer,
+  make_prompt=lambda tokenizer, separator, own: QwenPrompt(tokenizer, separator=separator),
+  make_images=lambda model, own: QwenImages(own.min_pixels, own.max_pixels),
+  rollout_tokens=618,  # 565,149 rollouts in 42,602 rows of 8192 tokens (benchmarks/packing.py)
+  settings=_SETTINGS,
+  config_faults=_config_faults,
+  row_patches=24_576,
+  toy_row_patches=128,
+  checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
+  layout=layout,
+  config_json=hub_files.config_json,
+  preprocessor_json=hub_files.preprocessor_json,
+  is_plain=lambda model, base: True,
+  card="qwen2_5_vl/card.md",
+)

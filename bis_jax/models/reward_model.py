@@ -1,0 +1,77 @@
+"""A backbone as a step reward model: a batch of packed rows in, two logits per step marker out.
+
+The published method reads the LM head's `Yes` and `No` rows at the marker. Two columns with those
+rows are the same function and the same gradient, without logits over the whole vocabulary.
+
+Array names end in their dims: B rows, T tokens, D width, P patch slots, C values per patch, M image
+features of a row, V vocab, R step markers per row, h half of a head dim.
+"""
+
+import abc
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bis_jax.models.decoder import Decoder, place_features
+from bis_jax.models.layers import Linear
+from bis_jax.models.model_config import ModelConfig
+
+Batch = Mapping[str, jax.Array]
+
+
+class RewardModel(nnx.Module):
+  """Returns float32 logits [B, R, 2] at the step markers of a batch, positive first.
+
+  Layers are stacked on a leading axis and scanned. The module knows of no mesh: shard its state
+  and its batch over Auto axes and jit.
+  """
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    """Makes decoder and head; a subclass makes its vision tower first."""
+    self.language_model = Decoder(config, rngs)
+    self.reward_head = Linear(
+      config.text.hidden_size,
+      2,
+      use_bias=False,
+      dtype="float32",
+      param_dtype=config.param_dtype,
+      rngs=rngs,
+    )
+    self.config = config
+
+  @abc.abstractmethod
+  def image_features(self, batch: Batch) -> jax.Array:
+    """Returns the image features [B, M, D] of a batch."""
+
+  @abc.abstractmethod
+  def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines [B, T, h] of a batch's `positions`."""
+
+  def __call__(self, batch: Batch) -> jax.Array:
+    """Args are the arrays of a batch; see `bis_jax.inputs.rows` for their making.
+
+    Args:
+      batch: `tokens` int32[B, T]; `segment_ids` int32[B, T], 0 padding; `positions` int32[B, ..., T];
+        `patches` float32[B, P, C]; `image_index` int32[B, T], the image feature that stands in for
+        token t, or -1; `marker_index` int32[B, R]; and what the backbone's tower reads.
+    """
+    marker_BR1 = batch["marker_index"][:, :, None]
+    x_BRD = jnp.take_along_axis(self.states(batch), marker_BR1, axis=1)
+    return self.reward_head(self.language_model.norm(x_BRD))
+
+  def states(self, batch: Batch) -> jax.Array:
+    """Returns the states [B, T, D] after the last layer, before the last norm."""
+    features_BMD = self.image_features(batch)
+    x_BTD = self.language_model.embed_tokens(batch["tokens"])
+    x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
+    return self.language_model(x_BTD, self.rope(batch["positions"]), batch["segment_ids"])
+
+  def next_token_logits(self, batch: Batch) -> jax.Array:
+    """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding.
+
+    For the pre-training of small models: with a published vocabulary they would fill the memory.
+    """
+    x_BTD = self.language_model.norm(self.states(batch)).astype(jnp.float32)
+    return x_BTD @ self.language_model.embed_tokens.embedding[...].astype(jnp.float32).T
