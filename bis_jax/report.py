@@ -57,11 +57,9 @@ def write(workdirs: Sequence[str], out: epath.Path) -> None:
   files.write_text(out / "table.csv", run_table.comma_separated(rows))
   files.write_text(out / "table.tex", run_table.latex(rows))
   measure = f"{_MEASURE.value} x 100, {_THRESHOLD.value}"
-  caption = "By share of the corpus used for training; means over seeds, error bars: one deviation."
-  figures = {"overall_against_fraction": (plots.against_fraction(rows, measure), caption)}
+  figures = {"overall_against_fraction": plots.against_fraction(rows, measure)}
   if any(run.curve for run in runs):
-    caption = "By training step; means over seeds."
-    figures["overall_against_step"] = (plots.against_step(runs, measure), caption)
+    figures["overall_against_step"] = plots.against_step(runs, measure)
   headings, *body = run_table.cells(rows)
   page.write(
     out / "index.html",

@@ -56,7 +56,7 @@ _UNMEASURED = flags.DEFINE_enum(
   "unmeasured", "negative", ["negative", "ignore"], "how to treat steps without continuations"
 )
 _FORMAT = flags.DEFINE_enum(
-  "format", "raw", ["raw", "conversations", "dataset", "manifest"], "form of OUT; dataset: a folder"
+  "format", "raw", [*subset.WRITERS, "manifest"], "form of OUT; dataset: a folder"
 )
 _OUT = flags.DEFINE_string("out", "", "file or folder to write")
 _TABLE = flags.DEFINE_string("table", "", "score table: read if it exists, written otherwise")
@@ -89,7 +89,8 @@ def run() -> None:
   )
   if not _OUT.value:
     raise UserError("name the file to write with --out=FILE")
-  out, manifest_path = pathlib.Path(_OUT.value), _beside_out("manifest.json")
+  out = pathlib.Path(_OUT.value)
+  manifest_path = out if _FORMAT.value == "manifest" else _beside_out("manifest.json")
   report = pathlib.Path(_REPORT.value) if _REPORT.value else None
   annotations = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
   if not annotations and (_FORMAT.value != "manifest" or not _TABLE.value):
@@ -101,17 +102,10 @@ def run() -> None:
     _check_free(path)
   table = score_table(annotations)
   manifest = select(table, **dataclasses.asdict(rule))
-  if _FORMAT.value == "manifest":
-    manifest.save(out)
-  elif _FORMAT.value == "dataset":
-    subset.write_dataset(out, subset.kept_lines(annotations, table, manifest), manifest)
-  else:
+  if _FORMAT.value != "manifest":
     lines = subset.kept_lines(annotations, table, manifest)
-    if _FORMAT.value == "raw":
-      subset.write_raw(out, lines)
-    else:
-      subset.write_conversations(out, lines, manifest)
-    manifest.save(manifest_path)
+    subset.WRITERS[_FORMAT.value](out, lines, manifest)
+  manifest.save(manifest_path)
   ranked = sum(source.scorable for source in manifest.sources)
   dropped = sum(source.dropped for source in manifest.sources)
   print(

@@ -50,12 +50,13 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   page.write(
     folder / "index.html",
     "study.html",
-    templates=pathlib.Path(__file__).with_name("templates"),
+    pathlib.Path(__file__).with_name("templates"),
     figures=_figures(entries, compared),
     plots=folder / "plots",
     title="Does a tenth do?",
     summary=words.splitlines(),
     cost=_cost(entries, content),
+    passes=_PASSES,
     grid=_arm_table(main, compared),
     ablations=_arm_table([entry for entry in entries if entry not in main], compared),
     measures=_measure_table(entries),
@@ -237,7 +238,7 @@ def _measure_table(entries: Sequence[Entry]) -> page.Table:
   return page.Table(["arm", "threshold", *results.MEASURES], rows)
 
 
-def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Figures:
+def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, bytes]:
   larger = {
     e["strategy"]: list(results.headline(e).values()) for e in entries if e["part"] == LARGER
   }
@@ -247,29 +248,16 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Figure
   rows = [Row(e["strategy"], e["fraction"], dict(results.headline(e))) for e in main]
   figures = {}
   if rows:
-    figures["overall_against_fraction"] = (
-      plots.against_fraction(rows, _WORDS),
-      "Against the share of the rollouts trained on; means over seeds, bars one deviation.",
-    )
+    figures["overall_against_fraction"] = plots.against_fraction(rows, _WORDS)
   if larger:
-    figures["larger_by_seed"] = (
-      study_plots.seeds(larger, _WORDS),
-      f"A tenth of 48,000 rollouts in {_PASSES[LARGER].split(',')[0]}, full in one: a dot a seed.",
-    )
+    figures["larger_by_seed"] = study_plots.seeds(larger, _WORDS)
   if gains:
-    figures["gain_over_random"] = (
-      study_plots.gains(gains, "BIS over random, relative, %", marked=_PAPER_GAIN),
-      "What BIS gains over random, with 95 % intervals over paired seeds; dotted: the paper's gain.",
-    )
-  return figures | {
-    f"overall_against_step_{part}": (
-      plots.against_step(_runs(entries, part), _WORDS),
-      f"Against the training step, a tenth in {passes}, all rollouts in one; on a part of the "
-      "benchmark, means and ranges over seeds.",
-    )
-    for part, passes in _PASSES.items()
-    if any(entry["part"] == part for entry in entries)
-  }
+    label = "BIS over random, relative, %"
+    figures["gain_over_random"] = study_plots.gains(gains, label, marked=_PAPER_GAIN)
+  for part in _PASSES:
+    if any(entry["part"] == part for entry in entries):
+      figures[f"overall_against_step_{part}"] = plots.against_step(_runs(entries, part), _WORDS)
+  return figures
 
 
 def _runs(entries: Sequence[Entry], part: str) -> list[Run]:

@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks.study import theory_plots
 from bis_jax.reports import page
 
-TEMPLATES = pathlib.Path(__file__).with_name("templates")
 # Bins of p(1-p): pure rollouts alone, then mixed ones.
 MIXTURE_EDGES = (1e-9, 0.17, 0.23)
 _MEASURES = {
@@ -22,74 +21,40 @@ _MEASURES = {
 
 def write(out: pathlib.Path, results: Mapping[str, Any]) -> None:
   """Writes index.html and plots/*.png into the folder; `results` is the content of theory.json."""
-  measured = results.get("measured")
-  page.write(
-    out / "index.html",
-    "theory.html",
-    templates=TEMPLATES,
-    figures=_figures(results),
-    plots=out / "plots",
-    title="Theory",
-    simulation=simulation_words(results["simulation"]),
-    surface=_surface_words(results["curves"]["surface"]),
-    measured=measured and measured_words(measured),
-    tables=measured
-    and {
+  curves, measured = results["curves"], results.get("measured")
+  figures = {
+    "deviations": theory_plots.deviations(results["simulation"]),
+    "over_mixture": theory_plots.over_mixture(curves["over_mixture"]),
+    "over_flips": theory_plots.over_flips(curves["over_flips"]),
+    "flip_rates": theory_plots.flip_rates(curves["flip_rates"], measured and measured["flips"]),
+    "surface": theory_plots.surface(curves["surface"]),
+  }
+  tables = {}
+  if measured:
+    figures |= {
+      "by_tenth": theory_plots.measured_by_tenth(measured["students"]),
+      "correlations": theory_plots.measured_correlations(measured["students"]),
+      "by_mixture": theory_plots.measured_by_mixture(measured["students"]),
+    }
+    tables = {
       "Signal-to-noise by labels": _kind_table(measured),
       "Signal-to-noise of the highest tenth by each score": _selection_table(measured),
       "Rank correlations": _correlation_table(measured),
-    },
-  )
-
-
-def _figures(results: Mapping[str, Any]) -> page.Figures:
-  curves, measured = results["curves"], results.get("measured")
-  rollout = curves["rollout"]
-  about = (
-    f"{rollout['steps']} steps, N = {rollout['n_mc']}, distance {rollout['distance']:g}, offset 1. "
-    "Lines: closed forms; points: simulation, error bars: 3 standard errors."
-  )
-  figures = {
-    "deviations": (
-      theory_plots.deviations(results["simulation"]),
-      f"Simulation against closed form at {results['simulation']['settings']} varied settings.",
-    ),
-    "over_mixture": (
-      theory_plots.over_mixture(curves["over_mixture"]),
-      f"Over the mixture, for three students; {rollout['prior']:.0%} of all steps are right. {about}",
-    ),
-    "over_flips": (
-      theory_plots.over_flips(curves["over_flips"]),
-      f"Over the share of pseudo-positives, for a student at p; half of all steps are right. {about}",
-    ),
-    "flip_rates": (
-      theory_plots.flip_rates(curves["flip_rates"], measured and measured["flips"]),
-      "Pseudo-positives are the positives with low MC scores.",
-    ),
-    "surface": (
-      theory_plots.surface(curves["surface"]),
-      "Exact signal-to-noise of a rollout whose positives all have MC score R, student at p, beside "
-      "BIS.",
-    ),
-  }
-  if measured:
-    students = measured["students"]
-    figures |= {
-      "by_tenth": (
-        theory_plots.measured_by_tenth(students),
-        "Signal-to-noise of single rollouts, by tenths; ties fall into tenths at random.",
-      ),
-      "correlations": (
-        theory_plots.measured_correlations(students),
-        "What goes with the gradient's size and with its component along the teacher. Closed form: "
-        "the contrast's signal with the corpus's true flip rates.",
-      ),
-      "by_mixture": (
-        theory_plots.measured_by_mixture(students),
-        "Size of the gradient over the mixture. The theory's student at s = p has the dashed line.",
-      ),
     }
-  return figures
+  page.write(
+    out / "index.html",
+    "theory.html",
+    pathlib.Path(__file__).with_name("templates"),
+    figures=figures,
+    plots=out / "plots",
+    title="Theory",
+    settings=results["simulation"]["settings"],
+    rollout=curves["rollout"],
+    simulation=simulation_words(results["simulation"]),
+    rank_correlation=curves["surface"]["rank_correlation"],
+    measured=measured and measured_words(measured),
+    tables=tables,
+  )
 
 
 def simulation_words(simulation: Mapping) -> str:
@@ -102,16 +67,6 @@ def simulation_words(simulation: Mapping) -> str:
     f"{sum(beyond.values())} are more than 3 standard errors apart; the largest deviation is "
     f"{max(largest.values()):.2f} standard errors. Of that many right forms "
     f"{0.0027 * comparisons:.1f} would be expected beyond 3."
-  )
-
-
-def _surface_words(surface: Mapping) -> str:
-  return (
-    "BIS is the signal itself where MC scores are calibrated probabilities, no right step is missed "
-    "and alpha is 0. Elsewhere it departs from the exact signal-to-noise: it knows nothing of n, "
-    "grows in proportion to R where flips vanish after a few successes, and keeps pure rollouts by "
-    f"alpha. Over the plane below the rank correlation of the two is "
-    f"{surface['rank_correlation']:.2f}."
   )
 
 

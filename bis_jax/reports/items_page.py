@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -14,7 +15,7 @@ _DIGITS = 4  # of the scores on the page
 
 
 def write_items_page(
-  folder: str,
+  folder: epath.PathLike,
   *,
   title: str,
   items: Sequence,
@@ -69,7 +70,7 @@ def _rounded(mc_scores: Sequence[float | None] | None) -> list[float | None] | N
   return [None if score is None else round(score, _DIGITS) for score in mc_scores]
 
 
-def _write_images(folder: epath.Path, position: int, item) -> list[str]:
+def _write_images(folder: epath.Path, position: int, item: Any) -> list[str]:
   """Returns the addresses of the thumbnails relative to the page."""
   names = []
   for k, image in enumerate(item.images):

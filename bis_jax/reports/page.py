@@ -19,16 +19,12 @@ _SHOWN_AS_IS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 _AS_IS_BYTES = 40_000
 _LONGEST_SIDE = 560
 
-Figures = Mapping[str, tuple[bytes, str]]  # {name: (PNG, caption)}
+_TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
-_TEMPLATES = jinja2.Environment(
-  loader=jinja2.FileSystemLoader(pathlib.Path(__file__).with_name("templates")),
-  autoescape=True,
-  undefined=jinja2.StrictUndefined,
-  trim_blocks=True,
-  lstrip_blocks=True,
-)
-_TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+
+def percent(value: float | None) -> str:
+  """Returns a measure x 100, a dash for None."""
+  return "\N{EN DASH}" if value is None else f"{100 * value:.2f}"
 
 
 class Table(NamedTuple):
@@ -38,31 +34,35 @@ class Table(NamedTuple):
   rows: Sequence[Sequence[str | tuple[str, str]]]
 
 
-def render(template: str, templates: pathlib.Path | None = None, **content: Any) -> str:
-  """Returns a template filled in; `templates` is a folder that is searched first."""
-  environment = _TEMPLATES
-  if templates:
-    loaders = [jinja2.FileSystemLoader(templates), environment.loader]
-    environment = environment.overlay(loader=jinja2.ChoiceLoader(loaders))
+def render(template: str, *folders: pathlib.Path, **content: Any) -> str:
+  """Returns a template filled in; `folders` are searched before the package's own."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+  environment.filters |= {"percent": percent, "thousands": "{:,}".format}
   return environment.get_template(template).render(content)
 
 
 def write(
   path: epath.PathLike,
   template: str,
-  *,
-  figures: Figures | None = None,
+  *folders: pathlib.Path,
+  figures: Mapping[str, bytes] | None = None,
   plots: epath.PathLike = "",
-  templates: pathlib.Path | None = None,
   **content: Any,
 ) -> None:
-  """Writes a page, and the figures that are part of it also as PNG files into the folder `plots`."""
-  figures = figures or {}
-  for name, (png, _) in figures.items():
+  """Writes a page; `figures` are PNGs, shown on the page and also written as `plots`/NAME.png."""
+  shown = {}
+  for name, png in (figures or {}).items():
+    shown[name] = data_uri(png, "png")
     with files.replacing(epath.Path(plots) / f"{name}.png") as file:
       file.write(png)
-  shown = {name: (data_uri(png, "png"), caption) for name, (png, caption) in figures.items()}
-  files.write_text(path, render(template, templates, figures=shown, **content))
+  files.write_text(path, render(template, *folders, figures=shown, **content))
 
 
 def data_uri(encoded: bytes, kind: str) -> str:

@@ -23,22 +23,10 @@ _SOURCE_MEASURES = {"macro_f1": "macro-F1", "constant_macro_f1": "constant"} | {
   name: _MEASURES[name]
   for name in ("accuracy", "f1_correct", "f1_error", "first_error_f1", "roc_auc")
 }
-_TILES = (
-  ("tuned_on_test", "overall_source_weighted", "overall, tuned on test (the paper's figure)"),
-  ("fixed_0.5", "overall_source_weighted", "overall at threshold 0.5"),
-  ("fixed_0.5", "macro_f1_pooled", "pooled macro-F1 at 0.5"),
-  ("fixed_0.5", "roc_auc", "ROC-AUC"),
-  ("fixed_0.5", "first_error_f1", "first-error F1 at 0.5"),
-)
-_LABELS = {
-  1: ("correct", "\N{CHECK MARK} correct"),
-  -1: ("error", "\N{BALLOT X} error"),
-  0: ("neutral", "\N{EN DASH} neutral"),
-}
 
 
 def write_page(
-  workdir: str,
+  workdir: epath.PathLike,
   *,
   title: str,
   items: Sequence,
@@ -63,24 +51,22 @@ def write_page(
     shown_items: number of items on the page.
     links: {words: address} of further pages.
   """
-  threshold = evaluation["thresholds"]["fixed_0.5"]["threshold"]
+  workdir = epath.Path(workdir)
+  shown = example_items(items, scores, shown_items)
   page.write(
-    epath.Path(workdir) / "index.html",
+    workdir / "index.html",
     "run.html",
     figures=_figures(evaluation, history, selection, alpha),
-    plots=epath.Path(workdir) / "plots",
+    plots=workdir / "plots",
     title=title,
     sizes=evaluation["benchmark"],
-    tiles=[
-      (_percent(evaluation["thresholds"][name][measure]), words) for name, measure, words in _TILES
-    ],
+    thresholds=evaluation["thresholds"],
     links=links or {},
     overall=_overall_table(evaluation),
     sources=_group_table("source", _SOURCE_MEASURES, evaluation["per_source"]),
     policies=_group_table("policy model", _MEASURES, evaluation["per_policy_model"]),
-    cards=[
-      item_card(items[i], scores[i], threshold) for i in example_items(items, scores, shown_items)
-    ],
+    threshold=evaluation["thresholds"]["fixed_0.5"]["threshold"],
+    cards=[item_card(items[i], scores[i]) for i in shown],
   )
 
 
@@ -102,7 +88,7 @@ def example_items(items: Sequence, scores: Sequence[np.ndarray], count: int) -> 
   return list(dict.fromkeys(chosen))[:count]
 
 
-def item_error(item, scores: np.ndarray) -> float:
+def item_error(item: Any, scores: np.ndarray) -> float:
   """Returns the mean squared error of an item's labelled steps, NaN if it has none."""
   labels = np.asarray(item.labels)
   if not labels.any():
@@ -110,45 +96,28 @@ def item_error(item, scores: np.ndarray) -> float:
   return float(np.mean((np.asarray(scores)[labels != 0] - (labels[labels != 0] == 1)) ** 2))
 
 
-def item_card(item, scores: np.ndarray, threshold: float) -> dict[str, Any]:
-  """Returns the content of item.html."""
-  steps = [
-    {
-      "text": text,
-      "score": float(score),
-      "label": _LABELS[label],
-      "wrong": label != 0 and (score >= threshold) != (label == 1),
-    }
-    for text, label, score in zip(item.steps, item.labels, scores, strict=True)
-  ]
-  images = [page.data_uri(*page.thumbnail(image.read())) for image in item.images]
-  return {"item": item, "steps": steps, "images": images}
+def item_card(item: Any, scores: np.ndarray) -> tuple[Any, list[tuple], list[str]]:
+  """Returns the item, (text, label, score) of its steps and its images, for item.html."""
+  steps = list(zip(item.steps, item.labels, np.asarray(scores).tolist(), strict=True))
+  return item, steps, [page.data_uri(*page.thumbnail(image.read())) for image in item.images]
 
 
-def _figures(evaluation, history, selection, alpha) -> page.Figures:
+def _figures(
+  evaluation: Mapping[str, Any],
+  history: Sequence[Mapping[str, float]],
+  selection: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+  alpha: float | None,
+) -> dict[str, bytes]:
   figures = {}
   if selection is not None:
     mixture, reliability, kept = selection
-    kept = np.asarray(kept, bool)
-    cells = [selection_plots.cell_counts(mixture[m], reliability[m]) for m in (..., kept)]
-    caption = (
-      "Selection: all scorable rollouts by label mixture and reliability of their positive labels, "
-      "and the share that was kept."
-    )
-    figures["selection"] = (selection_plots.plane(*cells, alpha), caption)
+    everything = selection_plots.cell_counts(mixture, reliability)
+    kept = selection_plots.cell_counts(mixture[kept], reliability[kept])
+    figures["selection"] = selection_plots.plane(everything, kept, alpha)
   if any("loss" in line for line in history):
-    figures["loss"] = (plots.loss(history), "Training loss.")
-  caption = (
-    "Macro-F1 of every source and of the constant predictor, which gives every step the source's "
-    "more frequent label. Whiskers: 95 % bootstrap intervals."
-  )
-  figures["source_f1"] = (plots.source_f1(evaluation), caption)
-  caption = (
-    "Calibration: share of correct steps by score. A calibrated model is on the diagonal. Below: "
-    "steps per bin."
-  )
-  figures["calibration"] = (plots.calibration(evaluation), caption)
-  return figures
+    figures["loss"] = plots.loss(history)
+  figures["source_f1"] = plots.source_f1(evaluation)
+  return figures | {"calibration": plots.calibration(evaluation)}
 
 
 def _overall_table(evaluation: Mapping[str, Any]) -> page.Table:
@@ -163,13 +132,10 @@ def _overall_table(evaluation: Mapping[str, Any]) -> page.Table:
 def _group_table(
   heading: str, measures: Mapping[str, str], groups: Mapping[str, Any]
 ) -> page.Table:
-  lines = {
-    (name, f"{group['items']:,} items, {group['steps']:,} steps"): (
-      group,
-      group["thresholds"]["fixed_0.5"],
-    )
-    for name, group in groups.items()
-  }
+  lines = {}
+  for name, group in groups.items():
+    size = f"{group['items']:,} items, {group['steps']:,} steps"
+    lines[name, size] = group, group["thresholds"]["fixed_0.5"]
   return _table(heading, measures, lines)
 
 
@@ -185,14 +151,10 @@ def _table(
     for block in blocks:
       values |= block
       intervals |= block.get("intervals", {})
-    cells = [(_percent(values[name]), _interval(intervals.get(name))) for name in measures]
+    cells = [(page.percent(values[name]), _interval(intervals.get(name))) for name in measures]
     rows.append([first, *cells])
   return page.Table([heading, *measures.values()], rows)
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-  return f"{_percent(ends[0])} to {_percent(ends[1])}" if ends else ""
-
-
-def _percent(value: float | None) -> str:
-  return "\N{EN DASH}" if value is None else f"{100 * value:.2f}"
+  return f"{page.percent(ends[0])} to {page.percent(ends[1])}" if ends else ""

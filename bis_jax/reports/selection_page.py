@@ -1,7 +1,9 @@
 """The page of a selection: the corpus, what was kept, and what other rules would keep."""
 
 import dataclasses
+import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -12,7 +14,14 @@ from bis_jax.selection import bis
 from bis_jax.selection.rule import Rule, written_rows
 from bis_jax.selection.strategies import STRATEGIES
 
-_BIS_LINES = " Lines have equal BIS; the bold one is the median of the sources' cuts."
+
+class _Summary(NamedTuple):
+  """Number of some rollouts, share of mixed ones, mean R and mean scored steps; NaN for none."""
+
+  rollouts: int
+  mixed: float
+  reliability: float
+  steps: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,13 +36,12 @@ class _Statistics:
   def cells(self, rows: np.ndarray) -> np.ndarray:
     return selection_plots.cell_counts(self.mixture[rows], self.reliability[rows])
 
-  def summary(self, rows: np.ndarray) -> tuple[int, float, float, float]:
-    """Returns (rollouts, share mixed, mean R, mean scored steps) of some rows, NaN for none."""
+  def summary(self, rows: np.ndarray) -> _Summary:
     count = int(np.count_nonzero(rows))
     if not count:
-      return 0, np.nan, np.nan, np.nan
+      return _Summary(0, np.nan, np.nan, np.nan)
     columns = (self.mixed, self.reliability, self.table.n)
-    return (count, *(float(column[rows].mean()) for column in columns))
+    return _Summary(count, *(float(column[rows].mean()) for column in columns))
 
 
 def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
@@ -41,7 +49,6 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
 
   The page compares the rule with every other strategy at the same fraction, and with `neighbours`.
   """
-  folder = epath.Path(folder)
   statistics = _Statistics(
     table,
     mixed=(table.n_pos > 0) & (table.n_pos < table.n),
@@ -51,23 +58,44 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
   kept = {
     name: written_rows(table, dataclasses.replace(rule, strategy=name)) for name in STRATEGIES
   }
-  chosen, ranked, scores = kept[rule.strategy], rule.ranked(table), rule.scores(table)
-  cuts = _cuts(table, scores, chosen)
   others = {_difference(rule, other): written_rows(table, other) for other in neighbours(rule)}
+  chosen, ranked, scores = kept[rule.strategy], rule.ranked(table), rule.scores(table)
+  sources = []
+  for name, span in zip(table.source_names, table.spans(), strict=True):
+    here = np.zeros(len(table), bool)
+    here[span] = True
+    cut = scores[here & chosen].min(initial=np.inf)
+    summaries = statistics.summary(here & ranked), statistics.summary(here & chosen)
+    sources.append((name, *summaries, cut if np.isfinite(cut) else np.nan))
+  cells = statistics.cells(chosen)
+  changes = [(title, cells, statistics.cells(other)) for title, other in others.items()]
+  cuts = np.array([cut for *_, cut in sources if not np.isnan(cut)])
+  lines = (rule.alpha, float(np.median(cuts))) if rule.strategy == "bis" else (None, None)
+  figures = {
+    "plane": selection_plots.plane(statistics.cells(ranked), cells, *lines),
+    "overlap": selection_plots.overlap(list(kept), _jaccard(list(kept.values()))),
+    "sources": selection_plots.sources(sources),
+  }
+  if rule.strategy != "full":  # which ranks nothing and has no neighbours
+    finite = np.isfinite(scores)
+    of_ranked = scores[finite], chosen[finite]
+    figures["scores"] = selection_plots.scores(*of_ranked, cuts, rule.strategy)
+    figures["change"] = selection_plots.change(changes)
   page.write(
-    folder / "index.html",
+    epath.Path(folder) / "index.html",
     "selection.html",
-    figures=_figures(rule, statistics, scores, ranked, kept, others, cuts),
+    figures=figures,
     plots=folder,
     title=_title(rule),
-    tiles=_tiles(statistics.summary(ranked), statistics.summary(chosen)),
-    changes=[
-      f"{difference}: {np.count_nonzero(other & ~chosen):,} rollouts are added, "
-      f"{np.count_nonzero(chosen & ~other):,} removed, {np.count_nonzero(other & chosen):,} stay."
-      for difference, other in others.items()
+    rule=rule,
+    ranked=statistics.summary(ranked),
+    kept=statistics.summary(chosen),
+    changes=[(title, *_changes(chosen, other)) for title, other in others.items()],
+    strategies=[
+      (name, statistics.summary(rows), np.count_nonzero(rows & chosen))
+      for name, rows in kept.items()
     ],
-    strategies=_strategy_table(rule, statistics, kept),
-    sources=_source_table(statistics, ranked, chosen, cuts),
+    sources=sources,
   )
 
 
@@ -77,26 +105,34 @@ def neighbours(rule: Rule) -> list[Rule]:
   For BIS the paper's other alpha and fraction; for other strategies half and twice as many rollouts;
   none for "full", which keeps everything.
   """
+  change = functools.partial(dataclasses.replace, rule)
   if rule.strategy == "full":
     return []
-  if rule.count is not None:
-    sizes = [{"count": max(1, rule.count // 2)}, {"count": 2 * rule.count}]
+  if rule.fraction is None:
+    count = rule.count or 1
+    rules = [change(count=max(1, count // 2)), change(count=2 * count)]
   elif rule.strategy == "bis":
-    sizes = [{"fraction": 0.1 if rule.fraction == 0.25 else 0.25}]
+    rules = [change(fraction=0.1 if rule.fraction == 0.25 else 0.25)]
   else:
-    sizes = [{"fraction": rule.fraction / 2}, {"fraction": min(1.0, 2 * rule.fraction)}]
+    rules = [change(fraction=rule.fraction / 2), change(fraction=min(1.0, 2 * rule.fraction))]
   if rule.strategy == "bis":
-    sizes = [{"alpha": 0.2 if rule.alpha == 0.05 else 0.05}, sizes[-1]]
-  return [dataclasses.replace(rule, **size) for size in sizes]
+    rules = [change(alpha=0.2 if rule.alpha == 0.05 else 0.05), rules[-1]]
+  return rules
 
 
 def _difference(rule: Rule, other: Rule) -> str:
   """Returns the parameters that differ, as "alpha 0.2 -> 0.05"."""
+  new = dataclasses.asdict(other)
   return ", ".join(
-    f"{f.name} {getattr(rule, f.name)} \N{RIGHTWARDS ARROW} {getattr(other, f.name)}"
-    for f in dataclasses.fields(Rule)
-    if getattr(rule, f.name) != getattr(other, f.name)
+    f"{name} {value} \N{RIGHTWARDS ARROW} {new[name]}"
+    for name, value in dataclasses.asdict(rule).items()
+    if value != new[name]
   )
+
+
+def _changes(before: np.ndarray, after: np.ndarray) -> list[int]:
+  """Returns how many rollouts are added, are removed and stay."""
+  return [int(rows.sum()) for rows in (after & ~before, before & ~after, before & after)]
 
 
 def _title(rule: Rule) -> str:
@@ -107,13 +143,6 @@ def _title(rule: Rule) -> str:
   return f"Selection by {rule.strategy}: {amount}{alpha}, {rule.order} order, {rule.scope}"
 
 
-def _cuts(table: ScoreTable, scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-  """Returns the lowest kept score of each source, NaN if nothing is kept."""
-  return np.array(
-    [scores[span][kept[span]].min() if kept[span].any() else np.nan for span in table.spans()]
-  )
-
-
 def _jaccard(kept: list[np.ndarray]) -> np.ndarray:
   """Returns float64[sets, sets]: intersection over union, 1 for two empty sets."""
   overlap = np.eye(len(kept))
@@ -122,99 +151,3 @@ def _jaccard(kept: list[np.ndarray]) -> np.ndarray:
     overlap[a, b] = np.count_nonzero(kept[a] & kept[b]) / union if union else 1.0
     overlap[b, a] = overlap[a, b]
   return overlap
-
-
-def _figures(
-  rule: Rule,
-  statistics: _Statistics,
-  scores: np.ndarray,
-  ranked: np.ndarray,
-  kept: dict[str, np.ndarray],
-  others: dict[str, np.ndarray],
-  cuts: np.ndarray,
-) -> page.Figures:
-  chosen = kept[rule.strategy]
-  lines = (rule.alpha, float(np.nanmedian(cuts))) if rule.strategy == "bis" else (None, None)
-  cells = statistics.cells(chosen)
-  figures = {
-    "plane": (
-      selection_plots.plane(statistics.cells(ranked), cells, *lines),
-      "All rollouts by label mixture and reliability of their positive labels: the number per cell, "
-      "and the share that is kept." + _BIS_LINES * (rule.strategy == "bis"),
-    ),
-    "overlap": (
-      selection_plots.overlap(list(kept), _jaccard(list(kept.values()))),
-      "Overlap of the rollouts that the strategies keep, all at the same fraction.",
-    ),
-    "sources": (
-      _sources_figure(statistics, ranked, chosen),
-      "Sources: rollouts, share with both positive and non-positive steps, mean R, share kept.",
-    ),
-  }
-  if rule.strategy != "full":  # which ranks nothing
-    finite = np.isfinite(scores)
-    figures["scores"] = (
-      selection_plots.scores(scores[finite], chosen[finite], cuts[~np.isnan(cuts)], rule.strategy),
-      "Scores of all ranked rollouts and of the kept ones. The shade spans the sources' cuts.",
-    )
-  if others:
-    panels = [(title, cells, statistics.cells(other)) for title, other in others.items()]
-    figures["change"] = (
-      selection_plots.change(panels),
-      "Rollouts that are added (blue) and removed (red) when one parameter changes.",
-    )
-  return figures
-
-
-def _sources_figure(statistics: _Statistics, ranked: np.ndarray, kept: np.ndarray) -> bytes:
-  table = statistics.table
-  size = len(table.source_names)
-
-  def by_source(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    count = np.bincount(table.source[rows], minlength=size)
-    with np.errstate(invalid="ignore"):
-      return np.bincount(table.source[rows], values[rows], size) / count
-
-  return selection_plots.sources(
-    table.source_names,
-    np.bincount(table.source[ranked], minlength=size),
-    (by_source(statistics.mixed, ranked), by_source(statistics.mixed, kept)),
-    (by_source(statistics.reliability, ranked), by_source(statistics.reliability, kept)),
-    by_source(kept, ranked),
-  )
-
-
-def _tiles(ranked: tuple, kept: tuple) -> list[tuple[str, str]]:
-  """Returns (value, what it is), from the summaries of the ranked and of the kept rollouts."""
-  return [
-    (f"{ranked[0]:,}", "rollouts ranked"),
-    (f"{kept[0]:,}", "kept"),
-    (f"{kept[1]:.1%}", f"mixed ({ranked[1]:.1%} of all)"),
-    (f"{kept[2]:.3f}", f"mean R ({ranked[2]:.3f} of all)"),
-    (f"{kept[3]:.2f}", f"steps per rollout ({ranked[3]:.2f} of all)"),
-  ]
-
-
-def _strategy_table(rule: Rule, statistics: _Statistics, kept: dict[str, np.ndarray]) -> page.Table:
-  rows = []
-  for name, rollouts in kept.items():
-    count, mixed, reliability, steps = statistics.summary(rollouts)
-    both = np.count_nonzero(rollouts & kept[rule.strategy])
-    numbers = (f"{count:,}", f"{100 * mixed:.1f}", f"{reliability:.3f}", f"{steps:.2f}")
-    rows.append((name, *numbers, f"{both:,}"))
-  headings = ("strategy", "kept", "mixed, %", "mean R", "steps", f"also kept by {rule.strategy}")
-  return page.Table(headings, rows)
-
-
-def _source_table(
-  statistics: _Statistics, ranked: np.ndarray, kept: np.ndarray, cuts: np.ndarray
-) -> page.Table:
-  rows = []
-  for i, name in enumerate(statistics.table.source_names):
-    here = statistics.table.source == i
-    n, mixed, r, _ = statistics.summary(ranked & here)
-    k, kept_mixed, kept_r, _ = statistics.summary(kept & here)
-    shares = (f"{100 * mixed:.1f}", f"{100 * kept_mixed:.1f}", f"{r:.3f}", f"{kept_r:.3f}")
-    rows.append((name, f"{n:,}", f"{k:,}", *shares, f"{cuts[i]:.6g}"))
-  headings = ("source", "ranked", "kept", "mixed, %", "of kept", "mean R", "of kept", "lowest kept")
-  return page.Table(headings, rows)

@@ -22,30 +22,21 @@ def cell_counts(mixture: np.ndarray, reliability: np.ndarray) -> np.ndarray:
   return np.histogram2d(mixture, reliability, (MIXTURE_EDGES, RELIABILITY_EDGES))[0]
 
 
-def sources(
-  names: Sequence[str],
-  rollouts: np.ndarray,
-  mixed: tuple[np.ndarray, np.ndarray],
-  reliability: tuple[np.ndarray, np.ndarray],
-  kept_share: np.ndarray,
-) -> bytes:
+def sources(rows: Sequence[tuple]) -> bytes:
   """Returns four columns of bars, one bar per source: rollouts, mixed share, mean R and kept share.
 
-  Args:
-    names: of the sources.
-    rollouts: int[sources], number of ranked rollouts.
-    mixed: float[sources] twice, share of mixed rollouts among the ranked and among the kept.
-    reliability: float[sources] twice, mean R likewise.
-    kept_share: float[sources].
+  `rows` are (name, summary of the ranked rollouts, summary of the kept ones, ...).
   """
-  figure, columns = style.new_panels(4, width=11, height=1.3 + 0.21 * len(names), sharey=True)
-  y = np.arange(len(names))
-  columns[0].barh(y, rollouts, 0.72, color=style.LIGHT_GREY)
-  for axes, (before, after) in zip(columns[1:3], (mixed, reliability), strict=True):
+  figure, columns = style.new_panels(4, width=11, height=1.3 + 0.21 * len(rows), sharey=True)
+  y = np.arange(len(rows))
+  ranked, kept = (np.array([row[i] for row in rows], float).T for i in (1, 2))
+  columns[0].barh(y, ranked[0], 0.72, color=style.LIGHT_GREY)
+  for axes, before, after in zip(columns[1:3], ranked[1:], kept[1:], strict=False):
     axes.barh(y, 100 * before, 0.72, color=style.LIGHT_GREY, label="all ranked")
     axes.plot(100 * after, y, "o", color=style.BLUE, markersize=4.5, label="kept", clip_on=False)
     axes.set_xlim(0, 100)
-  columns[3].barh(y, 100 * kept_share, 0.72, color=style.BLUE)
+  with np.errstate(invalid="ignore"):
+    columns[3].barh(y, 100 * kept[0] / ranked[0], 0.72, color=style.BLUE)
   titles = ("rollouts ranked", "mixed rollouts, %", "mean reliability R x 100", "kept, %")
   for axes, title in zip(columns, titles, strict=True):
     style.label_axes(axes, title)
@@ -53,7 +44,7 @@ def sources(
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="y", visible=False)
   columns[0].locator_params(axis="x", nbins=4)
-  style.label_lines(columns[0], [_short(name) for name in names])
+  style.label_lines(columns[0], [_short(row[0]) for row in rows])
   handles = columns[1].get_legend_handles_labels()
   style.add_legend(figure, *handles, loc="outside upper right", ncols=2)
   return style.png_bytes(figure)
@@ -120,7 +111,7 @@ def scores(
   """
   figure, axes = style.new_figure(f"score by {strategy}", "rollouts (log scale)", width=7)
   low, high = float(everything.min()), float(everything.max())
-  edges = np.linspace(low, high if high > low else low + 1e-6, bins + 1)
+  edges = np.linspace(low, high if high > low else low + 1e-6, bins + 1).tolist()
   parts = {"ranked": (everything, style.LIGHT_GREY), "kept": (everything[kept], style.BLUE)}
   for name, (values, colour) in parts.items():
     axes.hist(values, edges, color=colour, label=f"{name}: {values.size:,}")

@@ -70,7 +70,7 @@ class Manifest:
       del head["none_positive"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for source in self.sources:
-      digest.update(np.ascontiguousarray(source.lines, "<i4"))
+      digest.update(source.lines.astype("<i4").tobytes())
     return digest.hexdigest()
 
   def _head(self) -> dict[str, Any]:

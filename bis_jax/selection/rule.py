@@ -69,7 +69,9 @@ class Rule:
     if self.strategy == "full":
       return rollouts
     # The product is in float64: 0.29 of 100 rollouts is 28.999999999999996, so 28.
-    wanted = self.count if self.fraction is None else max(1, int(rollouts * self.fraction))
+    wanted = self.count or rollouts
+    if self.fraction is not None:
+      wanted = max(1, int(rollouts * self.fraction))
     return min(wanted, rollouts)
 
   def ranked(self, table: ScoreTable) -> np.ndarray:
@@ -96,7 +98,7 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
     scores: float64[rows]; rows at -inf are never taken, so the result may have fewer than k.
     k: at most `rows`.
   """
-  k = min(k, np.count_nonzero(scores > -np.inf))
+  k = min(k, int(np.count_nonzero(scores > -np.inf)))
   if k == 0:
     return np.zeros(scores.size, bool)
   cut = np.partition(scores, scores.size - k)[scores.size - k]
@@ -110,7 +112,7 @@ def kept_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
   """Returns bool[rows] of the rollouts that the rule keeps, before `paper` order drops any."""
   scores, ranked = rule.scores(table), rule.ranked(table)
   spans = table.spans() if rule.scope == "per_source" else [slice(0, len(table))]
-  tops = [top(scores[span], rule.quota(np.count_nonzero(ranked[span]))) for span in spans]
+  tops = [top(scores[span], rule.quota(int(ranked[span].sum()))) for span in spans]
   return np.concatenate([np.zeros(0, bool), *tops])
 
 
@@ -129,8 +131,8 @@ def kept_sources(table: ScoreTable, rule: Rule, kept: np.ndarray) -> tuple[KeptS
   return tuple(
     KeptSource(
       name,
-      scorable=int(np.count_nonzero(ranked[span])),
-      dropped=int(np.count_nonzero(kept[span]) - np.count_nonzero(written[span])),
+      scorable=int(ranked[span].sum()),
+      dropped=int((kept[span] & ~written[span]).sum()),
       lines=table.line[span][written[span]],
     )
     for name, span in zip(table.source_names, table.spans(), strict=True)

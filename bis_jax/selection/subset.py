@@ -56,7 +56,7 @@ def kept_lines(
       yield kept.name, number, line
 
 
-def write_raw(path: pathlib.Path, lines: Iterable[Line]) -> None:
+def write_raw(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
   """Writes the kept records unchanged, one per line."""
   _write_lines(path, (line for _, _, line in lines))
 
@@ -68,11 +68,14 @@ def write_conversations(path: pathlib.Path, lines: Iterable[Line], manifest: Man
 
 
 def write_dataset(folder: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
-  """Writes a folder for Hugging Face `datasets`: data/train.jsonl, manifest.json, and last a card."""
+  """Writes data/train.jsonl and a card, for Hugging Face `datasets`."""
   rows = (_row(source, number, _record(line), manifest) for source, number, line in lines)
   _write_lines(folder / "data" / "train.jsonl", map(msgspec.json.encode, rows))
-  manifest.save(folder / "manifest.json")
   files.write_text(folder / "README.md", _card(manifest))
+
+
+# {form: function that writes it}
+WRITERS = {"raw": write_raw, "conversations": write_conversations, "dataset": write_dataset}
 
 
 def _write_lines(path: pathlib.Path, lines: Iterable[bytes]) -> None:

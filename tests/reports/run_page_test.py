@@ -76,8 +76,8 @@ def test_the_page_reads_nothing_from_elsewhere(tmp_path, run):
 def test_steps_show_their_score_their_label_and_where_the_model_is_wrong(run):
   items, scores, _ = run
   item = items[3]  # labels 1, -1, 1, 0, 1
-  card = run_page.item_card(item, np.array([0.9, 0.8, 0.2, 0.1, 0.5]), 0.5)
-  html = page_lib.render("item.html", **card)
+  item, steps, images = run_page.item_card(item, np.array([0.9, 0.8, 0.2, 0.1, 0.5]))
+  html = page_lib.render("item.html", item=item, steps=steps, images=images, threshold=0.5)
   cards = html.split('<li class="step"')[1:]
   assert [re.search(r"--score:([\d.]+)", card)[1] for card in cards] == [
     "0.9000",

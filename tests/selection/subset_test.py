@@ -57,8 +57,8 @@ def read(path):
 
 
 def test_raw_lines_are_those_of_the_files(tmp_path, selected):
-  _, lines = selected()
-  subset.write_raw(tmp_path / "out.jsonl", lines)
+  manifest, lines = selected()
+  subset.write_raw(tmp_path / "out.jsonl", lines, manifest)
   expected = [RECORDS["a.jsonl"][0], RECORDS["b.jsonl"][0]]
   text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in expected)
   assert (tmp_path / "out.jsonl").read_bytes() == text.encode()
@@ -116,8 +116,8 @@ def test_dataset_has_one_type_a_column_and_a_card(tmp_path, selected):
 
 
 def test_a_file_cut_short_after_the_scan_is_named(tmp_path, selected):
-  _, lines = selected()
+  manifest, lines = selected()
   (tmp_path / "b.jsonl").write_text("")
   with pytest.raises(UserError, match="b.jsonl.* changed while it was read"):
-    subset.write_raw(tmp_path / "out.jsonl", lines)
+    subset.write_raw(tmp_path / "out.jsonl", lines, manifest)
   assert not (tmp_path / "out.jsonl").exists()
