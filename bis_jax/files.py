@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import IO, Any
 
+from absl import logging
 from etils import epath
 
 from bis_jax.errors import UserError
@@ -24,7 +27,8 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def temporary_name(path: epath.Path) -> epath.Path:
   """Returns a sibling of `path` whose name no other process uses."""
-  return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+  owner = f"{socket.gethostname()}-{os.getpid()}"
+  return path.with_name(f"{path.name}.{owner}-{secrets.token_hex(4)}.part")
 
 
 @contextlib.contextmanager
@@ -54,25 +58,65 @@ def write_json(path: epath.PathLike, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-  """Yields a temporary folder that is renamed to `path` once the block succeeds.
+def temporary_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+  """Yields a new folder beside `path` that is removed afterwards.
 
-  It is removed if the block fails. If another process has published `path` meanwhile, that one
-  stays and this one is removed: both were made from the same settings.
+  If this process is killed, the next call for the same path on this host removes it.
   """
   path = epath.Path(path)
+  _remove_leftovers(path)
   part = temporary_name(path)
   part.mkdir(parents=True)
   try:
     yield part
+  finally:
+    part.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath.Path]:
+  """Yields a temporary folder that is renamed to `path` once the block succeeds.
+
+  It is removed if the block fails. If another process has published `path` meanwhile, that one
+  stays and this one is removed: both were made from the same settings. With `replace`, a folder
+  that is at `path` in the end is removed instead.
+  """
+  path = epath.Path(path)
+  with temporary_folder(path) as part:
+    yield part
+    if replace and path.exists():
+      old = temporary_name(path)
+      path.rename(old)
+      part.rename(path)
+      old.rmtree()
+      return
     try:
       part.rename(path)
     except OSError:
       if not path.exists():
         raise
-  finally:
-    if part.exists():
-      part.rmtree()
+
+
+def _remove_leftovers(path: epath.Path) -> None:
+  """Removes temporary folders for `path` of processes of this host that no longer run."""
+  if "://" in os.fspath(path) or not path.parent.is_dir():
+    return
+  name = rf"{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+\.part"
+  for sibling in path.parent.iterdir():
+    owner = re.fullmatch(name, sibling.name)
+    if owner and sibling.is_dir() and not _is_running(int(owner[1])):
+      logging.info("removing %s, left by a process that was killed", sibling)
+      sibling.rmtree(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except PermissionError:
+    pass  # another user's
+  return True
 
 
 def read_jsonl(

@@ -2,42 +2,50 @@
 
 Reads raw annotations (a folder of JSON lines files or annotations.zip) and images (a folder or
 images.zip, not extracted), rejects bad records with a reason each, and writes TFDS datasets and the
-score table. Run again with the same inputs, it reuses what is there.
+score table. If it is run again and no input file has changed, it reuses the prepared corpus.
 """
 
-from absl import app, flags
+import sys
+
+from absl import app, flags, logging
 
 from bis_jax.corpus.preparation import prepare
-from bis_jax.corpus.rejections import CorpusError
+from bis_jax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string(
-  "annotations", None, "folder of *.jsonl[.gz|.zst], or a zip of it"
+  "annotations", None, "folder of *.jsonl[.gz|.zst], or a zip of such files"
 )
 _IMAGES = flags.DEFINE_string("images", None, "image root: a folder, or images.zip")
 _OUT = flags.DEFINE_string("out", None, "folder of the prepared corpus")
 _TAU = flags.DEFINE_float(
-  "tau", 0.0, "a step is positive where its MC score > tau", lower_bound=0.0, upper_bound=1.0
+  "tau", 0.0, "a step is positive if its MC score > tau", lower_bound=0.0, upper_bound=1.0
 )
 _UNMEASURED = flags.DEFINE_enum(
-  "unmeasured", "negative", ["negative", "ignore"], "steps without continuations"
+  "unmeasured",
+  "negative",
+  ["negative", "ignore"],
+  "how steps without Monte Carlo continuations count in the score table",
 )
 _MAX_REJECTED = flags.DEFINE_float(
   "max_rejected_fraction",
   0.01,
-  "of all records; above it: stop",
+  "stop if more than this fraction of the records is rejected",
   lower_bound=0.0,
   upper_bound=1.0,
 )
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0: one a core")
+_WORKERS = flags.DEFINE_integer("workers", 0, "number of processes; 0: one per core")
 _BEAM = flags.DEFINE_multi_string(
-  "beam", None, "option of Apache Beam, which then does the work: --beam=--runner=DirectRunner"
+  "beam",
+  None,
+  "run on Apache Beam with this option (repeatable), e.g. --beam=--runner=DirectRunner",
 )
 
 
 def main(argv: list[str]) -> None:
-  """Prepares; inputs that cannot be used end it with a message and exit code 1."""
+  """Prepares a corpus; invalid input ends with a message and exit code 1."""
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: name them with --annotations=... etc.")
+    raise app.UsageError(f"unexpected arguments {argv[1:]}: every argument is a flag")
+  logging.set_verbosity(logging.INFO)
   try:
     prepare(
       _ANNOTATIONS.value,
@@ -49,8 +57,8 @@ def main(argv: list[str]) -> None:
       workers=_WORKERS.value,
       beam=_BEAM.value,
     )
-  except CorpusError as error:
-    raise SystemExit(f"prepare: {error}") from error
+  except (UserError, OSError) as error:
+    sys.exit(f"prepare: {error}")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-import numpy as np
 from absl import app, flags
 
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason, write_jsonl
 from bis_jax.corpus.scan import Scan, scan
-from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
+from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.selection import subset
 from bis_jax.selection.rule import Rule, select
@@ -173,7 +172,7 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
 
 def _fingerprint(annotations: Sequence[AnnotationFile]) -> str:
   """Returns text that changes when an annotation file or the image root does."""
-  stamps = [(file.name, file.size, file.path.stat().st_mtime_ns) for file in annotations]
+  stamps = [file.stamp for file in annotations]
   images = _IMAGES.value and str(pathlib.Path(_IMAGES.value).absolute())
   return json.dumps({"files": stamps, "images": images})
 
@@ -183,16 +182,14 @@ def reject_missing_images(found: Scan, root: ImageRoot) -> Scan:
 
   Files are not decoded; `bis_jax.prepare` decodes them.
   """
-  flags_, image_set = found.columns.flags, found.columns.image_set
   bad = {}
-  for at in np.unique(image_set[flags_ & STRICT_OK != 0]).tolist():
+  for at in found.used_image_sets():
     try:
       for reference in found.image_sets[at]:
         root.locate(reference)
     except BadRecord as error:
-      bad[at] = (error.reason, error.detail)
-  rows = np.flatnonzero((flags_ & STRICT_OK != 0) & np.isin(image_set, list(bad)))
-  return found.reject(rows, [bad[at] for at in image_set[rows].tolist()])
+      bad[at] = error
+  return found.reject_image_sets(bad)
 
 
 def _write_rejections(found: Scan) -> None:

@@ -30,9 +30,9 @@ def run(raw, *options):
 def test_prepares_once_and_says_what_it_rejected(raw):
   first = run(raw, "--max_rejected_fraction=0.5")
   assert first.returncode == 0, first.stderr
-  assert "rejected        1  not_json" in first.stdout
-  assert "prepared 1 rollouts with 1 images" in first.stdout
-  assert "reusing the corpus" in run(raw, "--max_rejected_fraction=0.5").stdout
+  assert "rejected        1  not_json" in first.stderr
+  assert "prepared 1 rollouts with 1 images" in first.stderr
+  assert "reusing the corpus" in run(raw, "--max_rejected_fraction=0.5").stderr
 
 
 def test_bad_input_is_told_without_a_traceback(raw):

@@ -1,15 +1,15 @@
 """Blocks of lines -> columns: what selection needs of a rollout, as arrays.
 
-A block whose lines are right in every point takes the fast way: typed decoding (msgspec), then
-checks on arrays. A block with anything unusual in it is split until the unusual lines are alone;
-those are read one by one by `records`, which knows the reasons. Both ways give the same columns.
+Lines are decoded by type (msgspec) and checked on arrays. A line that fails is read again by
+`records`, which knows the reasons. Both ways give the same columns.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import operator
-from typing import Annotated
+from collections.abc import Container
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,8 +18,11 @@ from bis_jax.corpus import records
 from bis_jax.corpus.rejections import BadRecord
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, mix64
 
-_FEW = 8  # lines that are read one by one, and parts of a block that is split
 _ABSENT = -(1 << 40)  # stands for a count that is not given
+
+
+# A lone image as its reference, several as a tuple.
+_ImageSet = str | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,42 +51,31 @@ class Columns:
   image_set: np.ndarray
 
 
-_EMPTY = Columns(
-  line=np.zeros(0, np.int32),
-  offset=np.zeros(0, np.int64),
-  length=np.zeros(0, np.int32),
-  fingerprint=np.zeros(0, np.uint64),
-  steps=np.zeros(0, np.int32),
-  scores=np.zeros(0, np.float64),
-  measured=np.zeros(0, np.bool_),
-  flags=np.zeros(0, np.uint8),
-  image_set=np.zeros(0, np.int32),
-)
+_DTYPES = (np.int32, np.int64, np.int32, np.uint64, np.int32, np.float64, bool, np.uint8, np.int32)
+_EMPTY = Columns(*(np.zeros(0, dtype) for dtype in _DTYPES))
 
 
 def concatenate(parts: list[Columns]) -> Columns:
   """Returns the rows of all parts, one part after the other."""
+  names = [field.name for field in dataclasses.fields(Columns)]
   return Columns(
-    *(
-      np.concatenate([getattr(part, field.name) for part in (_EMPTY, *parts)])
-      for field in dataclasses.fields(Columns)
-    )
+    *(np.concatenate([getattr(part, name) for part in (_EMPTY, *parts)]) for name in names)
   )
 
 
 class BlockReader:
-  """Reads blocks of one source that follow each other; lines count from the first block on.
+  """Reads consecutive blocks of one source; lines are numbered from the first block on.
 
   Attributes:
-    lines: how many lines were read, blank ones included.
-    image_sets: {image references as written: number}, in order of first appearance.
+    lines: how many lines were read, including blank ones.
+    image_sets: {image references as written: number}, in order of first use by a strict row.
     rejections: (line, reason, detail) of what strict order rejects.
   """
 
   def __init__(self, source: str, *, whole_lines: bool):
-    """Starts at line 0. `whole_lines`: fingerprints see every byte of a line, not samples."""
+    """Starts at line 0. `whole_lines`: fingerprints hash every byte of a line, not samples."""
     self.lines = 0
-    self.image_sets: dict[str | tuple[str, ...], int] = {}
+    self.image_sets: dict[_ImageSet, int] = {}
     self.rejections: list[tuple[int, str, str]] = []
     self._source, self._whole_lines = source, whole_lines
     self._parts: list[Columns] = []
@@ -94,126 +86,82 @@ class BlockReader:
 
   def read(self, offset: int, block: bytes) -> None:
     """Reads whole lines that begin at byte `offset` of the file."""
-    ends = _line_ends(block)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    part = self._read_typed(block, starts, ends)
-    if part is None and ends.size > _FEW:
-      cuts = [*starts[:: -(-ends.size // _FEW)].tolist(), len(block)]
-      for start, stop in itertools.pairwise(cuts):
-        self.read(offset + start, block[start:stop])
-      return
-    if part is None:
-      part = self._read_one_by_one(block, starts, ends)
-    if self._whole_lines:
-      mark = _hashes(block, part.offset, part.length)
-    else:
-      mark = _samples(block, part.offset, part.length)
+    starts, ends = _line_bounds(block)
+    rows = _read_typed(block, starts, ends, self.image_sets)
+    if rows.line.size < starts.size:
+      others = np.setdiff1d(np.arange(starts.size), rows.line)
+      lines = {line: block[starts[line] : ends[line]] for line in others.tolist()}
+      rows = _merge(rows, self._read_one_by_one(lines))
+    start, length = starts[rows.line], (ends - starts)[rows.line]
+    mark = (_hashes if self._whole_lines else _samples)(block, start, length)
     self._parts.append(
-      dataclasses.replace(
-        part, line=part.line + np.int32(self.lines), offset=part.offset + offset, fingerprint=mark
+      Columns(
+        line=(rows.line + self.lines).astype(np.int32),
+        offset=offset + start,
+        length=length.astype(np.int32),
+        fingerprint=mark,
+        steps=rows.steps.astype(np.int32),
+        scores=rows.scores,
+        measured=rows.measured,
+        flags=rows.flags.astype(np.uint8),
+        image_set=self._numbers(rows.images),
       )
     )
-    self.lines += ends.size
+    self.lines += starts.size
 
-  def _read_typed(self, block: bytes, starts: np.ndarray, ends: np.ndarray) -> Columns | None:
-    """Returns the rows of a block whose lines are all right in every point, else None."""
-    data = np.frombuffer(block, np.uint8)
-    if not ends[0]:
-      return None
-    ends = ends - (data[ends - 1] == ord("\r"))
-    # Each line is one value: none can go on over a } at a line's end and a { at the next one's start.
-    if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
-      return None
-    try:
-      if not block.isascii():  # typed decoding checks the encoding of what it decodes only
-        for line in np.flatnonzero(np.maximum.reduceat(data, starts) > 127).tolist():
-          block[starts[line] : ends[line]].decode()
-      found = _DECODER.decode_lines(block)
-      rollouts = list(map(_STEPS, found))
-      steps = list(itertools.chain.from_iterable(rollouts))
-      scores, correct, total = (
-        np.fromiter(map(get, steps), dtype, len(steps)) for get, dtype in _NUMBERS
-      )
-    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
-      return None
-    lengths = np.fromiter(map(len, rollouts), np.int32, len(rollouts))
-    image_set = self._image_set_numbers(list(map(_IMAGE, found)))
-    if not (
-      len(found) == ends.size
-      and image_set is not None
-      and lengths.all()
-      and not any(map(str.isspace, map(_TEXT, steps)))
-      and ((scores >= 0) & (scores <= 1)).all()
-      and _counts_agree(scores, correct, total)
-    ):
-      return None
-    return Columns(
-      line=np.arange(ends.size, dtype=np.int32),
-      offset=starts,
-      length=(ends - starts).astype(np.int32),
-      fingerprint=_EMPTY.fingerprint,
-      steps=lengths,
-      scores=scores,
-      measured=total != 0,
-      flags=np.full(ends.size, STRICT_OK | PAPER_OK, np.uint8),
-      image_set=image_set,
-    )
-
-  def _image_set_numbers(self, images: list[str | tuple[str, ...]]) -> np.ndarray | None:
-    """Returns int32[lines], or None if any reference is not plainly inside the image root."""
-    new = [image for image in dict.fromkeys(images) if image not in self.image_sets]
-    names = [name for image in new for name in ((image,) if type(image) is str else image)]
-    joined = "".join(f"\n{name}" for name in names) + "\n"
-    if () in new or any(map(joined.__contains__, ("..", "//", "\0", "\n/", "\n\n"))):
-      return None
+  def _numbers(self, images: list[_ImageSet | None]) -> np.ndarray:
+    new = [key for key in dict.fromkeys(images) if key is not None and key not in self.image_sets]
     self.image_sets.update(zip(new, itertools.count(len(self.image_sets))))
-    return np.fromiter(map(self.image_sets.__getitem__, images), np.int32, len(images))
+    return np.array([self.image_sets.get(key, -1) for key in images], np.int32)
 
-  def _read_one_by_one(self, block: bytes, starts: np.ndarray, ends: np.ndarray) -> Columns:
-    """Returns the rows of any block and notes what strict order rejects."""
-    rows, scores, measured = [], [], []
-    for line, start in enumerate(starts.tolist()):
-      raw = block[start : ends[line]].removesuffix(b"\r")
-      flags, image_set, record = 0, -1, {}
+  def _read_one_by_one(self, lines: dict[int, bytes]) -> "_Rows":
+    """Returns the scorable rows among some lines and notes what strict order rejects."""
+    rows, scores, measured, images = [], [], [], []
+    for line, raw in lines.items():
+      flags, image_set, record = 0, None, {}
       try:
         record = records.load_object(raw)
-        images = records.parse_rollout(record, self._source, line).images
+        references = records.parse_rollout(record, self._source, line).images
+        image_set = references[0] if len(references) == 1 else references
         flags = STRICT_OK
-        image_set = self.image_sets.setdefault(_key(images), len(self.image_sets))
       except BadRecord as error:
         self.rejections.append((self.lines + line, error.reason, error.detail))
       row_scores, row_measured = records.paper_scores(record)
       if row_scores:
         flags |= PAPER_OK if records.paper_writes(record) else 0
-        rows.append((line, start, len(raw), len(row_scores), flags, image_set))
+        rows.append((line, len(row_scores), flags))
         scores += row_scores
         measured += row_measured
-    line, offset, length, steps, flags, image_set = np.array(rows, np.int64).reshape(-1, 6).T
-    return Columns(
-      line=line.astype(np.int32),
-      offset=offset,
-      length=length.astype(np.int32),
-      fingerprint=_EMPTY.fingerprint,
-      steps=steps.astype(np.int32),
-      scores=np.array(scores, np.float64),
-      measured=np.array(measured, np.bool_),
-      flags=flags.astype(np.uint8),
-      image_set=image_set.astype(np.int32),
-    )
+        images.append(image_set)
+    line, steps, flags = np.array(rows, np.int64).reshape(-1, 3).T
+    return _Rows(line, steps, np.array(scores, np.float64), np.array(measured, bool), flags, images)
+
+
+class _Rows(NamedTuple):
+  """Rows of a block; `line` is an index into its lines, `images` None unless STRICT_OK."""
+
+  line: np.ndarray
+  steps: np.ndarray
+  scores: np.ndarray
+  measured: np.ndarray
+  flags: np.ndarray
+  images: list[_ImageSet | None]
 
 
 class _Step(msgspec.Struct, gc=False):
   step: Annotated[str, msgspec.Meta(min_length=1)]
   score: float
-  num_mc_correct: int = _ABSENT
-  num_mc_total: int = _ABSENT
+  # Negative or huge counts are read one by one, so that no count equals _ABSENT.
+  num_mc_correct: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = _ABSENT
+  num_mc_total: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = _ABSENT
 
 
 class _Record(msgspec.Struct, gc=False):
   image: str | tuple[str, ...]
-  steps_with_score: list[_Step]
+  steps_with_score: Annotated[list[_Step], msgspec.Meta(min_length=1)]
 
 
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DECODER = msgspec.json.Decoder(_Record)
 _IMAGE = operator.attrgetter("image")
 _STEPS = operator.attrgetter("steps_with_score")
@@ -225,8 +173,8 @@ _NUMBERS = (
 )
 
 
-def _line_ends(block: bytes) -> np.ndarray:
-  """Returns int64[lines], where the line ends are; the last line may have none."""
+def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64[lines], int64[lines]: where lines start and end, without CR LF or LF."""
   ends, find = [], block.find
   at = find(b"\n")
   while at >= 0:
@@ -234,23 +182,107 @@ def _line_ends(block: bytes) -> np.ndarray:
     at = find(b"\n", at + 1)
   if not block.endswith(b"\n"):
     ends.append(len(block))
-  return np.array(ends)
+  ends = np.array(ends)
+  starts = np.concatenate(([0], ends[:-1] + 1))
+  has_cr = np.frombuffer(block, np.uint8)[ends - 1] == ord("\r")
+  return starts, ends - (has_cr & (ends > starts))
 
 
-def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) -> bool:
-  """Returns whether every score is correct / total, 0 where both are 0, or has no counts."""
+def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_Record] | None:
+  """Returns the records of all lines, None if any of them is not right."""
+  data = np.frombuffer(block, np.uint8)
+  # A record that went on in the next line would do so between a } and a {, which is no JSON.
+  if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
+    return None
+  try:
+    if not block.isascii():  # the decoder checks the encoding of what it keeps only
+      for line in np.flatnonzero(np.maximum.reduceat(data, starts) > 127).tolist():
+        block[starts[line] : ends[line]].decode()
+    found = _DECODER.decode_lines(block)
+  except _UNDECODABLE:
+    return None
+  return found if len(found) == starts.size else None
+
+
+def _decode_line(line: bytes) -> _Record | None:
+  try:
+    line.decode()
+    return _DECODER.decode(line)
+  except _UNDECODABLE:
+    return None
+
+
+def _read_typed(
+  block: bytes, starts: np.ndarray, ends: np.ndarray, known_images: Container[_ImageSet]
+) -> _Rows:
+  """Returns the rows of the lines that are right in every point, in their order."""
+  found = _decode_block(block, starts, ends)
+  line = np.arange(starts.size)
+  if found is None:
+    bounds = zip(starts.tolist(), ends.tolist(), strict=True)
+    decoded = [_decode_line(block[start:end]) for start, end in bounds]
+    line = np.flatnonzero([record is not None for record in decoded])
+    found = [record for record in decoded if record is not None]
+  rollouts = list(map(_STEPS, found))
+  steps = list(itertools.chain.from_iterable(rollouts))
+  scores, correct, total = (
+    np.fromiter(map(get, steps), dtype, len(steps)) for get, dtype in _NUMBERS
+  )
+  lengths = np.fromiter(map(len, rollouts), np.int64, len(rollouts))
+  images = list(map(_IMAGE, found))
+  right = (scores >= 0) & (scores <= 1) & _counts_agree(scores, correct, total)
+  right &= ~np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
+  flags = np.full(line.size, STRICT_OK | PAPER_OK)
+  rows = _Rows(line, lengths, scores, total != 0, flags, images)
+  odd_images = _odd_images([key for key in dict.fromkeys(images) if key not in known_images])
+  if right.all() and not odd_images:
+    return rows
+  wrong = np.repeat(line, lengths)[~right]
+  is_odd = np.array([key in odd_images for key in images], bool)
+  return _take(rows, np.flatnonzero(~is_odd & ~np.isin(line, wrong)))
+
+
+def _merge(a: _Rows, b: _Rows) -> _Rows:
+  """Returns the rows of both in the order of their lines."""
+  arrays = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
+  both = _Rows(*arrays, a.images + b.images)
+  return _take(both, np.argsort(both.line))
+
+
+def _take(rows: _Rows, index: np.ndarray) -> _Rows:
+  """Returns the rows at `index`, with their steps."""
+  first, steps = (np.cumsum(rows.steps) - rows.steps)[index], rows.steps[index]
+  of_rows = [np.arange(start, start + n) for start, n in zip(first, steps, strict=True)]
+  at = np.concatenate([np.zeros(0, np.int64), *of_rows])
+  images = [rows.images[row] for row in index.tolist()]
+  return _Rows(
+    rows.line[index], steps, rows.scores[at], rows.measured[at], rows.flags[index], images
+  )
+
+
+def _odd_images(image_sets: list[_ImageSet]) -> set[_ImageSet]:
+  """Returns the sets with a reference that may not be inside the image root, or without any."""
+  if _are_plain(image_sets):
+    return set()
+  return {key for key in image_sets if not _are_plain([key])}
+
+
+def _are_plain(image_sets: list[_ImageSet]) -> bool:
+  names = [name for key in image_sets for name in ((key,) if isinstance(key, str) else key)]
+  joined = "".join(f"\n{name}" for name in names) + "\n"
+  return () not in image_sets and not any(
+    map(joined.__contains__, ("..", "//", "\0", "\n/", "\n\n"))
+  )
+
+
+def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) -> np.ndarray:
+  """Returns whether each score is correct / total, 0 if both are 0, or has no counts."""
   with np.errstate(divide="ignore", invalid="ignore"):
     agree = (total > 0) & (correct / total == scores)
-  if agree.all():
-    return True
-  agree |= (correct == 0) & (total == 0) & (scores == 0)
-  agree |= (correct == _ABSENT) & (total == _ABSENT)
-  return bool(agree.all())
-
-
-def _key(images: tuple[str, ...]) -> str | tuple[str, ...]:
-  """Returns how a set of images stands in `BlockReader.image_sets`: a lone image as a str."""
-  return images[0] if len(images) == 1 else images
+  if not agree.all():
+    agree |= (correct == 0) & (total == 0) & (scores == 0)
+    agree |= (correct == _ABSENT) & (total == _ABSENT)
+  return agree
 
 
 def _samples(block: bytes, offset: np.ndarray, length: np.ndarray) -> np.ndarray:

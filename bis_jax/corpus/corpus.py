@@ -24,6 +24,8 @@ from bis_jax.corpus.score_table import ScoreTable
 
 FORMAT = 1  # of the files above
 SPLIT = "train"  # of both datasets: they have one split
+CONTENTS = {"corpus.json", "rollouts", "images", "index.npz", "score_table.npz"}
+CONTENTS |= {"rejections.jsonl", "notes.jsonl"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

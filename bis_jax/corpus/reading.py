@@ -58,6 +58,11 @@ class AnnotationFile:
     """Whether any byte of it can be reached at once."""
     return self.member is None and self.name.endswith(".jsonl")
 
+  @property
+  def stamp(self) -> tuple[str, int, int]:
+    """What changes with the file: its name, its size and its (or its zip's) time of change."""
+    return self.name, self.size, self.path.stat().st_mtime_ns
+
   @contextlib.contextmanager
   def open(self) -> Iterator[BinaryIO]:
     """Gives the uncompressed bytes.

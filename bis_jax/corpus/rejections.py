@@ -9,6 +9,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+from bis_jax import files
 from bis_jax.errors import UserError
 
 REASONS = {
@@ -69,10 +70,10 @@ class Rejected:
 
 
 def write_jsonl(rejections: Iterable[Rejected], path: pathlib.Path) -> None:
-  """Writes one JSON object a line: source, line, reason, detail."""
-  with path.open("w", encoding="utf-8") as file:
+  """Writes one JSON object per line: source, line, reason, detail."""
+  with files.replacing(path) as file:
     for rejected in rejections:
-      file.write(json.dumps(dataclasses.asdict(rejected), ensure_ascii=True) + "\n")
+      file.write(json.dumps(dataclasses.asdict(rejected)).encode() + b"\n")
 
 
 def counts_by_reason(rejections: Iterable[Rejected]) -> dict[str, int]:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bis_jax.corpus.beam_workers import BeamWorkers
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
-from bis_jax.corpus.rejections import Rejected
+from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
 from bis_jax.corpus.workers import ProgressBar, Workers
 
@@ -37,6 +36,22 @@ class Scan:
   image_sets: list[tuple[str, ...]]
   rejections: list[Rejected]
   records: int
+
+  @property
+  def strict(self) -> np.ndarray:
+    """bool[rows], the rows that strict order ranks."""
+    return self.columns.flags & STRICT_OK != 0
+
+  def used_image_sets(self) -> list[int]:
+    """Returns the sorted indices of the image sets of the strict rows."""
+    return np.unique(self.columns.image_set[self.strict]).tolist()
+
+  def reject_image_sets(self, bad: dict[int, BadRecord]) -> "Scan":
+    """Returns the scan without STRICT_OK in the rows of bad image sets."""
+    image_set = self.columns.image_set
+    rows = np.flatnonzero(self.strict & np.isin(image_set, list(bad)))
+    reasons = [bad[at] for at in image_set[rows].tolist()]
+    return self.reject(rows, [(error.reason, error.detail) for error in reasons])
 
   def table(
     self,
@@ -107,16 +122,14 @@ def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: 
     return scan_files(files, pool, whole_lines=whole_lines)
 
 
-def scan_files(
-  files: tuple[AnnotationFile, ...], workers: Workers | BeamWorkers, *, whole_lines: bool
-) -> Scan:
+def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lines: bool) -> Scan:
   """Returns the scan of `files`; see `scan`."""
   owner = [at for at, file in enumerate(files) for _ in file.spans()]
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
   with ProgressBar("annotations", total, unit="B", unit_scale=True) as bar:
     spans = workers.map(_scan_span, tasks, lambda span: bar.update(span.size))
-  return _join(files, owner, spans)
+  return _join(files, owner, spans, whole_lines)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +157,9 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   return _Span(reader.columns(), image_sets, reader.rejections, reader.lines, size)
 
 
-def _join(files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span]) -> Scan:
+def _join(
+  files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span], whole_lines: bool
+) -> Scan:
   """Returns the scan of all files; `owner` names the file of each span."""
   image_sets: list[tuple[str, ...]] = []
   parts, rejections, source = [], [], []
@@ -166,22 +181,24 @@ def _join(files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span
     rejections=rejections,
     records=sum(first.values()),
   )
-  return _reject_duplicates(found)
+  return _reject_duplicates(found, whole_lines)
 
 
-def _reject_duplicates(found: Scan) -> Scan:
-  """Takes STRICT_OK from lines whose bytes stand earlier in the same file."""
+def _reject_duplicates(found: Scan, whole_lines: bool) -> Scan:
+  """Takes STRICT_OK from lines whose bytes are those of an earlier line of the same file."""
   c = found.columns
-  strict = np.flatnonzero(c.flags & STRICT_OK)
+  strict = np.flatnonzero(found.strict)
   key = c.fingerprint[strict] + found.source[strict].astype(np.uint64)
   ordered = np.sort(key)
   rows = strict[np.isin(key, ordered[1:][ordered[1:] == ordered[:-1]])]
   if not rows.size:
     return found
-  seen: dict[tuple[int, bytes], int] = {}
+  # Lines with equal samples are read and compared; hashes of whole lines tell them apart.
+  contents = c.fingerprint[rows].tolist() if whole_lines else found.read_lines(rows)
+  first: dict[tuple[int, int | bytes], int] = {}
   copies, reasons = [], []
-  for row, raw in zip(rows.tolist(), found.read_lines(rows), strict=True):
-    earlier = seen.setdefault((found.source[row], raw), row)
+  for row, content in zip(rows.tolist(), contents, strict=True):
+    earlier = first.setdefault((found.source[row], content), row)
     if earlier != row:
       copies.append(row)
       reasons.append(("duplicate_line", f"the same as line {c.line[earlier]}"))

@@ -1,28 +1,33 @@
-"""Work spread over processes, with a progress bar."""
+"""Work spread over processes of this machine, or over machines by Apache Beam."""
 
 import concurrent.futures
 import multiprocessing
 import os
+import pathlib
+import pickle
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from bis_jax import files
+from bis_jax.corpus.rejections import CorpusError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Workers:
-  """A pool of processes that starts when it is first needed and ends with the `with` block.
+  """A pool of processes, started when first needed; they end with the `with` block.
 
-  Forking is fastest, but only safe while this process has a single thread; otherwise the processes
-  start afresh. One worker is this process itself.
+  Attributes:
+    count: how many tasks run at a time.
   """
 
   def __init__(self, count: int = 0):
-    """Plans `count` processes; 0 for one a core."""
+    """Plans `count` processes; 0 for one per core, 1 for this process itself."""
     self.count = count or os.cpu_count() or 1
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
@@ -39,21 +44,80 @@ class Workers:
     tasks: Sequence[T],
     done: Callable[[R], object] = lambda result: None,
   ) -> list[R]:
-    """Returns [function(task) for task in tasks]; calls `done` with each result as it comes."""
+    """Returns [function(task) for task in tasks]; calls `done` with each result in that order."""
+    results = []
+    for result in self._run(function, tasks):
+      results.append(result)
+      done(result)
+    return results
+
+  def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
     if self.count <= 1 or len(tasks) <= 1:
-      results = []
-      for task in tasks:
-        results.append(function(task))
-        done(results[-1])
-      return results
+      return map(function, tasks)
     if self._pool is None:
+      # Forking is fastest, but safe only while this process has a single thread.
       alone = threading.active_count() == 1 and "jax" not in sys.modules
       context = multiprocessing.get_context("fork" if alone else "spawn")
       self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context)
-    futures = [self._pool.submit(function, task) for task in tasks]
-    for future in concurrent.futures.as_completed(futures):
-      done(future.result())
-    return [future.result() for future in futures]
+    return self._pool.map(function, tasks)
+
+
+class BeamWorkers(Workers):
+  """Runs every `map` as one Beam pipeline, for corpora larger than one machine.
+
+  Tasks and results travel as files, so the pipeline itself stays small; all machines must see the
+  same paths. What is written is the same as with `Workers`.
+  """
+
+  def __init__(self, options: Sequence[str], out: pathlib.Path):
+    """Plans pipelines with Beam's own options; the default runner works on this machine.
+
+    Args:
+      options: for example ["--runner=DataflowRunner", "--project=..."].
+      out: tasks and results are in temporary folders beside this path.
+
+    Raises:
+      CorpusError: Apache Beam is not installed.
+    """
+    super().__init__(64)
+    try:
+      from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+      raise CorpusError(
+        f"Apache Beam is not installed ({error}): pip install 'bis_jax[beam]'"
+      ) from error
+    self._options, self._out = PipelineOptions(list(options)), out
+
+  def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
+    import apache_beam as beam
+
+    with files.temporary_folder(self._out) as scratch:
+      paths = [scratch / f"{at:06d}" for at in range(len(tasks))]
+      for path, task in zip(paths, tasks, strict=True):
+        path.write_bytes(pickle.dumps((function, task)))
+      with beam.Pipeline(options=self._options) as pipeline:
+        _ = pipeline | beam.Create(map(os.fspath, paths)) | beam.Reshuffle() | beam.Map(_run_task)
+      for path in paths:
+        result = pickle.loads(_result_of(path).read_bytes())
+        if isinstance(result, CorpusError):
+          raise result
+        yield result
+
+
+def _result_of(task: pathlib.Path) -> pathlib.Path:
+  return task.with_name(f"{task.name}.result")
+
+
+def _run_task(path: str) -> None:
+  """Writes the result of a task atomically: Beam may run a task twice."""
+  task_path = pathlib.Path(path)
+  function, task = pickle.loads(task_path.read_bytes())
+  try:
+    result = function(task)
+  except CorpusError as error:  # Beam would hide it in an error of its own
+    result = error
+  with files.replacing(_result_of(task_path)) as file:
+    file.write(pickle.dumps(result))
 
 
 class ProgressBar(tqdm):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bis_jax.corpus import preparation, tfds_builders
+from bis_jax.corpus import preparation, reading, shards
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import TooManyRejectedError, prepare
 from bis_jax.corpus.rejections import CorpusError
@@ -101,7 +101,8 @@ def test_the_score_table_leads_to_the_rollouts(raw, tmp_path):
   assert ignored.n_pos.tolist() == [2, 1, 0, 0, 0, 0, 1, 1]
 
 
-def test_rejections_and_notes_are_listed(raw, tmp_path, capsys):
+def test_rejections_and_notes_are_listed(raw, tmp_path, caplog):
+  caplog.set_level("INFO", "absl")
   corpus = run(raw, tmp_path / "out")
   listed = [json.loads(line) for line in (tmp_path / "out/rejections.jsonl").open()]
   assert [(bad["source"], bad["line"], bad["reason"]) for bad in listed] == [
@@ -115,7 +116,7 @@ def test_rejections_and_notes_are_listed(raw, tmp_path, capsys):
     "records": 9,
     "rejected": {"missing_image": 2, "unreadable_image": 1, "not_json": 1},
   }
-  assert "rejected        2  missing_image: no such image file" in capsys.readouterr().out
+  assert "rejected        2  missing_image: no such image file" in caplog.text
   notes = [json.loads(line) for line in (tmp_path / "out/notes.jsonl").open()]
   assert [(note["source"], note["line"], note["reason"]) for note in notes] == [
     ("geo", 1, "special_token_text")
@@ -168,15 +169,60 @@ def test_a_pickled_corpus_opens_itself_again(raw, tmp_path):
   assert copy.rollout(4) == corpus.rollout(4) and copy.digest == corpus.digest
 
 
-def test_the_same_inputs_are_not_prepared_again(raw, tmp_path, capsys, monkeypatch):
+def test_the_same_inputs_are_not_prepared_again(raw, tmp_path, caplog, monkeypatch):
+  caplog.set_level("INFO", "absl")
   first = run(raw, tmp_path / "out")
   before = tree(tmp_path / "out")
   monkeypatch.setattr(preparation, "scan_files", None)
   again = run(raw, tmp_path / "out")
-  assert "reusing the corpus" in capsys.readouterr().out
+  assert "reusing the corpus" in caplog.text
   assert again.digest == first.digest and tree(tmp_path / "out") == before
   with pytest.raises(TooManyRejectedError):
     run(raw, tmp_path / "out", max_rejected_fraction=0.1)
+
+
+def test_each_annotation_file_is_read_twice_and_not_at_all_if_nothing_changed(
+  raw, tmp_path, line_of, monkeypatch
+):
+  path = raw / "annotations/geo.jsonl"
+  path.write_bytes(b"\n".join([path.read_bytes(), line_of(), line_of()]))  # duplicates
+  opened = []
+  whole = reading.AnnotationFile.open
+  monkeypatch.setattr(
+    reading.AnnotationFile, "open", lambda file: opened.append(file.name) or whole(file)
+  )
+  run(raw, tmp_path / "out", max_rejected_fraction=0.6)
+  assert sorted(opened) == ["geo.jsonl", "geo.jsonl", "nlvr2.jsonl", "nlvr2.jsonl"]
+  opened.clear()
+  run(raw, tmp_path / "out", max_rejected_fraction=0.6)
+  assert opened == []
+
+
+def test_equal_inputs_with_other_times_are_checked_and_not_written_again(raw, tmp_path):
+  """So is a corpus that an earlier version prepared: its `inputs` are made in another way."""
+  first = run(raw, tmp_path / "out")
+  before = tree(tmp_path / "out")
+  stamp = (tmp_path / "out/index.npz").stat()
+  for path in (raw / "annotations").iterdir():
+    os.utime(path, (1, 1))
+  again = run(raw, tmp_path / "out")
+  assert (tmp_path / "out/index.npz").stat().st_ino == stamp.st_ino
+  after = tree(tmp_path / "out")
+  assert again.digest == first.digest and before.keys() == after.keys()
+  changed = {str(name) for name in after if after[name] != before[name]}
+  assert changed == {"corpus.json"}
+  assert Corpus.open(tmp_path / "out").inputs != first.inputs
+
+
+def test_a_corpus_whose_metadata_names_an_old_module_opens(raw, tmp_path):
+  corpus = run(raw, tmp_path / "out")
+  for name in ("rollouts", "images"):
+    path = tmp_path / "out" / name / "1.0.0/dataset_info.json"
+    path.write_text(
+      json.dumps(json.loads(path.read_text()) | {"moduleName": "bis_jax.corpus.builders"})
+    )
+  again = Corpus.open(tmp_path / "out")
+  assert again.rollout(4) == corpus.rollout(4) and again.image(2) == corpus.image(2)
 
 
 @pytest.mark.parametrize("change", ["a step", "an image", "a missing image", "tau"])
@@ -240,7 +286,7 @@ def test_a_run_that_fails_leaves_the_old_corpus(raw, tmp_path, monkeypatch):
     raise OSError("disk full")
     yield
 
-  monkeypatch.setattr(tfds_builders.ImageShard, "__call__", fail)
+  monkeypatch.setattr(shards.ImageShard, "__call__", fail)
   with pytest.raises(OSError, match="disk full"):
     run(raw, tmp_path / "out", tau=0.5)
   with pytest.raises(OSError, match="disk full"):
@@ -253,12 +299,12 @@ def test_what_killed_runs_left_is_deleted_and_what_living_ones_write_is_not(raw,
   with subprocess.Popen([sys.executable, "-c", ""]) as ended:
     ended.wait()
   host, ours = socket.gethostname(), os.getppid()
-  left = [f"out.{kind}-{host}-{ended.pid}" for kind in ("part", "old", "beam")]
+  left = [f"out.{host}-{ended.pid}-{token}.part" for token in ("01", "ff")]
   kept = [
-    f"out.part-{host}-{ours}",
-    f"out.part-elsewhere-{ended.pid}",
-    f"other.part-{host}-{ended.pid}",
-    f"out.part-{host}-{ended.pid}.txt",
+    f"out.{host}-{ours}-01.part",
+    f"out.elsewhere-{ended.pid}-01.part",
+    f"other.{host}-{ended.pid}-01.part",
+    f"out.{host}-{ended.pid}-01.part.txt",
   ]
   for name in [*left, *kept]:
     (tmp_path / name / "rollouts").mkdir(parents=True)
@@ -269,14 +315,14 @@ def test_what_killed_runs_left_is_deleted_and_what_living_ones_write_is_not(raw,
 def test_a_killed_preparation_leaves_nothing_once_it_is_run_again(raw, tmp_path):
   code = """
 import os, signal, sys
-from bis_jax.corpus import builders, preparation
-builders.write = lambda builder: os.kill(os.getpid(), signal.SIGKILL)
+from bis_jax.corpus import preparation, shards
+shards.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 preparation.prepare(*sys.argv[1:], max_rejected_fraction=0.5, workers=1)
 """
   places = [str(raw / "annotations"), str(raw / "images"), str(tmp_path / "out")]
   killed = subprocess.run([sys.executable, "-c", code, *places], capture_output=True)
   assert killed.returncode == -signal.SIGKILL
-  assert len([path for path in tmp_path.iterdir() if ".part-" in path.name]) == 1
+  assert len([path for path in tmp_path.iterdir() if path.name.endswith(".part")]) == 1
   run(raw, tmp_path / "out")
   assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
 
@@ -286,9 +332,11 @@ def test_folders_that_are_no_corpus(raw, tmp_path):
     Corpus.open(tmp_path / "nowhere")
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine/thesis.txt").write_text("...")
-  with pytest.raises(CorpusError, match="holds something else"):
+  with pytest.raises(CorpusError, match="is not a prepared corpus: name another"):
     run(raw, tmp_path / "mine")
   run(raw, tmp_path / "out")
+  (tmp_path / "out/corpus.json").unlink()
+  assert len(run(raw, tmp_path / "out")) == 5
   held = json.loads((tmp_path / "out/corpus.json").read_text())
   (tmp_path / "out/corpus.json").write_text(json.dumps(held | {"format": 0}))
   with pytest.raises(CorpusError, match="another version"):

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from bis_jax.corpus import beam_workers
-from bis_jax.corpus.beam_workers import BeamWorkers
+from bis_jax.corpus import workers
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
+from bis_jax.corpus.workers import BeamWorkers
 
 
 def _double(number: int) -> int:
@@ -22,7 +22,7 @@ def test_a_task_leaves_its_result_or_its_error(tmp_path, task):
   place = tmp_path / "000000"
   place.write_bytes(pickle.dumps((_double, task)))
   for _ in range(2):  # Beam may run it again
-    beam_workers._run_task(str(place))
+    workers._run_task(str(place))
   result = pickle.loads((tmp_path / "000000.result").read_bytes())
   assert str(result) == ("8" if task > 0 else "-1 is negative")
   assert {path.name for path in tmp_path.iterdir()} == {"000000", "000000.result"}
@@ -37,11 +37,11 @@ def test_beam_that_is_not_installed_is_told(tmp_path, monkeypatch):
 def test_results_come_in_the_order_of_the_tasks(tmp_path):
   pytest.importorskip("apache_beam", reason="needs the extra `beam`")
   done = []
-  with BeamWorkers([], tmp_path / "scratch") as workers:
-    assert workers.map(_double, [3, 1, 2], done.append) == [6, 2, 4] == done
+  with BeamWorkers([], tmp_path / "out") as pool:
+    assert pool.map(_double, [3, 1, 2], done.append) == [6, 2, 4] == done
     with pytest.raises(CorpusError, match="-1 is negative"):
-      workers.map(_double, [3, -1])
-  assert not (tmp_path / "scratch").exists()
+      pool.map(_double, [3, -1])
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_the_corpus_is_the_same(write_files, record_of, line_of, png, tmp_path):

@@ -1,0 +1,165 @@
+"""The datasets of a prepared corpus, `rollouts` and `images`: ArrayRecord shards that TFDS reads.
+
+Every shard makes its examples itself, in this process, a worker process or on Apache Beam; what it
+holds does not depend on where it runs. TensorFlow is not needed.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from bis_jax import files
+from bis_jax.corpus import records
+from bis_jax.corpus.corpus import SPLIT
+from bis_jax.corpus.image_root import ImageRoot
+from bis_jax.corpus.reading import AnnotationFile
+from bis_jax.corpus.rejections import Rejected
+from bis_jax.corpus.workers import ProgressBar, Workers
+
+Example = dict[str, Any]
+
+
+def rollout_features() -> tfds.features.FeaturesDict:
+  """Returns the features of one rollout; `image_ids` are positions in the `images` dataset."""
+  return tfds.features.FeaturesDict(
+    {
+      "source": tfds.features.Text(),
+      "line": np.int32,
+      "image_ids": tfds.features.Sequence(np.int64),
+      "images": tfds.features.Sequence(tfds.features.Text()),
+      "question": tfds.features.Text(),
+      "steps": tfds.features.Sequence(tfds.features.Text()),
+      # Bytes, because tf.Example knows no float64 and scores are exact.
+      "scores": tfds.features.Tensor(
+        shape=(None,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+      ),
+      "measured": tfds.features.Sequence(np.bool_),
+      "answer": tfds.features.Text(),
+    }
+  )
+
+
+def image_features() -> tfds.features.FeaturesDict:
+  """Returns the features of one image: its original bytes, its name, its upright size in pixels."""
+  return tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(),
+      "name": tfds.features.Text(),
+      "height": np.int32,
+      "width": np.int32,
+    }
+  )
+
+
+FEATURES = {"rollouts": rollout_features, "images": image_features}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RolloutShard:
+  """Consecutive rollouts of one source.
+
+  Attributes:
+    file: the source.
+    line, offset, length: int[k], line numbers, and the bytes of the lines in the file.
+    image_ids, images: the numbers and names of the images of each rollout.
+  """
+
+  file: AnnotationFile
+  line: np.ndarray
+  offset: np.ndarray
+  length: np.ndarray
+  image_ids: Sequence[tuple[int, ...]]
+  images: Sequence[tuple[str, ...]]
+
+  def __len__(self) -> int:
+    return self.line.size
+
+  def __call__(self) -> Iterator[tuple[Example, list[Rejected]]]:
+    """Yields examples, read from the annotations, each with its notes."""
+    raw_lines = self.file.read_lines(self.offset.tolist(), self.length.tolist())
+    for at, raw in enumerate(raw_lines):
+      record = records.load_object(raw)
+      rollout = records.parse_rollout(record, self.file.source, int(self.line[at]))
+      example = {name: getattr(rollout, name) for name in records.Rollout.__slots__}
+      example["scores"] = np.array(rollout.scores, np.float64)
+      example |= {"image_ids": self.image_ids[at], "images": self.images[at]}
+      notes = records.notes(rollout)
+      yield example, [Rejected(rollout.source, rollout.line, *note) for note in notes]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageShard:
+  """Consecutive images: names and int32[k, 2] upright (height, width)."""
+
+  root: ImageRoot
+  names: Sequence[str]
+  sizes: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __call__(self) -> Iterator[tuple[Example, list[Rejected]]]:
+    """Yields examples; there is nothing to note about images."""
+    for name, (height, width) in zip(self.names, self.sizes, strict=True):
+      data = self.root.read(name)
+      yield {"image": data, "name": name, "height": height, "width": width}, []
+
+
+Shard = RolloutShard | ImageShard
+
+
+def write(
+  out: pathlib.Path,
+  name: str,
+  shards: Sequence[Shard],
+  workers: Workers,
+) -> list[Rejected]:
+  """Writes the TFDS dataset `name`, a key of FEATURES, under `out`, one file per shard; returns the notes."""
+  folder = out / name / "1.0.0"
+  folder.mkdir(parents=True)
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=folder, dataset_name=name, split=SPLIT, filetype_suffix="array_record"
+  )
+  paths = [
+    template.sharded_filepath(shard_index=at, num_shards=len(shards)) for at in range(len(shards))
+  ]
+  tasks = list(zip(shards, map(os.fspath, paths), strict=True))
+  with ProgressBar(name, len(tasks), unit="shard") as bar:
+    notes = workers.map(functools.partial(_write_shard, name), tasks, lambda _: bar.update())
+  split = tfds.core.SplitInfo(
+    name=SPLIT,
+    shard_lengths=list(map(len, shards)),
+    num_bytes=sum(path.stat().length for path in paths),
+    filename_template=template,
+  )
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=FEATURES[name](),
+    split_infos=[split],
+    check_data=False,
+    disable_shuffling=True,
+  )
+  return list(itertools.chain.from_iterable(notes))
+
+
+def _write_shard(name: str, task: tuple[Shard, str]) -> list[Rejected]:
+  """Writes one ArrayRecord file and returns what is worth noting about its examples."""
+  shard, path = task
+  serialize = FEATURES[name]().serialize_example
+  part = os.fspath(files.temporary_name(epath.Path(path)))
+  writer, notes = ArrayRecordWriter(part, "group_size:1"), []
+  for example, noted in shard():
+    writer.write(serialize(example))
+    notes += noted
+  writer.close()
+  os.replace(part, path)  # Beam may run a task twice
+  return notes
