@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bis_jax.compilation import step_search
 from bis_jax.compilation.compiled_step import CompiledStep, compile_step
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.models import backbones
 from bis_jax.settings.config_check import check
@@ -77,6 +78,7 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
 
 def main(argv: list[str]) -> None:
   """Prints the report, or the table of the search; invalid input exits with code 1."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"aot: unexpected argument {argv[1]!r}: all arguments are flags, like --search")
   jax.config.update("jax_platforms", "cpu")  # the process itself must not look for accelerators

@@ -15,9 +15,10 @@ import pathlib
 import sys
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from bis_jax import files
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.evaluation import benchmarks, best_of_n, score_files, step_evaluation
 from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
@@ -50,6 +51,7 @@ _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error"
 
 def main(argv: list[str]) -> None:
   """Entry point; invalid flags or files exit with code 1 and a message."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"evaluate: unexpected argument {argv[1]!r}; use flags such as --scores=FILE")
   if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
@@ -104,7 +106,6 @@ def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
   from bis_jax.scoring import step_scorer
   from bis_jax.scoring.benchmark_examples import benchmark_examples
 
-  logging.set_verbosity(logging.WARNING)
   scores = step_scorer.load(_CHECKPOINT.value).score(benchmark_examples(items, _IMAGES.value))
   if _SAVE_SCORES.value:
     score_files.write_scores(_SAVE_SCORES.value, scores)

@@ -17,6 +17,7 @@ import sys
 from absl import app, flags
 from etils import epath
 
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import model_card
@@ -36,6 +37,7 @@ _BASE = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Exports; bad input ends it with a message and exit code 1, and nothing is written over."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"export: what is {argv[1]!r}? Every argument is a flag, like --out=FOLDER")
   if not _WORKDIR.value or not _OUT.value:

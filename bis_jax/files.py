@@ -10,9 +10,9 @@ import socket
 from collections.abc import Iterator
 from typing import IO, Any
 
-from absl import logging
 from etils import epath
 
+from bis_jax.console import log
 from bis_jax.errors import UserError
 
 
@@ -105,7 +105,7 @@ def _remove_leftovers(path: epath.Path) -> None:
   for sibling in path.parent.iterdir():
     owner = re.fullmatch(name, sibling.name)
     if owner and sibling.is_dir() and not _is_running(int(owner[1])):
-      logging.info("removing %s, left by a process that was killed", sibling)
+      log.info("removing %s, left by a process that was killed", sibling)
       sibling.rmtree(missing_ok=True)
 
 

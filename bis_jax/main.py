@@ -14,9 +14,10 @@ goes on with the same command; anything else is an error.
 import sys
 import traceback
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from bis_jax.console import log, start_logging
 from bis_jax.parallel import processes
 from bis_jax.parallel.preemption import EXIT_CODE, Preempted
 from bis_jax.run import stages
@@ -29,12 +30,12 @@ def main(argv: list[str]) -> None:
   """Runs; input that cannot be used ends it with a message, exit code 1 and nothing overwritten."""
   if len(argv) > 1:
     sys.exit(f"main: what is {argv[1]!r}? Every argument is a flag, like --workdir=FOLDER")
-  logging.set_verbosity(logging.INFO)
-  # Orbax tells of every lock it takes through the same logger.
-  logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+  start_logging()
   code = 0
   try:
     processes.start()
+    if not processes.is_first():
+      log.setLevel("WARNING")
     stages.run(_CONFIG.value, _WORKDIR.value)
   except Preempted as stopped:  # on every process of the run
     print(f"main: {stopped}", file=sys.stderr)

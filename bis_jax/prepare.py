@@ -7,8 +7,9 @@ score table. If it is run again and no input file has changed, it reuses the pre
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
+from bis_jax.console import start_logging
 from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
 
@@ -43,9 +44,9 @@ _BEAM = flags.DEFINE_multi_string(
 
 def main(argv: list[str]) -> None:
   """Prepares a corpus; invalid input ends with a message and exit code 1."""
+  start_logging()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: every argument is a flag")
-  logging.set_verbosity(logging.INFO)
   try:
     prepare(
       _ANNOTATIONS.value,

@@ -19,6 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bis_jax import files
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.evaluation import benchmarks, score_files, step_evaluation
 from bis_jax.reports import items_page, page, plots, run_table
@@ -39,6 +40,7 @@ _BENCHMARK = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Writes the report; an unusable workdir ends it with a message and exit code 1."""
+  start_logging()
   if len(argv) < 2:
     sys.exit("report: name at least one workdir: python -m bis_jax.report WORKDIR... --out=FOLDER")
   try:

@@ -9,8 +9,9 @@ flags, it resumes after the last complete line.
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -26,6 +27,7 @@ _CHUNK = flags.DEFINE_integer("chunk", 256, "solutions packed and written at a t
 
 def main(argv: list[str]) -> None:
   """Entry point; invalid flags or files exit with code 1 and a message."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"score: unexpected argument {argv[1]!r}; use flags such as --input=FILE")
   for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
@@ -33,7 +35,6 @@ def main(argv: list[str]) -> None:
       sys.exit(f"score: --{flag.name} is required: {flag.help}")
   from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
 
-  logging.set_verbosity(logging.WARNING)
   source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
   root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
   try:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from bis_jax.console import start_logging
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason, write_jsonl
@@ -66,6 +67,7 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "reader processes; 0: one per core
 
 def main(argv: list[str]) -> None:
   """Runs the selection; unusable input ends it with a message and exit code 1."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"select: unexpected argument {argv[1]!r}: every argument is a flag, like --out=FILE")
   try:

@@ -11,8 +11,9 @@ answers the requests that it holds, and ends.
 import signal
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
+from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -32,6 +33,7 @@ _ROWS = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
   """Entry point: loads and compiles, then serves until SIGTERM or SIGINT."""
+  start_logging()
   if len(argv) > 1:
     sys.exit(f"serve: unexpected argument {argv[1]!r}; use flags such as --port=8000")
   if not _CHECKPOINT.value:
@@ -44,7 +46,6 @@ def main(argv: list[str]) -> None:
     if error.name not in ("starlette", "uvicorn"):
       raise
     sys.exit(f"serve: {error.name} is not installed; run: pip install 'bis_jax[serve]'")
-  logging.set_verbosity(logging.WARNING)
   try:
     scorer = step_scorer.load(_CHECKPOINT.value, batch_rows=_ROWS.value or None, workers=0)
   except (UserError, OSError) as error:

@@ -15,7 +15,7 @@ ORDER = (
   ("models", "selection", "evaluation"),
   ("inputs", "corpus", "toy", "parallel"),
   ("files", "images"),
-  ("errors",),
+  ("console", "errors"),
 )
 
 

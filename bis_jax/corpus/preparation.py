@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from bis_jax import files
+from bis_jax.console import ProgressBar, log
 from bis_jax.corpus import shards
 from bis_jax.corpus.corpus import CONTENTS, FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
 from bis_jax.corpus.reading import annotation_files
 from bis_jax.corpus.rejections import REASONS, BadRecord, CorpusError, counts_by_reason, write_jsonl
 from bis_jax.corpus.scan import Scan, scan_files
-from bis_jax.corpus.workers import BeamWorkers, ProgressBar, Workers
+from bis_jax.corpus.workers import BeamWorkers, Workers
 
 _SHARD_BYTES = 64 << 20  # of a shard's inputs; an example counts as at least _EXAMPLE_BYTES
 _EXAMPLE_BYTES = 8 << 10
@@ -81,7 +81,7 @@ def prepare(
       files.write_json(out / "corpus.json", summary)
       return _reuse(held, max_rejected_fraction)
     for reason, count in stats["rejected"].items():
-      logging.info("rejected %8s  %s: %s", f"{count:,}", reason, REASONS[reason])
+      log.info("rejected %8s  %s: %s", f"{count:,}", reason, REASONS[reason])
     try:
       _check_rejected(stats, max_rejected_fraction, listing)
     except CorpusError:
@@ -92,7 +92,7 @@ def prepare(
       files.write_json(part / "corpus.json", summary)
   listing.unlink(missing_ok=True)  # of an earlier attempt
   corpus = Corpus(out)
-  logging.info(
+  log.info(
     "prepared %s rollouts with %s images in %s",
     f"{len(corpus):,}",
     f"{len(corpus.image_sizes):,}",
@@ -115,7 +115,7 @@ def _held(out: pathlib.Path) -> Corpus | None:
 
 
 def _reuse(held: Corpus, max_rejected_fraction: float) -> Corpus:
-  logging.info("reusing the corpus in %s: it was prepared from the same inputs", held.path)
+  log.info("reusing the corpus in %s: it was prepared from the same inputs", held.path)
   _check_rejected(held.stats, max_rejected_fraction, held.path / "rejections.jsonl")
   return held
 

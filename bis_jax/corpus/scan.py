@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bis_jax.console import ProgressBar
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
-from bis_jax.corpus.workers import ProgressBar, Workers
+from bis_jax.corpus.workers import Workers
 
 _SMALL = 8 << 20  # bytes; fewer are read in this process
 

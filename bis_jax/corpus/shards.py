@@ -18,12 +18,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from bis_jax import files
+from bis_jax.console import ProgressBar
 from bis_jax.corpus import records
 from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.rejections import Rejected
-from bis_jax.corpus.workers import ProgressBar, Workers
+from bis_jax.corpus.workers import Workers
 
 Example = dict[str, Any]
 

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from bis_jax import files
 from bis_jax.corpus.rejections import CorpusError
 
@@ -118,13 +116,3 @@ def _run_task(path: str) -> None:
     result = error
   with files.replacing(_result_of(task_path)) as file:
     file.write(pickle.dumps(result))
-
-
-class ProgressBar(tqdm):
-  """tqdm on a terminal, nothing elsewhere; without tqdm's own thread, so that we may fork."""
-
-  monitor_interval = 0
-
-  def __init__(self, description: str, total: int, **options: object):
-    """Starts a bar of `total` units."""
-    super().__init__(desc=description, total=total, disable=None, **options)

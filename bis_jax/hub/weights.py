@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
 import numpy as np
 import safetensors.numpy
-from absl import logging
 from safetensors import SafetensorError, safe_open
 
+from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.hub.tensor_reader import HeadReader, ParameterReader, StoredTensor, assemble
 from bis_jax.models import backbones
@@ -106,7 +106,7 @@ def load(
       params[path] = assemble(struct, ParameterReader(table[path], keys))
     if path == EMBEDDING_PATH and untrained_marker:  # now, while there is memory for float32 rows
       params[path] = _with_mean_row(params[path], marker_token, marker_noise)
-  logging.info(
+  log.info(
     "read %s: %d parameters; reward head from rows %d and %d of %s%s; not read: %s",
     folder,
     sum(value.size for value in params.values()),

@@ -9,11 +9,12 @@ al. 2011, "Heuristics for Vector Bin Packing") over a bounded window.
     lengths 60 50 40 30 in this order, rows of 100 tokens:  rows [0, 2] and [1, 3]
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from bis_jax.console import log
 
 _PATCH_BLOCK = 64
 
@@ -90,7 +91,7 @@ def plan(
     shown = "; ".join(f"example {i}: {why}" for i, why in list(too_long.items())[:3])
     raise ValueError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
   if too_long:
-    logging.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
+    log.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
   packed, lengths, epoch_rows = [], [], [0]
   for epoch in range(epochs):
     order = fitting[_permutation(seed, epoch, len(fitting))] if shuffle else fitting

@@ -17,8 +17,8 @@ from typing import Protocol
 import grain
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from bis_jax.console import ProgressBar
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
@@ -145,7 +145,9 @@ def measure(
     chunk: examples tokenised at once.
   """
   patch_costs, marker_counts, lengths, dropped_steps, tokens = [], [], [], [], []
-  with tqdm(total=len(examples), desc="measure", disable=not progress, unit="rollout") as bar:
+  with ProgressBar(
+    "measure", len(examples), unit="rollout", disable=None if progress else True
+  ) as bar:
     for start in range(0, len(examples), chunk):
       chosen = [examples[i] for i in range(start, min(start + chunk, len(examples)))]
       costs = [[images.cost(*size) for size in example.image_sizes] for example in chosen]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
+from bis_jax.console import ProgressBar
 from bis_jax.reports import page
 
 _DIGITS = 4  # of the scores on the page
@@ -37,7 +37,7 @@ def write_items_page(
   (folder / "items").mkdir(parents=True, exist_ok=True)
   with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow works outside Python's lock
     writing = threads.map(lambda numbered: _write_images(folder, *numbered), enumerate(items))
-    images = list(tqdm(writing, "item images", len(items), disable=None, leave=False))
+    images = list(ProgressBar("item images", len(items), iterable=writing))
   records = [
     {
       "index": position,

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
+from bis_jax.console import log
 from bis_jax.evaluation import step_evaluation
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.models.param_tree import Params
@@ -47,7 +47,7 @@ class Evaluator:
     scores = self._score(params, self._some, blank=False)
     thresholds = step_evaluation.evaluate(self._some, scores, bootstrap_draws=0)["thresholds"]
     overall = thresholds["tuned_on_test"]["overall_source_weighted"]
-    logging.info("step %d: overall_source_weighted %.4f, tuned on test", step, overall)
+    log.info("step %d: overall_source_weighted %.4f, tuned on test", step, overall)
     return {
       f"{name}/{measure}": value
       for name, block in thresholds.items()
@@ -67,7 +67,7 @@ class Evaluator:
     """Returns (scores of the held-out rollouts, which of them were short enough to have any)."""
     scores, refused = self._scorer_with(params).score_each(self.held_out.examples)
     if refused:
-      logging.info("%d of %d held-out rollouts are too long", len(refused), len(scores))
+      log.info("%d of %d held-out rollouts are too long", len(refused), len(scores))
     return scores, [i for i in range(len(scores)) if i not in refused]
 
   def _score(self, params: Params, items: list[BenchmarkItem], *, blank: bool) -> list[np.ndarray]:

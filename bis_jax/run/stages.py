@@ -5,17 +5,16 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, he
 """
 
 import pathlib
-import sys
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax import files
+from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.rejections import CorpusError
@@ -80,7 +79,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   place = files.absolute(folder)
   processes.first_makes(place / "config.json", lambda: workdir.claim(place, config))
   workdir.claim(place, config)
-  logging.info(
+  log.info(
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
   )
 
@@ -171,7 +170,7 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
         "--workdir of its own"
       )
   ranked = sum(source.scorable for source in manifest.sources)
-  logging.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), ranked)
+  log.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), ranked)
   return manifest
 
 
@@ -185,14 +184,14 @@ def training_batches(
     processor.prompt,
     processor.images,
     max_length=inputs.max_length,
-    progress=sys.stderr.isatty(),
+    progress=True,
   )
   plan = measured.plan_rows(inputs, seed=config.seed, epochs=config.train.epochs)
   rows = train_state.rows_per_step(
     len(plan.examples) / len(plan), config.train, inputs.row_multiple
   )
   train_state.check_rows(rows, config.train.accumulate, mesh)
-  logging.info(
+  log.info(
     "%d rollouts, %d epochs: %d rows of %d tokens and %d patches, %.1f %% and %.1f %% of them "
     "padding; %d rows a step; %d rollouts cut short, %d too long",
     len(examples),
@@ -241,7 +240,7 @@ def make_evaluator(
   kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
   indices = held_out.draw(corpus, kept, count, config.seed)
   if len(indices) < count:
-    logging.info(
+    log.info(
       "%d of %d rollouts held out: the selection keeps all others%s",
       len(indices),
       count,

@@ -18,12 +18,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from absl import logging
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from bis_jax.console import log
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
 
@@ -80,7 +80,7 @@ class Batcher:
       try:
         results = await loop.run_in_executor(self._device, solutions.score, self._scorer, todo)
       except Exception as error:  # the next batch may well be fine
-        logging.exception("a batch of %d solutions failed", len(todo))
+        log.exception("a batch of %d solutions failed", len(todo))
         results = [error] * len(todo)
       for (_, answer), result in zip(taken, results, strict=True):
         if answer.done():  # its client has disconnected

@@ -16,14 +16,13 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from bis_jax import files
+from bis_jax.console import ProgressBar
 from bis_jax.errors import UserError
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
@@ -60,7 +59,7 @@ def score_file(
   errors = 0
   with (
     open(target if writes else os.devnull, "ab") as out,
-    tqdm(total=total, initial=done, unit="solution", disable=not sys.stderr.isatty()) as bar,
+    ProgressBar("score", total, initial=done, unit="solution") as bar,
   ):
     lines = (_read(raw, root) for raw in itertools.islice(_raw_lines(source), done, None))
     while batch := list(itertools.islice(lines, chunk)):

@@ -3,7 +3,6 @@
 import collections
 import copy
 import dataclasses
-import sys
 
 import jax
 import numpy as np
@@ -11,8 +10,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from bis_jax.console import ProgressBar
 from bis_jax.errors import UserError
 from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import Examples
@@ -114,7 +113,7 @@ class Scorer:
     for i in plan.examples:
       scores[i] = np.zeros(measured.marker_counts[i], np.float32)
     first_row = 0
-    with tqdm(total=len(plan), desc="score", unit="row", disable=not sys.stderr.isatty()) as bar:
+    with ProgressBar("score", len(plan), unit="row") as bar:
       for rows, count in collections.Counter(self.batch_rows(len(plan))).items():
         offsets = plan.offsets[first_row : first_row + rows * count + 1]
         first_row += rows * count

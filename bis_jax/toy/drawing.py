@@ -25,9 +25,7 @@ import shutil
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
 
-from absl import logging
-from tqdm import tqdm
-
+from bis_jax.console import ProgressBar, log
 from bis_jax.toy import records, tokenizer
 from bis_jax.toy.questions import SOURCES
 from bis_jax.toy.records import Groups, Knobs
@@ -83,7 +81,7 @@ def _reuse(out: pathlib.Path, identity: dict) -> pathlib.Path:
       f"{out} holds {there or 'something else'}, not the corpus of {identity}: "
       "delete it or give another folder"
     )
-  logging.info("reusing the embedded corpus in %s: it was drawn from the same settings", out)
+  log.info("reusing the embedded corpus in %s: it was drawn from the same settings", out)
   return out
 
 
@@ -92,7 +90,9 @@ def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
   work = functools.partial(records.draw_rollouts, knobs=knobs)
   (part / "annotations").mkdir()
   texts: list[str] = []
-  for groups, drawn in zip(tqdm(runs, "draw", disable=None), pool.imap(work, runs), strict=True):
+  for groups, drawn in zip(
+    ProgressBar("draw", len(runs), iterable=runs), pool.imap(work, runs), strict=True
+  ):
     _append(part / "annotations" / f"{SOURCES[groups.source].name}.jsonl", drawn.records)
     _append(part / "truth.jsonl", drawn.truth)
     _append(part / "captions.jsonl", drawn.captions)

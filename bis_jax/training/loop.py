@@ -3,18 +3,16 @@
 import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from bis_jax.console import ProgressBar, log
 from bis_jax.errors import UserError
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
@@ -107,7 +105,7 @@ def train(
       state, position = restored
       frozen = checkpoint.restore_frozen(workdir, train_step.frozen)
       iterator.set_state(position)
-      logging.info("going on from step %d of %d", int(state.step), steps)
+      log.info("going on from step %d of %d", int(state.step), steps)
     else:
       shapes = train_step.state.params | train_step.frozen
       params = first_params(
@@ -127,9 +125,7 @@ def train(
     profile = at_the_end.enter_context(
       Profile(workdir / "profile", *config.train.profile_steps, write=jax.process_index() == 0)
     )
-    bar = at_the_end.enter_context(
-      tqdm(total=steps, initial=start, desc="train", unit="step", disable=not sys.stderr.isatty())
-    )
+    bar = at_the_end.enter_context(ProgressBar("train", steps, initial=start, unit="step"))
 
     def is_due(step: int) -> bool:
       """Returns whether the parameters after a step are evaluated."""
@@ -151,7 +147,7 @@ def train(
         values |= goodput.add(values["productive_seconds"])
         bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
         if bar.disable:
-          logging.info("step %d of %d: loss %.4f", step, steps, values["loss"])
+          log.info("step %d of %d: loss %.4f", step, steps, values["loss"])
         writer.write(step, values)
 
     stop = at_the_end.enter_context(StopRequest())

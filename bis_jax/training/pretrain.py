@@ -16,18 +16,16 @@ import functools
 import hashlib
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import jax
 import optax
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from bis_jax import files
+from bis_jax.console import ProgressBar, log
 from bis_jax.hub import hf_folder
 from bis_jax.images import upright_size
 from bis_jax.inputs import pipeline
@@ -115,7 +113,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     out: folder to write; one that is there is kept as it is.
   """
   if out.exists():
-    logging.info("reusing the pre-trained backbone in %s", out)
+    log.info("reusing the pre-trained backbone in %s", out)
     return
   started = time.monotonic()
   processor = make_processor(config, str(drawn / "tokenizer"))
@@ -132,7 +130,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   batches = _batches(config, captions, processor)
   loss = None
   try:
-    bar = tqdm(range(config.pretrain.steps), "pretrain", disable=not sys.stderr.isatty())
+    bar = ProgressBar("pretrain", config.pretrain.steps, iterable=range(config.pretrain.steps))
     for done in bar:
       if done and done % 100 == 0:
         bar.set_postfix(loss=f"{float(loss):.3f}")
@@ -160,7 +158,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     tied=True,
   )
   part.rename(out)
-  logging.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
+  log.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
 
 
 def _batches(

@@ -190,7 +190,7 @@ def test_a_run_that_keeps_everything_says_that_nothing_is_held_out(config, caplo
   manifest = select(corpus.score_table, strategy="full", fraction=1.0, alpha=0.2, seed=0)
   mesh, model = sharding.make_mesh(**config.mesh), QWEN_SIZES["tiny"].with_vocabulary(64)
   processor = make_processor(config, where.tokenizer)
-  with caplog.at_level(logging.INFO, logger="absl"):
+  with caplog.at_level(logging.INFO, logger="bis_jax"):
     evaluator = stages.make_evaluator(config, where, corpus, manifest, processor, mesh, model)
   assert evaluator.held_out is None
   assert f"0 of {DEV} rollouts held out: the selection keeps all others" in caplog.text

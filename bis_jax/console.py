@@ -1,0 +1,42 @@
+"""What commands show on the terminal: log lines and progress bars, on stderr."""
+
+import logging
+import sys
+from typing import Any
+
+from absl import flags
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+log = logging.getLogger("bis_jax")
+
+
+class ProgressBar(tqdm):
+  """A bar on a terminal, nothing elsewhere; one inside another disappears when it is complete."""
+
+  monitor_interval = 0  # tqdm's own thread would make forking worker processes unsafe
+
+  def __init__(self, description: str, total: int, **options: Any):
+    options = {"disable": None, "leave": None} | options
+    super().__init__(desc=description, total=total, **options)
+
+
+class _Handler(logging.Handler):
+  def emit(self, record: logging.LogRecord) -> None:
+    tqdm.write(self.format(record), file=sys.stderr)  # above the progress bars
+
+
+def start_logging() -> None:
+  """Shows this package's messages, but only the warnings of libraries; every command calls it first.
+
+  `--verbosity=0` shows the messages of Orbax and TFDS too.
+  """
+  if not flags.FLAGS["verbosity"].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)  # of the root logger too
+  root = logging.getLogger()
+  root.removeHandler(absl_logging.get_absl_handler())
+  if not any(isinstance(handler, _Handler) for handler in root.handlers):
+    handler = _Handler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root.addHandler(handler)
+  log.setLevel(logging.INFO)
