@@ -102,7 +102,7 @@ def test_the_score_table_leads_to_the_rollouts(raw, tmp_path):
 
 
 def test_rejections_and_notes_are_listed(raw, tmp_path, caplog):
-  caplog.set_level("INFO", "absl")
+  caplog.set_level("INFO", "bis_jax")
   corpus = run(raw, tmp_path / "out")
   listed = [json.loads(line) for line in (tmp_path / "out/rejections.jsonl").open()]
   assert [(bad["source"], bad["line"], bad["reason"]) for bad in listed] == [
@@ -170,7 +170,7 @@ def test_a_pickled_corpus_opens_itself_again(raw, tmp_path):
 
 
 def test_the_same_inputs_are_not_prepared_again(raw, tmp_path, caplog, monkeypatch):
-  caplog.set_level("INFO", "absl")
+  caplog.set_level("INFO", "bis_jax")
   first = run(raw, tmp_path / "out")
   before = tree(tmp_path / "out")
   monkeypatch.setattr(preparation, "scan_files", None)
