@@ -1,6 +1,6 @@
-"""What the study compares: parts, each a sweep of strategies, fractions and seeds.
+"""The arms of the study: parts, each a sweep over strategies, fractions and seeds.
 
-`reliability_only` ranks as `reliable` does, so one arm stands for both.
+`reliability_only` ranks as `reliable` does, so only the latter is an arm.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ from typing import Any
 _OTHERS = ("mixed", "reliable", "low_mc", "average_stepwise", "mixture_only")
 _TWO = ("random", "bis")
 GRID = ("random", *_OTHERS, "bis")
-# Peak learning rates and rollouts a step to choose from.
+# Peak learning rates and rollouts per step to choose from.
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
-  f"learning rate {rate:g}, {batch} rollouts a step": {
+  f"learning rate {rate:g}, {batch} rollouts per step": {
     "optim.learning_rate": rate,
     "train.global_batch": batch,
     "inputs.row_multiple": batch // 2,
@@ -29,8 +29,8 @@ class Part:
     name: its folder; several parts may share one.
     strategies, fractions: every pair of them is an arm.
     settings: config keys that differ from the recipe.
-    words: what is different, for tables.
-    like: the part that it is like but for one thing, an ablation's; "": it is none.
+    words: the difference, for tables.
+    like: of an ablation, the part from which it differs in one setting; otherwise "".
   """
 
   name: str
@@ -44,8 +44,8 @@ class Part:
 # A tenth in five passes has half the steps of `full`, in one a tenth of them.
 PASSES = "passes_5"
 _FIVE = {"train.epochs": 5}
-# Twice the rollouts, batch and rate of the toy recipes' main job, and one backbone for all seeds, as
-# there is one of a published model: seeds differ in the order and the choice of rollouts alone.
+# Rollouts, batch and rate of the toy recipes' main job, and one backbone for all seeds, as for a
+# published model: seeds differ only in the order and the choice of rollouts.
 LARGER, _OF_48 = "larger", "of 48,000"
 _LARGER = {
   "corpus.toy.rollouts": 48_000,
@@ -59,7 +59,7 @@ _THREE = {"train.epochs": 3}
 
 
 def _ablation(name: str, words: str, settings: dict[str, Any], *strategies: str) -> Part:
-  """Returns an ablation in five passes: in one, a tenth of 24,000 is at what the text alone tells."""
+  """Returns an ablation in five passes: after one, the model only uses the text."""
   return Part(name, strategies, (0.1,), settings | _FIVE, words, like=PASSES)
 
 
@@ -73,8 +73,8 @@ MAIN = (
   Part(LARGER, _TWO, (0.1,), _LARGER | _THREE, f"{_OF_48}, three passes"),
   *(Part("grid", strategies, (0.5,), {"selection.alpha": 0.05}) for strategies in (_TWO, _OTHERS)),
 )
-# With three seeds: the other strategies and other solutions of the larger corpus; then what is done
-# with scores and labels.
+# With three seeds: other solutions and the other strategies on the larger corpus; then the treatment
+# of scores and labels.
 ABLATIONS = (
   *(
     Part(name, strategies, (0.1,), _LARGER | _THREE | own, f"{_OF_48}, {words}", LARGER)
@@ -122,19 +122,19 @@ QUICK = (
   Part("grid", ("random", "bis"), (0.25,), {"selection.alpha": 0.05}),
   Part(PASSES, ("random", "bis"), (0.1,), _FIVE, "five passes"),
 )
-# What the others need, made first: the corpus; then, of each seed, the backbone, and a student that
-# is saved but has not moved, which is what a selection meets: for the theory's measurement.
+# Run first, because the others need them: the corpus; then per seed the backbone and a checkpoint of
+# the initial student, for the theory's measurement.
 _UNMOVED = {"train.steps": 1, "optim.learning_rate": 1e-9}
 DRAWN = Part("drawn", ("random",), (0.1,), _UNMOVED | {"pretrain.steps": 0})
 START = Part("start", ("random",), (0.1,), _UNMOVED)
-# A smaller corpus, and one backbone for all seeds: 20 minutes.
+# A smaller corpus, and one backbone for all seeds.
 QUICK_SETTINGS = {"corpus.toy.rollouts": 12_000, "corpus.toy.images": 4_000, "pretrain.seed": 0}
 
 
 def seeds_of(parts: Sequence[Part], seeds: int) -> list[tuple[Part, range]]:
-  """Returns parts in the order they run in, half the corpus last, which costs most, and their seeds.
+  """Returns the parts with their seeds in running order, the most expensive (half the corpus) last.
 
-  `seeds` of every part of `MAIN`; at most 3 of ablations, and of all parts of `QUICK`.
+  `seeds` for the parts of `MAIN`; at most 3 for ablations and for all parts of `QUICK`.
   """
   many, few = range(seeds), range(min(seeds, 3))
   last = sorted(parts, key=lambda part: part.fractions == (0.5,))
@@ -142,7 +142,7 @@ def seeds_of(parts: Sequence[Part], seeds: int) -> list[tuple[Part, range]]:
 
 
 def candidate_parts(name: str) -> tuple[Part, ...]:
-  """Returns the arms that one of `CANDIDATES` is judged by, on the backbone of seed 0."""
+  """Returns the arms that evaluate one of `CANDIDATES`, on the backbone of seed 0."""
   place = "candidates/" + "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
   settings = dict(CANDIDATES[name]) | {"pretrain.seed": 0}
   return Part(place, ("full",), (1.0,), settings), Part(place, ("random",), (0.1,), settings)

@@ -1,6 +1,6 @@
-"""What the gradient of one rollout is worth: closed forms for a logistic teacher and student.
+"""Closed forms of the gradient signal of one rollout, for a logistic teacher and student.
 
-The model. A step is right (z = 1) with probability `prior`, or wrong (z = 0). Its features are
+Model. A step is correct (z = 1) with probability `prior`, or wrong (z = 0). Its features are
 
     x = v + (z - centre) distance u + e,    e ~ N(0, I),    v ~ N(0, offset^2 I),
 
@@ -9,23 +9,22 @@ question, its style). Given v this is a logistic teacher, exactly: two Gaussians
 have log P(z=1|x) / P(z=0|x) = distance u.x + a constant, so u is the teacher's direction and
 `distance` its slope. With centre = prior the features have mean 0: they are centred.
 
-Labels. N continuations run on from a step; each succeeds with the step's own rate, drawn from
-`skill` for a right step and from `recovery` for a wrong one. c of them succeed; the MC score is
-c / N, the label y = 1 where c > 0. A wrong step with c > 0 is a pseudo-positive; a right one with
-c = 0 is missed. Labels and features are independent given z.
+Labels. N continuations start from a step; each succeeds with the step's own rate, drawn from
+`skill` for a correct step and from `recovery` for a wrong one. c of them succeed; the MC score is
+c / N, the label y = 1 if c > 0. A wrong step with c > 0 is a pseudo-positive; a correct one with c = 0 is
+missed. Labels and features are independent given z.
 
-The student says s = sigmoid(bias + scale u.x). The gradient of a rollout's mean cross-entropy over
+The student answers s = sigmoid(bias + scale u.x). The gradient of a rollout's mean cross-entropy over
 its n steps is, in the student's weights, g = 1/n sum_i (s_i - y_i) x_i, and its component along the
-teacher is the number by which a step against the gradient moves towards the teacher,
+teacher, the speed of a step against the gradient towards the teacher, is
 
     a = -u.g = 1/n sum_i (y_i - s_i) u.x_i.
 
-All that a formula below must know of a step is the table P(z, y) of its truth and its label given
-what a rollout is conditioned on: `tables_of_labels` for given labels, which is what a selection sees,
-and `tables_of_truth` for given truth. Steps of a rollout are independent given the conditions (they
-are in the model) and v.
+The formulas need of a step only the table P(z, y) of its truth and its label given the condition on
+the rollout: `tables_of_labels` for given labels, which is what a selection sees, and `tables_of_truth`
+for given truth. Given the condition and v, the steps of a rollout are independent.
 
-Source of the question: arXiv 2602.04145, which argues BIS = (p (1 - p) + alpha) R from the expected
+Source: arXiv 2602.04145, which argues BIS = (p (1 - p) + alpha) R from the expected
 squared gradient and from label flips. Everything here is float64 NumPy.
 Array names end in their dims: N steps of a rollout, C = n_mc + 1 counts, Q rates, X quadrature nodes,
 Z truth (wrong, right), Y label (0, 1); `...` are any leading dims.
@@ -40,11 +39,11 @@ _NODE_X = np.linspace(-9.0, 9.0, 361)  # of the quadrature, in standard deviatio
 
 
 class Moments(NamedTuple):
-  """Of a rollout's gradient; float64[...] each, in units of the features (squared for two).
+  """Moments of a rollout's gradient, float64[...] each.
 
   square: expected squared norm, E |g|^2.
   signal: expected component along the teacher, E a.
-  variance: of that component.
+  variance: variance of that component.
   """
 
   square: np.ndarray
@@ -70,15 +69,15 @@ def flip_rate(n_mc: int, prior: float, skill_Q: np.ndarray, recovery_Q: np.ndarr
 
       P(z=0 | c) = (1 - prior) P(c | recovery) / (prior P(c | skill) + (1 - prior) P(c | recovery)),
 
-  and 1 less that for c = 0. Where every skill is above every recovery the rate falls as c > 0
-  rises: log P(c | rates) grows per success by a mean of log(rate / (1 - rate)) over the rates
-  (weighted by how well each explains c), which is then larger for skill than for recovery. So
-  pseudo-positives are the positives with low MC scores.
+  and 1 less that for c = 0. If every skill is above every recovery, the rate decreases as c > 0
+  increases: log P(c | rates) grows per success by a weighted mean of log(rate / (1 - rate)) over the
+  rates, which is then larger for skill than for recovery. So pseudo-positives are the positives with
+  low MC scores.
 
   Args:
-    n_mc: continuations a step, at least 1.
-    prior: share of right steps, in (0, 1).
-    skill_Q, recovery_Q: equally likely success rates after a right and after a wrong step, (0, 1).
+    n_mc: continuations per step, at least 1.
+    prior: share of correct steps, in (0, 1).
+    skill_Q, recovery_Q: equally likely success rates after a correct and after a wrong step, (0, 1).
   """
   right_C = prior * count_law(n_mc, skill_Q)
   wrong_C = (1 - prior) * count_law(n_mc, recovery_Q)
@@ -88,7 +87,7 @@ def flip_rate(n_mc: int, prior: float, skill_Q: np.ndarray, recovery_Q: np.ndarr
 
 
 def step_table(n_mc: int, prior: float, skill_Q: np.ndarray, recovery_Q: np.ndarray) -> np.ndarray:
-  """Returns P(z, y) of a step about which nothing is known, float64[Z, Y]; arguments as above."""
+  """Returns the unconditional P(z, y) of a step, float64[Z, Y]; arguments as above."""
   zero = np.array([count_law(n_mc, rates)[0] for rates in (recovery_Q, skill_Q)])
   return np.array([1 - prior, prior])[:, None] * np.stack([zero, 1 - zero], axis=1)
 
@@ -102,12 +101,12 @@ def flips(table_ZY: np.ndarray) -> tuple[float, float]:
 def tables_of_labels(
   label_N: np.ndarray, flip_positive: np.ndarray | float, flip_negative: np.ndarray | float
 ) -> np.ndarray:
-  """Returns P(z, y) of steps whose labels are known, float64[..., N, Z, Y].
+  """Returns P(z, y) of steps with known labels, float64[..., N, Z, Y].
 
   Args:
     label_N: int[..., N], 0 or 1.
-    flip_positive, flip_negative: how often such a label is wrong, from `flips`, or float[..., N] of
-      every step's own MC score, from `flip_rate`; in [0, 1].
+    flip_positive, flip_negative: probability that such a label is wrong, from `flips`, or
+      float[..., N] by the MC score of every step, from `flip_rate`.
   """
   label_N = np.asarray(label_N, np.float64)
   right_N = np.where(label_N > 0, 1 - np.asarray(flip_positive), flip_negative)
@@ -117,9 +116,9 @@ def tables_of_labels(
 
 
 def tables_of_truth(truth_N: np.ndarray, table_ZY: np.ndarray) -> np.ndarray:
-  """Returns P(z, y) of steps whose truth int[..., N] is known, float64[..., N, Z, Y].
+  """Returns P(z, y) of steps with known truth int[..., N], float64[..., N, Z, Y].
 
-  `table_ZY` is that of `step_table`: what counts is P(y | z) in it.
+  `table_ZY` is that of `step_table`; only its P(y | z) matters.
   """
   given_ZY = table_ZY / table_ZY.sum(axis=1, keepdims=True)
   truth_N = np.asarray(truth_N, np.float64)
@@ -136,32 +135,32 @@ def bias_only(
   width: int,
   offset: float = 0.0,
 ) -> Moments:
-  """Returns the moments for a student that knows no features yet (scale 0), in closed form.
+  """Returns the moments for a student that ignores the features (scale 0), in closed form.
 
   With r_i = s - y_i and m_i = (z_i - centre) distance,
 
       a = -1/n sum_i r_i (m_i + u.e_i) - rbar u.v,    rbar = 1/n sum_i r_i.
 
-  u.e_i has mean 0 and variance 1 and is independent of (r_i, m_i); u.v of all of them. So
+  u.e_i has mean 0 and variance 1 and is independent of (r_i, m_i); u.v is independent of all of them. So
 
       E a   = -1/n sum_i E[r_i m_i]
       Var a = 1/n^2 sum_i (E[r_i^2 m_i^2] - E[r_i m_i]^2 + E[r_i^2]) + offset^2 E[rbar^2]
 
-  where E[rbar^2] = E[rbar]^2 + 1/n^2 sum_i Var[r_i]. Across the teacher every one of the width - 1
-  directions sees noise alone: -1/n sum_i r_i e_i - rbar v, of mean square 1/n^2 sum_i E[r_i^2] +
+  where E[rbar^2] = E[rbar]^2 + 1/n^2 sum_i Var[r_i]. Across the teacher each of the width - 1
+  directions has only noise: -1/n sum_i r_i e_i - rbar v, of mean square 1/n^2 sum_i E[r_i^2] +
   offset^2 E[rbar^2]. E |g|^2 = E[a]^2 + Var a + (width - 1) times that.
 
-  For labels that are given, p their mean and zeta the mean of P(z_i = 1), flips equal, this is
+  For given labels with mean p, zeta the mean of P(z_i = 1), and equal flips, this is
 
       E a = distance ((p - s) (zeta - centre) + p (1 - p) (1 - flip+ - flip-)).
 
-  The second term is all that the steps of a rollout say about one another: it is there at any
-  student and any centre, and a pure rollout (p = 0 or 1) has none of it. The first compares the
-  rollout as a whole with what the student expects, which is the prior.
+  The second term is the contrast between the steps of the rollout: it does not depend on student and
+  centre, and is 0 for a pure rollout (p = 0 or 1). The first compares the rollout as a whole with what
+  the student expects, which is the prior.
 
   Args:
     table_NZY: from `tables_of_labels` or `tables_of_truth`.
-    student: s, the probability that the student gives every step; float[...] or one number.
+    student: s, the student's probability for every step; float[...] or one number.
     centre, distance, width, offset: see the module.
   """
   n = table_NZY.shape[-3]
@@ -189,10 +188,10 @@ def absorbed(
   distance: float,
   width: int,
 ) -> Moments:
-  """Returns the moments at a student that has absorbed the rollout's prior: s = p, labels given.
+  """Returns the moments for given labels and a student at the rollout's own mixture, s = p.
 
-  Put s = p into `bias_only`: sum_i r_i = 0, so neither the centre of the features nor the offset of
-  the rollout is left, whatever they are; sum_i r_i^2 = n p (1 - p); and with
+  Put s = p into `bias_only`: sum_i r_i = 0, so the centre of the features and the offset of the
+  rollout cancel; sum_i r_i^2 = n p (1 - p); and with
 
       kappa = 1 - flip+ - flip-,    V = (1 - p) flip+ (1 - flip+) + p flip- (1 - flip-)
 
@@ -200,8 +199,8 @@ def absorbed(
       Var a   = p (1 - p) / n (1 + distance^2 V)
       E |g|^2 = p (1 - p) / n (width + distance^2 V) + (distance p (1 - p) kappa)^2
 
-  The gradient of any other bias-only student is this one's and (s - p) xbar, which sees of the
-  labels only how many there are. This one is the contrast, -1/n sum_i (y_i - p) (x_i - xbar).
+  The gradient of any other bias-only student is this one plus (s - p) xbar, which depends on the
+  labels only through p. This one is the contrast, -1/n sum_i (y_i - p) (x_i - xbar).
 
   Args:
     p: share of positive labels, in [0, 1]; at 0 and 1 every moment is 0.
@@ -225,24 +224,24 @@ def information(
   *,
   distance: float,
 ) -> np.ndarray:
-  """Returns the squared signal-to-noise of `absorbed`, what a rollout adds to a mean over many:
+  """Returns the squared signal-to-noise of `absorbed`, a rollout's contribution to a mean over many:
 
       n p (1 - p) distance^2 (1 - flip+ - flip-)^2 / (1 + distance^2 V),
 
   0 for a pure rollout. Arguments and V are those of `absorbed`.
 
-  Where BIS = (p (1 - p) + alpha) R comes from: with alpha = 0, no missed steps (flip- = 0), and MC
+  Relation to BIS = (p (1 - p) + alpha) R: with alpha = 0, no missed steps (flip- = 0), and MC
   scores that are calibrated, P(z=1 | c) = c / N at every positive step, 1 - flip+ averages to R and
-  BIS *is* E a / distance. Where it departs from the exact information:
+  BIS is E a / distance. It differs from the exact information in that:
 
   1. It is the signal, not the signal-to-noise, whose square grows with n and with the square of
-     1 - flip+ - flip-. BIS does not know n.
-  2. MC scores are not P(right): `flip_rate` is near 0 from a few successes on, so BIS marks down
-     steps that are hard but surely right. R and 1 - flip+ share their order, not their scale.
-  3. flip- is not in it; R = 1 where no step is positive stands for "nothing can be pseudo-positive".
-  4. alpha: a pure rollout teaches no contrast. What it does teach is the first term of `bias_only`,
-     over the distance: (1 - s) (1 - flip+ - centre) where all are positive, s (centre - flip-) where
-     none is. So alpha R is exact for the former at centre = 0 and alpha = 1 - s, for the latter at
+     1 - flip+ - flip-. BIS does not depend on n.
+  2. MC scores are not P(correct): `flip_rate` is near 0 after a few successes, so BIS ranks down steps
+     that are hard but surely correct. R and 1 - flip+ have the same order but not the same scale.
+  3. It ignores flip-; R = 1 without a positive step means that nothing can be pseudo-positive.
+  4. alpha: a pure rollout has no contrast, only the first term of `bias_only`. Divided by the distance
+     it is (1 - s) (1 - flip+ - centre) if all steps are positive, s (centre - flip-) if none is. So
+     alpha R is exact for the former at centre = 0 and alpha = 1 - s, for the latter at
      alpha = s (centre - flip-).
   """
   p, n = np.asarray(p, np.float64), np.asarray(n, np.float64)
@@ -262,16 +261,16 @@ def along_teacher(
 ) -> Moments:
   """Returns the moments for a student sigmoid(bias + scale u.x), without a rollout's offset.
 
-  Given z, t = u.x ~ N((z - centre) distance, 1). The student sees t alone, so the other width - 1
+  Given z, t = u.x ~ N((z - centre) distance, 1). The student depends on t alone, so the other width - 1
   components of x are noise of variance 1, independent of r = sigmoid(bias + scale t) - y, and
 
       E a     = -1/n sum_i E[r_i t_i]
       Var a   = 1/n^2 sum_i (E[r_i^2 t_i^2] - E[r_i t_i]^2)
       E |g|^2 = E[a]^2 + Var a + (width - 1) / n^2 sum_i E[r_i^2].
 
-  The expectations over t are integrals of one dimension, without elementary form for scale != 0.
-  The trapezoid rule, which converges exponentially here, gives them to 1e-12 for |scale| <= 8.
-  `scale` = distance with the teacher's own bias is the teacher. The other arguments are those of
+  The expectations over t are one-dimensional integrals, without elementary form for scale != 0. The
+  trapezoid rule, which converges exponentially here, gives them to 1e-12 for |scale| <= 8. `scale` =
+  distance with the teacher's own bias is the teacher. The other arguments are those of
   `bias_only`; bias and scale float[...] or one number.
   """
   n = table_NZY.shape[-3]

@@ -1,40 +1,9 @@
-"""The embedded corpus beside what is known of the released one.
+"""Compares statistics of the toy corpus with those known of the released one.
 
   python -m benchmarks.study.corpus_statistics [slip=2.0 recovery=1.5 ...]
 
-Draws the corpus of the toy recipe, or of it with other knobs (`config.corpus.toy`), and prints its
-statistics. A dash: the release's description does not say.
-
-Last result (defaults):
-
-                                                released     drawn
-  rollouts                                       565,149    48,000
-  steps a rollout, mean                              5.6      4.70
-  steps a rollout, most                         about 16         9
-  words a step but the last, median                   24         7
-  words a step but the last, mean                     30       7.3
-  rollouts whose last step scores > 0.5           89.2 %    91.8 %
-  rollouts a question and picture                about 3      3.08
-  continuations a step                                16        16
-  steps without continuations                          -     0.0 %
-  positive steps                                       -    94.5 %
-  rollouts with steps of both kinds (mixed)            -     6.9 %
-  rollouts with positive steps only                    -    91.7 %
-  rollouts without a positive step                     -     1.4 %
-  MC score of positive steps, mean                     -     0.916
-  reliability R where there is one, mean               -     0.905
-  wrong steps, by truth                                -     6.0 %
-  rollouts with a wrong step, by truth                 -     8.3 %
-  wrong steps with a positive score                    -     8.9 %
-  right steps with score 0                             -     0.0 %
-  labels that are flipped (hard, tau 0)                -     0.5 %
-  right among steps of score 0                         -     0.0 %
-  wrong among steps in (0, 0.125]                      -   100.0 %
-  wrong among steps in (0.125, 0.25]                   -   100.0 %
-  wrong among steps in (0.25, 0.5]                     -     0.0 %
-  wrong among steps in (0.5, 0.75]                     -     0.0 %
-  wrong among steps in (0.75, 1)                       -     0.0 %
-  wrong among steps of score 1                         -     0.0 %
+Draws the corpus of the toy recipe, with other settings of `config.corpus.toy` if given, and prints its
+statistics; "-" if the release's description does not state one. Results: docs/study.md.
 """
 
 import collections
@@ -52,26 +21,26 @@ from configs import common
 # Of VisualPRM400K-v1.1-Raw; the other lines are not stated.
 RELEASED = {
   "rollouts": "565,149",
-  "steps a rollout, mean": "5.6",
-  "steps a rollout, most": "about 16",
-  "words a step but the last, median": "24",
-  "words a step but the last, mean": "30",
+  "steps per rollout, mean": "5.6",
+  "steps per rollout, most": "about 16",
+  "words per step but the last, median": "24",
+  "words per step but the last, mean": "30",
   "rollouts whose last step scores > 0.5": "89.2 %",  # 503,885
-  "rollouts a question and picture": "about 3",
-  "continuations a step": "16",
+  "rollouts per question and picture": "about 3",
+  "continuations per step": "16",
 }
 _EDGES = (0.0, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # a bin is (low, high]; 0 and 1 have bins of their own
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """All steps of a corpus, rollouts one behind the other.
+  """All steps of a corpus, concatenated.
 
-  rollout: int64, which rollout, rising from 0.
+  rollout: int64, index of the rollout, non-decreasing from 0.
   score: float64, MC scores.
   measured: bool, has continuations.
-  right: bool, by truth.
-  words: int64, in the text.
+  right: bool, the truth.
+  words: int64, length of the text.
   """
 
   rollout: np.ndarray
@@ -81,14 +50,14 @@ class Steps:
   words: np.ndarray
 
   def count(self, which: np.ndarray) -> np.ndarray:
-    """Returns of every rollout how many of its steps are among `which` (bool[steps])."""
+    """Returns how many steps of every rollout are in `which` (bool[steps])."""
     return np.bincount(self.rollout[which], minlength=self.rollout[-1] + 1)
 
 
-def main(*knobs: str) -> None:
-  """Draws the corpus with the knobs given as NAME=VALUE, and prints the table."""
+def main(*settings: str) -> None:
+  """Draws the corpus with settings given as NAME=VALUE, and prints the table."""
   c = common.in_form(common.get_config(), "toy")
-  for name, value in (knob.split("=") for knob in knobs):
+  for name, value in (setting.split("=") for setting in settings):
     c.corpus.toy[name] = type(c.corpus.toy[name])(json.loads(value))
   drawn = locations.locate(c).toy
   drawn.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +68,7 @@ def main(*knobs: str) -> None:
 
 
 def statistics(drawn: pathlib.Path) -> dict[str, str]:
-  """Returns the statistics of a drawn corpus, in words."""
+  """Returns the statistics of a drawn corpus as text."""
   steps, groups, continuations = _read(drawn)
   n = steps.count(steps.rollout >= 0)
   positive = steps.score > 0
@@ -108,13 +77,13 @@ def statistics(drawn: pathlib.Path) -> dict[str, str]:
   reliability = np.bincount(steps.rollout, steps.score)[n_pos > 0] / n_pos[n_pos > 0]
   return {
     "rollouts": f"{n.size:,}",
-    "steps a rollout, mean": f"{n.mean():.2f}",
-    "steps a rollout, most": f"{n.max()}",
-    "words a step but the last, median": f"{np.median(steps.words[~last]):.0f}",
-    "words a step but the last, mean": f"{steps.words[~last].mean():.1f}",
+    "steps per rollout, mean": f"{n.mean():.2f}",
+    "steps per rollout, most": f"{n.max()}",
+    "words per step but the last, median": f"{np.median(steps.words[~last]):.0f}",
+    "words per step but the last, mean": f"{steps.words[~last].mean():.1f}",
     "rollouts whose last step scores > 0.5": _share(steps.score[last] > 0.5),
-    "rollouts a question and picture": f"{groups:.2f}",
-    "continuations a step": continuations,
+    "rollouts per question and picture": f"{groups:.2f}",
+    "continuations per step": continuations,
     "steps without continuations": _share(~steps.measured),
     "positive steps": _share(positive),
     "rollouts with steps of both kinds (mixed)": _share((n_pos > 0) & (n_pos < n)),
@@ -131,7 +100,7 @@ def statistics(drawn: pathlib.Path) -> dict[str, str]:
 
 
 def _flips(steps: Steps) -> dict[str, str]:
-  """Returns the share of wrong labels by MC score: right steps at 0, wrong ones above."""
+  """Returns the share of wrong labels by MC score: correct steps at 0, wrong ones above."""
   lines = {"right among steps of score 0": _share(steps.right[steps.score == 0])}
   for low, high in zip(_EDGES, (*_EDGES[1:], 1.0), strict=True):
     here = (steps.score > low) & (steps.score <= high) & (steps.score < 1)
@@ -145,7 +114,7 @@ def _share(which: np.ndarray) -> str:
 
 
 def _read(drawn: pathlib.Path) -> tuple[Steps, float, str]:
-  """Returns all steps, the mean rollouts of one question and picture, and the continuations."""
+  """Returns all steps, mean rollouts per question and picture, and continuations per step."""
   truth = drawing.read_truth(drawn)
   columns, groups, continuations = [], collections.Counter(), set()
   for path in sorted((drawn / "annotations").glob("*.jsonl")):

@@ -2,9 +2,9 @@
 
 The head turns a step marker's state h into P(correct) = sigmoid(h . w), w the difference of its two
 columns. The gradient of a rollout's mean cross-entropy in w is 1/n sum_i (s_i - y_i) h_i; in the
-head's kernel [D, 2] it is that and its negative. `benchmarks.study.closed_forms` says what to expect of it.
+head's kernel [D, 2] it is that and its negative. `closed_forms` gives its expected moments.
 
-Array names end in their dims: S steps of all rollouts one behind the other, M rollouts, D width.
+Array names end in their dims: S steps of all rollouts, concatenated, M rollouts, D width.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ HEAD = "reward_head.kernel"
 class Steps:
   """The steps of some rollouts.
 
-  rollout_S: int64, which rollout, rising from 0; every rollout has a step.
-  label_S: float64, what training is told: the target of the loss.
-  truth_S: float64, 1 for a right step, else 0.
+  rollout_S: int64, index of the rollout, non-decreasing from 0; every rollout has a step.
+  label_S: float64, target of the loss.
+  truth_S: float64, 1 for a correct step, else 0.
   score_S: float64, MC score.
   """
 
@@ -40,7 +40,7 @@ class Steps:
   score_S: np.ndarray
 
   def mean(self, value_S: np.ndarray) -> np.ndarray:
-    """Returns the mean over the steps of every rollout, [M] of [S] or [M, D] of [S, D]."""
+    """Returns the mean over the steps of every rollout: [M] of [S], or [M, D] of [S, D]."""
     starts = np.flatnonzero(np.diff(self.rollout_S, prepend=-1))
     count = np.diff(np.append(starts, len(self.rollout_S)))
     total = np.add.reduceat(value_S, starts)
@@ -49,12 +49,12 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutGradients:
-  """Of every rollout's mean loss, float64[M] each; `direction` is a unit vector of R^D.
+  """Gradient g of every rollout's mean loss, float64[M] each.
 
-  square: squared norm of the gradient.
-  aligned: how fast a step against the gradient goes along `direction`: -g . direction.
-  contrast_square, contrast: the same of the part that compares the steps of the rollout with one
-    another, 1/n sum_i (r_i - rbar) h_i with r = s - y; it is 0 where all r are equal.
+  square: squared norm of g.
+  aligned: -g . direction, the speed of a gradient step along the unit vector `direction`.
+  contrast_square, contrast: the same for the part of g that compares the steps of the rollout,
+    1/n sum_i (r_i - rbar) h_i with r = s - y; it is 0 if all r are equal.
   true_aligned: `aligned` under the true labels.
   """
 
@@ -66,12 +66,12 @@ class RolloutGradients:
 
 
 def marker_states(run: LoadedRun, examples: Examples) -> np.ndarray:
-  """Returns float32[S, D]: what the reward head reads at every step of the examples, in order.
+  """Returns float32[S, D]: the input of the reward head at every step of the examples, in order.
 
-  With the identity for a head, a model returns the states that its head reads.
+  The model runs with the identity matrix as its head.
 
   Raises:
-    InputError: a step does not fit the run's length limit.
+    InputError: a step exceeds the run's length limit.
   """
   processor, inputs = run.processor, run.config.inputs
   measured = pipeline.measure(
@@ -107,14 +107,12 @@ def probabilities(params: Mapping[str, jax.Array], state_SD: np.ndarray) -> np.n
 def true_direction(steps: Steps, probability_S: np.ndarray, state_SD: np.ndarray) -> np.ndarray:
   """Returns the unit vector float64[D] along which the loss under the true labels falls fastest.
 
-  It is the mean over all steps, as training weighs them. The teacher's direction is taken so and
-  not as the weights of a classifier fitted to the truth, because <-g, direction> is then what a step
-  against g gains in the true loss, to first order, at whatever student; fitted weights also depend
-  on how they are regularised. With the features of `benchmarks.study.closed_forms` and a student that has absorbed
-  the prior both are u.
+  The mean over all steps, as in training. With this direction, and not the weights of a classifier
+  fitted to the truth, <-g, direction> is the first-order gain in the true loss of a step against g, at
+  any student; fitted weights also depend on their regularization. With the features of `closed_forms`
+  and a student that has absorbed the prior both are u.
 
-  States have a mean, and a head without a bias learns the prior along it. `without_prior` leaves
-  what is about single steps.
+  A head without a bias learns the prior along the mean of the states; see `without_prior`.
   """
   ascent_D = (probability_S - steps.truth_S) @ state_SD
   return -ascent_D / np.linalg.norm(ascent_D)
@@ -147,11 +145,11 @@ def fitted_direction(steps: Steps, state_SD: np.ndarray, ridge: float = 1e-3) ->
 def rollout_gradients(
   steps: Steps, probability_S: np.ndarray, state_SD: np.ndarray, direction_D: np.ndarray
 ) -> RolloutGradients:
-  """Returns what the gradients of the rollouts are; see `RolloutGradients`.
+  """Returns the gradients of the M rollouts of `steps`.
 
   Args:
-    steps: of M rollouts.
-    probability_S: float64, the student's.
+    steps: their steps.
+    probability_S: float64, the student's P(correct).
     state_SD: float32.
     direction_D: a unit vector.
   """

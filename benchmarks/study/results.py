@@ -1,4 +1,4 @@
-"""What the study's workdirs say: every measure of every arm, and paired differences of arms."""
+"""Reads the study's workdirs: every measure of every arm, and paired differences of arms."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from scipy import stats
 from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
 from bis_jax.reports import run_table
 
-# The four things that are called "overall", the ROC-AUC, and the measure of first errors.
+# Four measures called "overall" in the literature, ROC-AUC, and that of first errors.
 MEASURES = (
   "overall_source_weighted",
   "macro_f1_pooled",
@@ -28,11 +28,11 @@ BySeed = Mapping[int, float]
 
 
 def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
-  """Returns an entry for every arm of `parts` that has a finished seed, in their order.
+  """Returns an entry per arm of `parts` that has a finished seed, in their order.
 
   {"part", "words", "like", "strategy", "fraction", "steps",
   "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}.
-  Arms of folders that two parts share stand once. Thresholds that an arm has not are absent.
+  Thresholds that an arm lacks are absent.
   """
   entries = []
   for part in parts:
@@ -74,7 +74,7 @@ def headline(entry: Mapping[str, Any]) -> BySeed:
 def find(
   entries: Sequence[Mapping[str, Any]], part: str, strategy: str, fraction: float
 ) -> Mapping[str, Any] | None:
-  """Returns the entry of an arm, or None where it has not run."""
+  """Returns the entry of an arm, or None if it has not run."""
   wanted = part, strategy, fraction
   return next((e for e in entries if (e["part"], e["strategy"], e["fraction"]) == wanted), None)
 
@@ -86,11 +86,11 @@ def spread(by_seed: BySeed) -> tuple[float, float | None]:
 
 
 def paired(ours: BySeed, theirs: BySeed) -> dict[str, Any] | None:
-  """Returns how `ours` differs from `theirs`, over the seeds that both have.
+  """Returns the difference of `ours` and `theirs` over the seeds that both have; None without one.
 
   {"seeds", "difference", "interval", "relative", "relative_interval"}: means over seeds of the
-  difference and of the ratio less 1, with Student's 95 % intervals of paired samples, None with one
-  seed. None where they share no seed.
+  difference and of the ratio minus 1, with Student's 95 % intervals of paired samples, None for one
+  seed.
   """
   seeds = sorted(set(ours) & set(theirs))
   if not seeds:
@@ -117,8 +117,8 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
 
   Every arm against `random` and `bis` of its own fraction and against `full` in one pass, and every
-  ablation also against the same strategy with nothing changed ("recipe"). `random`, `bis` and `full`
-  are those of its own part, or, where that has none, of the part that it is like, or the study's.
+  ablation also against the same strategy in the unmodified part ("recipe"). `random`, `bis` and `full`
+  are those of its own part if it has them, else of the part that it is like, else the study's.
   """
   compared = []
   for entry in entries:
@@ -127,7 +127,7 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     others = {
       "full": _first(entries, places, "full", 1.0),
       "recipe": find(entries, entry["like"], strategy, fraction),
-      # An ablation of the selection alone has none of its own: it would be the unchanged one.
+      # An ablation of the selection alone has none of its own: the selection does not affect it.
       "random": _first(entries, [part, entry["like"]], "random", fraction),
       "bis": _first(entries, [part, entry["like"]], "bis", fraction),
     }
@@ -144,14 +144,14 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _first(
   entries: Sequence[Mapping[str, Any]], parts: Sequence[str], strategy: str, fraction: float
 ) -> Mapping[str, Any] | None:
-  """Returns the entry of an arm in the first of some parts that has it, or None."""
+  """Returns the entry of an arm in the first part that has it, or None."""
   found = (find(entries, part, strategy, fraction) for part in parts)
   return next((entry for entry in found if entry), None)
 
 
-def judge(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:
+def evaluate_candidates(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:
   """Returns {"name", "full", "random", "mean"}: the headline measure of every candidate."""
-  judged = []
+  evaluated = []
   for name in CANDIDATES:
     full, random = (
       run_table.read_run(
@@ -160,5 +160,5 @@ def judge(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:
       ).value
       for part in candidate_parts(name)
     )
-    judged.append({"name": name, "full": full, "random": random, "mean": (full + random) / 2})
-  return judged
+    evaluated.append({"name": name, "full": full, "random": random, "mean": (full + random) / 2})
+  return evaluated

@@ -1,4 +1,4 @@
-"""Rank correlations and signal-to-noise of measured rollout gradients, with bootstrap intervals.
+"""Rank correlations and signal-to-noise of rollout gradients, with bootstrap intervals.
 
 Rollouts of one group (the same pictures) are not independent, so the bootstrap draws groups.
 Array names end in their dims: M rollouts, K columns, G bins, I rollouts of a bootstrap draw.
@@ -11,7 +11,7 @@ from scipy import stats
 
 
 def resamples(group_M: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-  """Yields `draws` times int64[I]: the rollouts of as many groups as there are, with replacement."""
+  """Yields `draws` times int64[I], the rollouts of groups drawn with replacement."""
   order_M = np.argsort(group_M, kind="stable")
   _, starts, counts = np.unique(group_M[order_M], return_index=True, return_counts=True)
   rng = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def resamples(group_M: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray
 def interval(
   statistic: Callable[[np.ndarray], np.ndarray], group_M: np.ndarray, draws: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the 2.5th and 97.5th percentile of statistic(rollouts int64[I]); NaN where it ever is."""
+  """Returns the 2.5th and 97.5th percentile of statistic(rollouts int64[I]); NaN if any draw is NaN."""
   values = np.stack([statistic(rows) for rows in resamples(group_M, draws, seed)])
   low, high = np.percentile(values, [2.5, 97.5], axis=0)
   return low, high
@@ -40,8 +40,8 @@ def rank_correlations(
 ) -> dict[str, dict[str, dict[str, float | list[float]]]]:
   """Returns Spearman's correlation of every measure with every predictor, float[M] each.
 
-  Ties share their mean rank; what is constant correlates with nothing. {measure: {predictor: {"value": 0.4, "interval": [0.3, 0.5]}}}, the
-  interval of 95 %.
+  {measure: {predictor: {"value": 0.4, "interval": [0.3, 0.5]}}} with 95 % intervals. Ties share their
+  mean rank; the correlation of a constant is 0.
   """
   columns_MK = np.stack([*measures.values(), *predictors.values()], axis=1)
 
@@ -64,7 +64,7 @@ def rank_correlations(
 
 
 def tenths(score_M: np.ndarray, seed: int = 0) -> np.ndarray:
-  """Returns int64[M], 0 for the lowest tenth of the scores to 9; ties in a random order."""
+  """Returns int64[M], 0 (lowest) to 9: the tenth of each score; ties in random order."""
   shuffled = np.random.default_rng(seed).permutation(len(score_M))
   order = shuffled[np.argsort(score_M[shuffled], kind="stable")]
   tenth_M = np.empty(len(score_M), np.int64)
@@ -80,13 +80,14 @@ def signal_to_noise(
   draws: int = 200,
   seed: int = 0,
 ) -> list[dict[str, float | int | list[float] | None]]:
-  """Returns for every bin the mean over the deviation of `aligned_M`, its interval and its parts.
+  """Returns mean / deviation of `aligned_M` per bin, with its interval, mean and deviation.
+
+  "snr" and "interval" are None for fewer than 20 rollouts or a deviation of 0.
 
   Args:
     aligned_M: component of every rollout's gradient along the teacher.
     bin_M: int[M], 0 .. bins - 1.
-    bins: how many; "snr" and "interval" are None for one with fewer than 20 rollouts, or without
-      any deviation.
+    bins: number of bins.
     group_M, draws, seed: of the bootstrap.
   """
 

@@ -1,8 +1,8 @@
-"""The model of `benchmarks.study.closed_forms`, simulated from its definition: no closed form is used here.
+"""Simulates the model of `closed_forms` from its definition, without any closed form.
 
 Steps are drawn one by one: truth, success rate, every continuation, label. Rollouts are dealt from
-them so that a rollout has the labels (or the truth) that it is conditioned on, which is rejection
-sampling with nothing thrown away. Then come features, the student's answers and the gradient.
+them so that each has the labels (or the truth) that it is conditioned on, which is rejection sampling
+that wastes nothing. Then come features, the student's answers and the gradient.
 
 Array names end in their dims: M steps drawn, C continuations, Q rates, B rollouts, N step slots of a
 rollout (`MAX_STEPS`, of which `steps` are used), W = WIDTH - 1 directions across the teacher, S
@@ -20,15 +20,15 @@ from benchmarks.study import closed_forms
 WIDTH = 8  # of the features
 MAX_STEPS = 16
 MAX_MC = 16
-_ROLLOUTS = 4096  # a setting, where the steps drawn suffice
+_ROLLOUTS = 4096  # per setting, if the drawn steps suffice
 _STEPS_DRAWN = 1 << 16
 
 
 class Setting(NamedTuple):
-  """One simulated situation; the meaning of every name is in `benchmarks.study.closed_forms`.
+  """Parameters of one simulation, with the names of `closed_forms`.
 
-  steps, positives: n, and how many of them are positive (right where `by_truth`).
-  by_truth: rollouts are conditioned on their steps' truth, else on their labels.
+  steps, positives: n, and the number of positive steps (correct steps if `by_truth`).
+  by_truth: rollouts are conditioned on the truth of their steps, not on their labels.
   n_mc, prior, skill, recovery: the labels; skill and recovery hold 4 rates each.
   bias, scale: the student.
   centre, distance, offset: the features; closed forms have offset 0 where scale != 0.
@@ -52,7 +52,7 @@ class Setting(NamedTuple):
     return closed_forms.step_table(self.n_mc, self.prior, self.skill, self.recovery)
 
   def closed_form(self) -> closed_forms.Moments:
-    """Returns what the theory says of this setting."""
+    """Returns the moments by the closed forms."""
     given_N = (np.arange(self.steps) < self.positives).astype(int)
     if self.by_truth:
       tables = closed_forms.tables_of_truth(given_N, self.table())
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """Estimates with their standard errors, float64 each; see `theory.Moments`."""
+  """Estimates with their standard errors, float64 each; see `closed_forms.Moments`."""
 
   rollouts: int
   square: float
@@ -89,12 +89,12 @@ def _draw_steps(key: jax.Array, setting: Setting) -> tuple[jax.Array, jax.Array]
 
 
 def _deal(setting: Setting, given_M: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns int[B, N], the step in every slot, and bool[B]: there were enough steps.
+  """Returns int[B, N], the step in every slot, and bool[B], whether there were enough steps.
 
-  Slot i < positives gets a step with given_M true, the next ones, up to `steps`, one without. Every
-  step is dealt once, in the order of drawing.
+  Slots i < positives get steps with given_M true, the next ones, up to `steps`, the others. Every step
+  is dealt once, in the order of drawing.
   """
-  order_M = jnp.argsort(given_M, stable=True)  # those without come first
+  order_M = jnp.argsort(given_M, stable=True)  # false ones come first
   without = jnp.sum(~given_M)
   slot_N = jnp.arange(MAX_STEPS)
   is_positive_N = slot_N < setting.positives
@@ -110,9 +110,9 @@ def _deal(setting: Setting, given_M: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def gradients(key: jax.Array, setting: Setting) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns of rollouts |g|^2 and a, float32[B] each, and bool[B]: the rollout is there.
+  """Returns |g|^2 and a of rollouts, float32[B] each, and bool[B], whether the rollout exists.
 
-  `setting` holds arrays without dims, float32[4] for the rates.
+  `setting` holds scalar arrays, and float32[4] for the rates.
   """
   step_key, own_key, across_key, shared_key = jax.random.split(key, 4)
   truth_M, label_M = _draw_steps(step_key, setting)
@@ -137,7 +137,7 @@ _gradients = jax.jit(gradients)
 
 
 def simulate(settings: list[Setting], seed: int = 0) -> list[Estimate]:
-  """Returns what the simulation gives of every setting: a function of it, its place and the seed."""
+  """Returns the estimates of every setting; they depend on it, its position and the seed."""
   drawn = []
   for i, setting in enumerate(settings):
     arrays = Setting(*(jnp.asarray(np.array(value)) for value in setting))
@@ -146,7 +146,7 @@ def simulate(settings: list[Setting], seed: int = 0) -> list[Estimate]:
 
 
 def _estimate(square_B: np.ndarray, aligned_B: np.ndarray, there_B: np.ndarray) -> Estimate:
-  """Returns means with their standard errors; that of the ratio by the delta method."""
+  """Returns means with standard errors; the ratio's is by the delta method."""
   square, aligned = (x[there_B].astype(np.float64) for x in (square_B, aligned_B))
   count = len(square)
   signal, deviation = aligned.mean(), aligned.std(ddof=1)
@@ -166,10 +166,10 @@ def _estimate(square_B: np.ndarray, aligned_B: np.ndarray, there_B: np.ndarray) 
 
 
 def varied_settings(count: int = 50, seed: int = 0) -> list[Setting]:
-  """Returns settings drawn from wide ranges, by turns of five kinds.
+  """Returns settings drawn from wide ranges, of five kinds in turn.
 
-  Undecided students (s = 1/2), students at the prior, at the rollout's own mixture, part of the way
-  along the teacher (or past it), and rollouts conditioned on their truth.
+  Students with s = 1/2, at the prior, at the rollout's own mixture, and along the teacher (short of it
+  or past it), and rollouts conditioned on their truth.
   """
   rng = np.random.default_rng(seed)
   settings = []

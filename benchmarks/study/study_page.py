@@ -1,4 +1,4 @@
-"""Writes the study's page, its numbers and the README's table from its workdirs."""
+"""Writes the study's page, its numbers and its Markdown table from the workdirs."""
 
 import json
 import pathlib
@@ -67,7 +67,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
 
 
 def _arm(entry: Entry) -> str:
-  """Returns an arm's name: its strategy, and what `_setting` says."""
+  """Returns an arm's name."""
   return f"{entry['strategy']} {_setting(entry)}"
 
 
@@ -95,11 +95,11 @@ def _difference(compared: Sequence[Entry], entry: Entry, against: str) -> Entry 
 
 
 def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
-  """Returns what came out, in plain words made from the numbers, a finding a line."""
-  said = []
+  """Returns the findings as text, one per line."""
+  lines = []
   full = results.find(entries, "full", "full", 1.0)
   if full:
-    said.append(
+    lines.append(
       f"On {_WORDS}, all rollouts in one pass ({full['steps']:,} steps) reach "
       f"{_value(results.headline(full))}."
     )
@@ -108,22 +108,22 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
     if not bis or not random:
       continue
     gain = _difference(compared, bis, "random")
-    said.append(
+    lines.append(
       f"In {passes} ({bis['steps']:,} steps), BIS 10 % reaches {_value(results.headline(bis))} and "
       f"random 10 % {_value(results.headline(random))}: a relative gain of {_relative(gain)} over "
       f"{gain['seeds']} paired seeds, 95 % interval in brackets"
       + (f"; against all, {_relative(_difference(compared, bis, 'full'))}." if full else ".")
     )
     if own := results.find(entries, part, "full", 1.0):
-      said[-1] += f" All of these in one pass ({own['steps']:,} steps): "
-      said[-1] += f"{_value(results.headline(own))}{_on_the_way(own, bis['steps'])}."
-  said.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
-  said += _where(entries, compared)
-  return "\n".join(words for words in said if words)
+      lines[-1] += f" All of these in one pass ({own['steps']:,} steps): "
+      lines[-1] += f"{_value(results.headline(own))}{_on_the_way(own, bis['steps'])}."
+  lines.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
+  lines += _by_setting(entries, compared)
+  return "\n".join(line for line in lines if line)
 
 
 def _on_the_way(entry: Entry, step: int) -> str:
-  """Returns where the learning curves of an arm are at a step, "" where they begin later."""
+  """Returns the mean of an arm's learning curves at a step, "" if they begin later."""
   before = [[value for at, value in curve if at <= step] for curve in entry["curves"].values()]
   if not all(before):
     return ""
@@ -132,24 +132,24 @@ def _on_the_way(entry: Entry, step: int) -> str:
   return f"; after {at:,} of them, by a part of the benchmark, {100 * mean:.1f}"
 
 
-def _where(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
-  """Returns where the mean of BIS is above random's, and where beyond the seeds' noise."""
+def _by_setting(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
+  """Returns in which settings BIS is above random, on average and beyond the seeds' noise."""
   against = _against_random(entries, compared)
   above = sum(one["difference"] > 0 for _, one in against)
   words = [f"The mean of BIS is above random's in {above} of {len(against)} settings."]
-  return words + [_surely(against, sign) for sign in (1, 0, -1)]
+  return words + [_significant(against, sign) for sign in (1, 0, -1)]
 
 
 def _against_random(
   entries: Sequence[Entry], compared: Sequence[Entry]
 ) -> list[tuple[Entry, Entry]]:
-  """Returns every arm of BIS and how it differs from random, where there are seeds to tell."""
+  """Returns the arms of BIS with their difference from random, if it has an interval."""
   found = [(e, _difference(compared, e, "random")) for e in entries if e["strategy"] == "bis"]
   return [(entry, one) for entry, one in found if one and one["relative_interval"]]
 
 
-def _surely(against: Sequence[tuple[Entry, Entry]], sign: int) -> str:
-  """Returns where BIS is surely better (1) or worse (-1) than random, or neither (0)."""
+def _significant(against: Sequence[tuple[Entry, Entry]], sign: int) -> str:
+  """Returns the settings with BIS significantly better (1) or worse (-1) than random, or neither (0)."""
   found = []
   for entry, one in against:
     low, high = one["relative_interval"]
@@ -170,7 +170,7 @@ def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
   runs = sum(len(results.headline(entry)) for entry in entries)
   words = f"{len(entries)} arms, {runs} runs"
   if seconds:
-    words += f", {seconds / 3600:.1f} hours of a core, backbones and choice of the recipe included"
+    words += f", {seconds / 3600:.1f} core hours, backbones and choice of the recipe included"
   tried = ", ".join(
     f"{line['name']}: {100 * line['full']:.1f} and {100 * line['random']:.1f}"
     for line in content["candidates"]
@@ -181,7 +181,7 @@ def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
 def readme_table(entries: Sequence[Entry]) -> str:
   """Returns the Markdown table of strategies by fractions.
 
-  A cell that has not run is empty, and one that has run in part says of how many seeds it is.
+  Cells are empty if no seed has run, and name the number of seeds if some have not.
   """
   main = [entry for entry in entries if entry["part"] in ("full", *_PASSES)]
   fractions = sorted({entry["fraction"] for entry in main if entry["fraction"] < 1})
@@ -261,7 +261,7 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, b
 
 
 def _runs(entries: Sequence[Entry], part: str) -> list[Run]:
-  """Returns the learning curves of a part at a tenth, and of all its rollouts in one pass."""
+  """Returns the learning curves of a part at a tenth, and of training on all its rollouts."""
   all_of = part if results.find(entries, part, "full", 1.0) else "full"
   return [
     Run("", entry["strategy"], entry["fraction"], seed, 0.0, tuple(map(tuple, curve)))

@@ -1,4 +1,4 @@
-"""Runs the study's arms, one a core, and what is chosen from them."""
+"""Runs the study's arms, one per core, and chooses the recipe."""
 
 import collections
 import dataclasses
@@ -18,18 +18,14 @@ from benchmarks.study import arms, results
 from benchmarks.study.arms import Part
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# glibc keeps freed memory: a step of a small model spends a fifth of its time on fresh pages else.
+# glibc keeps freed memory; otherwise a step of a small model spends a fifth of its time on new pages.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 _CHOICE_SEED = 1000  # of the runs that choose the batch and the learning rate
 
 
 @dataclasses.dataclass(frozen=True)
 class _Arm:
-  """One run.
-
-  makes: what it makes where it is missing, its corpus and its backbone; two runs abreast must not
-    make the same.
-  """
+  """One run; `makes`: its corpus and backbone, which no other arm may make at the same time."""
 
   part: str
   place: pathlib.Path
@@ -63,9 +59,10 @@ class _Arm:
 def sweep(
   parts: Iterable[tuple[Part, Sequence[int]]], folder: pathlib.Path, settings: Mapping[str, Any]
 ) -> None:
-  """Runs the arms that are not done: of every part with its seeds, in order, one a core.
+  """Runs the unfinished arms in order, one per core.
 
-  Raises SystemExit: 1 where an arm failed, after the others; 75 where it was told to stop.
+  Raises:
+    SystemExit: 1 if an arm failed, after the others; 75 on SIGTERM or SIGINT.
   """
   every = [arm for part, seeds in parts for arm in _arms_of(part, seeds, folder, settings)]
   made = {thing for arm in every if arm.done for thing in arm.makes}
@@ -106,7 +103,7 @@ def sweep(
     for number, handler in before.items():
       signal.signal(number, handler)
   if stopped:
-    print("study: stopped; the same command goes on", file=sys.stderr)
+    print("study: stopped; the same command resumes", file=sys.stderr)
     sys.exit(75)
   if failed:
     sys.exit("study: failed: " + ", ".join(f"{arm.place / arm.name}.log" for arm in failed))
@@ -128,14 +125,14 @@ def _arms_of(
 
 
 def _next(waiting: Sequence[_Arm], made: set[Hashable], running: Mapping) -> _Arm | None:
-  """Returns the first arm that makes nothing that another one is making."""
+  """Returns the first arm whose corpus and backbone no running arm is making."""
   being_made = {thing for arm, _, _ in running.values() for thing in arm.makes} - made
   return next((arm for arm in waiting if not arm.makes & being_made), None)
 
 
 def _start(arm: _Arm, core: int, cores: Sequence[int]) -> subprocess.Popen:
   env = os.environ | _MEMORY | {"RUN": f"{sys.executable} -m bis_jax.main"}
-  os.sched_setaffinity(0, {core})  # which the child inherits
+  os.sched_setaffinity(0, {core})  # inherited by the child
   try:
     return subprocess.Popen(arm.command(), cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
   finally:
@@ -150,18 +147,18 @@ def _note_time(folder: pathlib.Path, arm: _Arm, seconds: float) -> None:
 def choose(
   folder: pathlib.Path, settings: Mapping[str, Any], first: Iterable[tuple[Part, Sequence[int]]]
 ) -> Mapping[str, Any]:
-  """Sweeps `first`, and returns the one of `arms.CANDIDATES` that serves `full` and `random` best."""
+  """Sweeps `first`, and returns the best of `arms.CANDIDATES` for `full` and `random`."""
   parts = [part for name in arms.CANDIDATES for part in arms.candidate_parts(name)]
   sweep([*first, *((part, [_CHOICE_SEED]) for part in parts)], folder, settings)
-  judged = results.judge(folder, _CHOICE_SEED)
-  (folder / "candidates.json").write_text(json.dumps(judged, indent=2) + "\n")
-  best = max(judged, key=lambda line: line["mean"])
+  evaluated = results.evaluate_candidates(folder, _CHOICE_SEED)
+  (folder / "candidates.json").write_text(json.dumps(evaluated, indent=2) + "\n")
+  best = max(evaluated, key=lambda line: line["mean"])
   print(f"study: {best['name']}", file=sys.stderr)
   return arms.CANDIDATES[best["name"]]
 
 
 def measure_theory(folder: pathlib.Path) -> None:
-  """Writes folder/theory: closed forms, and the signal of rollouts on students of random tenths."""
+  """Writes folder/theory, with measurements on students that were trained on random tenths."""
   runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid", arms.PASSES)]
   command = [sys.executable, "-m", "benchmarks.study.theory", f"--out={folder / 'theory'}"]
   subprocess.run([*command, f"--workdir={','.join(map(str, runs))}"], cwd=ROOT, check=True)

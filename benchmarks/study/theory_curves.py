@@ -1,10 +1,9 @@
-"""The closed forms of `benchmarks.study.closed_forms` beside their simulation, as numbers for theory.json."""
+"""The closed forms and their simulation as numbers for theory.json."""
 
 import numpy as np
 from scipy import stats
 
-from benchmarks.study import closed_forms
-from benchmarks.study import simulation as simulation
+from benchmarks.study import closed_forms, simulation
 from benchmarks.study.simulation import Setting
 from benchmarks.study.theory_on_model import ALPHA
 
@@ -14,7 +13,7 @@ _SKILL, _RECOVERY = (0.3, 0.6, 0.9, 0.97), (0.01, 0.03, 0.1, 0.2)
 
 
 def compare(count: int = 50) -> dict:
-  """Returns the closed forms beside the simulation at `count` settings."""
+  """Returns closed forms and simulation at `count` settings."""
   settings = simulation.varied_settings(count)
   estimates = simulation.simulate(settings)
   deviations = simulation.deviations(settings, estimates)
@@ -55,7 +54,7 @@ def _setting(positives: int, share: float, recovery=_RECOVERY, prior: float = _P
 
 
 def _line(settings: list[Setting], x: list[float]) -> dict:
-  """Returns closed form and simulation of settings along a curve; `x` is what they differ in."""
+  """Returns closed form and simulation of settings along a curve; `x` is the varied quantity."""
   return {
     "x": x,
     "closed_form": [
@@ -67,7 +66,7 @@ def _line(settings: list[Setting], x: list[float]) -> dict:
 
 
 def curves() -> dict:
-  """Returns what the theory says over mixture, flips and MC score, with simulated points."""
+  """Returns closed forms over mixture, flips and MC score, with simulated points."""
   mixed = range(1, _STEPS)
   students = {
     "the rollout's own p": [_setting(k, k / _STEPS) for k in mixed],

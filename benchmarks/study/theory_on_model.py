@@ -1,6 +1,6 @@
-"""The signal of single rollouts, measured on the reward head's gradients of trained runs.
+"""Measures the signal of single rollouts on the reward head's gradients of trained runs.
 
-Array names end in their dims: S steps of all rollouts one behind the other, M rollouts, D width,
+Array names end in their dims: S steps of all rollouts, concatenated, M rollouts, D width,
 C = n_mc + 1 counts.
 """
 
@@ -20,26 +20,27 @@ from bis_jax.settings.workdir import WorkdirError
 from bis_jax.toy import drawing
 from bis_jax.training.examples import RolloutExamples
 
-ALPHA = 0.2  # of BIS, as for a tenth of the corpus
+ALPHA = 0.2  # of BIS for a tenth of the corpus
 
 
 def measure(workdirs: list[str], rollouts: int, draws: int) -> dict:
-  """Returns what the head gradients of the runs' students are, content of theory.json.
+  """Returns the measurements of the runs' students, content of theory.json.
 
   Args:
-    workdirs: runs on one embedded corpus, the earliest student first; of that one also the student
-      that knows the prior alone is measured, on the same states.
-    rollouts: how many, of those that no run trained on; half as many give the teacher's direction.
-    draws: of the bootstrap.
+    workdirs: runs on one toy corpus, the earliest student first. On its states a student that knows
+      only the label prior is measured too.
+    rollouts: number of measured rollouts, which no run trained on; half as many more give the
+      teacher's direction.
+    draws: number of bootstrap draws.
 
   Raises:
-    WorkdirError: a run is not on the embedded corpus, or its corpus is gone, or another's.
+    WorkdirError: a run is not on the toy corpus, its corpus is missing, or the corpora differ.
   """
   runs = [restore.load_run(workdir) for workdir in workdirs]
   where = locations.locate(runs[0].config)
   if not where.toy or not (where.toy / "truth.jsonl").exists():
     raise WorkdirError(
-      f"{workdirs[0]}: no truth.jsonl in {where.toy}: measure a run on the embedded corpus, drawn "
+      f"{workdirs[0]}: no truth.jsonl in {where.toy}: measure a run on the toy corpus, drawn "
       "by this version of the code"
     )
   corpus = Corpus.open(where.prepared)
@@ -88,7 +89,7 @@ def _draw(
 ) -> tuple[list[np.ndarray], np.ndarray]:
   """Returns two samples of rollouts that are not kept and share no picture, int64[counts] each.
 
-  Also the group of each rollout of the first: int64, those about the same pictures have one.
+  Also int64[counts[0]], the group (pictures) of each rollout of the first.
   """
   group = np.array([corpus.image_ids(i)[0] for i in range(len(corpus))])
   place = np.random.default_rng(0).permutation(group.max() + 1)[group]
@@ -101,7 +102,7 @@ def _draw(
 
 
 def _read_steps(corpus: Corpus, indices: np.ndarray, truth: dict, tau: float) -> Steps:
-  """Returns the steps with hard labels; those without continuations are negative, as in the paper."""
+  """Returns the steps with hard labels; unmeasured steps are negative, as in the paper."""
   rollouts = [corpus.rollout(int(i)) for i in indices]
   score_S = np.concatenate([rollout.scores for rollout in rollouts])
   truths = [truth[rollout.source, rollout.line] for rollout in rollouts]
@@ -114,7 +115,7 @@ def _read_steps(corpus: Corpus, indices: np.ndarray, truth: dict, tau: float) ->
 
 
 def _measured_flips(steps: Steps, n_mc: int) -> dict[str, list]:
-  """Returns the share of wrong labels at every MC score c / n_mc, None where there is no step."""
+  """Returns the share of wrong labels at every MC score c / n_mc, None if it does not occur."""
   count_S = np.rint(steps.score_S * n_mc).astype(int)
   wrong_S = steps.label_S != steps.truth_S
   found = np.bincount(count_S, minlength=n_mc + 1)
@@ -124,10 +125,10 @@ def _measured_flips(steps: Steps, n_mc: int) -> dict[str, list]:
 
 
 def _predictors(steps: Steps, flip: dict) -> dict[str, np.ndarray]:
-  """Returns what a selection could rank rollouts by, float64[M] each.
+  """Returns scores by which a selection could rank rollouts, float64[M] each.
 
-  `closed form` is the contrast's signal: 1/n sum (y - p) P(right), with the flip rates measured on
-  the other sample: what a selection could know at best.
+  `closed form` is the contrast's signal 1/n sum (y - p) P(right), with flip rates measured on the
+  other sample: the best that a selection could know.
   """
   p = steps.mean(steps.label_S)
   n = np.bincount(steps.rollout_S)
@@ -154,7 +155,7 @@ def _student(
   groups: np.ndarray,
   draws: int,
 ) -> dict:
-  """Returns everything that is measured of one student."""
+  """Returns the measurements of one student."""
   (steps, others), (state_SD, others_SD) = parts, states
   with_prior = head_gradients.true_direction(others, probabilities[1], others_SD)
   teacher = head_gradients.without_prior(with_prior, others_SD)
@@ -214,7 +215,7 @@ def _student(
 
 
 def _signal(aligned: np.ndarray, score: np.ndarray | None, groups: np.ndarray, draws: int):
-  """Returns signal-to-noise of every tenth by a score, of all rollouts where there is none."""
+  """Returns signal-to-noise of every tenth by a score, or of all rollouts without a score."""
   if score is None:
     everyone = np.zeros(len(aligned), np.int64)
     return signal_statistics.signal_to_noise(aligned, everyone, 1, groups, draws)[0]
@@ -226,7 +227,7 @@ _KINDS = ("all positive", "none positive", "mixed")
 
 
 def _kinds(steps: Steps) -> np.ndarray:
-  """Returns int[M], what the labels of every rollout are: an index into `_KINDS`."""
+  """Returns int[M], an index into `_KINDS` by the labels of every rollout."""
   p = steps.mean(steps.label_S)
   return np.select([p == 1, p == 0], [0, 1], 2)
 
@@ -236,13 +237,13 @@ def _shares(kind: np.ndarray) -> dict[str, float]:
 
 
 def _by_kind(aligned: np.ndarray, steps: Steps, groups: np.ndarray, draws: int) -> dict[str, dict]:
-  """Returns signal-to-noise of pure rollouts, all or none of their steps positive, and of mixed."""
+  """Returns signal-to-noise per kind of rollout."""
   blocks = signal_statistics.signal_to_noise(aligned, _kinds(steps), 3, groups, draws)
   return dict(zip(_KINDS, blocks, strict=True))
 
 
 def _by_mixture(measures: dict[str, np.ndarray], mixture: np.ndarray) -> list[dict]:
-  """Returns the means of the measures over rollouts of like mixture."""
+  """Returns the means of the measures per bin of the mixture."""
   bins = np.digitize(mixture, theory_page.MIXTURE_EDGES)
   return [
     {"mixture": float(mixture[bins == g].mean()), "rollouts": int((bins == g).sum())}

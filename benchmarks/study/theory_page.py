@@ -58,7 +58,7 @@ def write(out: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 
 def simulation_words(simulation: Mapping) -> str:
-  """Returns a sentence on how closed forms and simulation agree."""
+  """Returns a sentence on the agreement of closed forms and simulation."""
   beyond, largest = simulation["beyond_3"], simulation["largest"]
   comparisons = simulation["settings"] * len(beyond)
   return (
@@ -71,7 +71,7 @@ def simulation_words(simulation: Mapping) -> str:
 
 
 def measured_words(measured: Mapping) -> str:
-  """Returns the paragraph on the real model, made from the numbers alone."""
+  """Returns the paragraph on the measured model."""
   students = measured["students"]
   count = len(students)
 
@@ -107,14 +107,14 @@ def measured_words(measured: Mapping) -> str:
 
 
 def _composition_words(measured: Mapping) -> str:
-  """Returns what the highest tenth by BIS is made of, beside all rollouts."""
+  """Returns the kinds of rollouts in the highest tenth by BIS and in all."""
   highest, everyone = measured["highest_tenth"]["BIS"], measured["kinds"]
   parts = [f"{share:.0%} {kind} (of all {everyone[kind]:.0%})" for kind, share in highest.items()]
   return f"By labels that tenth is {', '.join(parts)}."
 
 
 def _tally(students: Sequence[Mapping], table: str, measure: str) -> str:
-  """Returns e.g. "rises with p(1-p) at 3, falls at 1; ..." over students; intervals decide."""
+  """Returns at how many students a measure rises or falls with each score, by its interval."""
   words = []
   for name in ("p(1-p)", "R", "BIS"):
     intervals = [student[table][measure][name]["interval"] for student in students]

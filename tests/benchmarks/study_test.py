@@ -247,7 +247,7 @@ def test_the_recipe_is_chosen_by_full_and_random(tmp_path, stub):
   for name, values in scores.items():
     for part, value in zip(arms.candidate_parts(name), values, strict=True):
       _workdir(tmp_path / part.name, part.strategies[0], part.fractions[0], 1000, value)
-  judged = results.judge(tmp_path, 1000)
-  assert [line["mean"] for line in judged] == pytest.approx([0.65, 0.75, 0.7])
-  assert sweeps.choose(tmp_path, {}, []) == arms.CANDIDATES[judged[1]["name"]]
+  evaluated = results.evaluate_candidates(tmp_path, 1000)
+  assert [line["mean"] for line in evaluated] == pytest.approx([0.65, 0.75, 0.7])
+  assert sweeps.choose(tmp_path, {}, []) == arms.CANDIDATES[evaluated[1]["name"]]
   assert stub() == []  # nothing is run again
