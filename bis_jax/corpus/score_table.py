@@ -8,13 +8,14 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from bis_jax import files
 from bis_jax.errors import UserError
 
 STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order
@@ -32,16 +33,27 @@ _COLUMNS = {
   "offset": np.int64,
   "length": np.int32,
 }
-_CHUNK = 1 << 14  # rollouts whose statistics are computed at a time: their steps stay in cache
-
-
-def as_path(path: Any) -> Any:
-  """Returns text as a pathlib.Path and any path object, an epath.Path for example, as it is."""
-  return pathlib.Path(path) if isinstance(path, str) else path
+_CHUNK = (
+  1 << 14
+)  # rollouts whose statistics are computed at a time, so that their steps stay in cache
 
 
 class ScoreTableError(UserError):
-  """Statistics that no score table can hold, or a file that holds no score table."""
+  """Statistics that a score table cannot hold, or a file that is not a score table."""
+
+
+def positive_and_counted(
+  scores: np.ndarray, measured: np.ndarray, tau: float, unmeasured: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns bool[n], bool[n]: which steps are positive (score > tau), and which count at all.
+
+  Steps without continuations (not `measured`) count if `unmeasured` is "negative", and do not if it
+  is "ignore".
+  """
+  if unmeasured not in ("negative", "ignore"):
+    raise ScoreTableError(f"unmeasured is {unmeasured!r}; it must be 'negative' or 'ignore'")
+  counted = measured if unmeasured == "ignore" else np.ones_like(measured)
+  return scores > tau, counted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,20 +62,20 @@ class ScoreTable:
 
   Attributes:
     source_names: annotation file stems, in file-name order.
-    source: int16[rows], index into `source_names`, never falling.
-    line: int32[rows], 0-based line number in the file, rising within a source.
+    source: int16[rows], index into `source_names`, non-decreasing.
+    line: int32[rows], 0-based line number in the file, strictly increasing within a source.
     n: int16[rows], scored steps, at least 1.
-    n_pos: int16[rows], those of them with an MC score above `tau`.
+    n_pos: int16[rows], positive steps: those of them with an MC score above `tau`.
     score_sum: float64[rows], sum of the positive steps' MC scores, added in step order.
     spread_sum: float64[rows], sum of s (1 - s) over the scored steps, added in step order.
     flags: uint8[rows], bits STRICT_OK and PAPER_OK.
-    rollout: int64[rows], index in the prepared corpus, -1 where the rollout is not stored.
+    rollout: int64[rows], index in the prepared corpus, -1 if the rollout is not stored.
     offset: int64[rows], byte where the line starts in the uncompressed file, -1 if unknown.
-    length: int32[rows], bytes of the line without its end, -1 if unknown.
+    length: int32[rows], bytes of the line without its line end, -1 if unknown.
     tau: threshold of a positive step.
     unmeasured: "negative" (a step without continuations counts, as not positive) or "ignore".
-    digest: names the corpus that the rows describe.
-    inputs: what the table was made from, "" if unknown: tells whether a stored table still fits.
+    digest: identifies the corpus that the rows describe.
+    inputs: identifies the files that the table was made from, "" if unknown.
   """
 
   source_names: tuple[str, ...]
@@ -109,36 +121,28 @@ class ScoreTable:
     [1/16, 1/2, 0, 1/4, 1]. Sums are float64 and run in step order, as a plain loop adds them.
 
     Args:
-      source_names: see the class.
-      source: int[rollouts], index into `source_names`.
-      line: int[rollouts].
       lengths: int[rollouts], steps with a numeric score.
       scores: float64[sum(lengths)], MC scores.
-      measured: bool[sum(lengths)], False where the step had no continuations.
-      flags: uint8[rollouts].
-      rollout: int64[rollouts] or None (nothing is stored).
-      offset, length: int64[rollouts] and int32[rollouts], or None (unknown).
-      tau: see the class.
-      unmeasured: "negative" or "ignore"; "ignore" leaves such steps out, and a rollout without
-        any other step out of the table.
-      digest: see the class.
+      measured: bool[sum(lengths)], False for steps without continuations. If they are ignored, a
+        rollout without any other step is left out of the table.
+      source_names, source, line, flags, rollout, offset, length, tau, unmeasured, digest: see the
+        class; None for -1 in every row.
 
     Raises:
       ScoreTableError: unknown `unmeasured`; arrays of unequal length; a rollout of more than
         32,767 steps.
     """
-    if unmeasured not in ("negative", "ignore"):
-      raise ScoreTableError(f"unmeasured is {unmeasured!r}; it must be 'negative' or 'ignore'")
     lengths, scores = np.asarray(lengths), np.asarray(scores, np.float64)
     if scores.size != lengths.sum() or scores.size != len(measured):
       raise ScoreTableError(
         f"{lengths.sum()} steps by their lengths, but {scores.size} scores and {len(measured)} "
         "measured flags"
       )
-    if unmeasured == "ignore":
+    positive, counted = positive_and_counted(scores, np.asarray(measured), tau, unmeasured)
+    if not counted.all():
       rollout_of = np.repeat(np.arange(lengths.size), lengths)
-      lengths = np.bincount(rollout_of[measured], minlength=lengths.size)
-      scores = scores[measured]
+      lengths = np.bincount(rollout_of[counted], minlength=lengths.size)
+      scores, positive = scores[counted], positive[counted]
     rows = lengths.size
     if rows and lengths.max() > np.iinfo(np.int16).max:
       at = int(lengths.argmax())
@@ -151,7 +155,8 @@ class ScoreTable:
     for start in range(0, rows, _CHUNK):
       chunk = lengths[start : start + _CHUNK]
       end = ends[start + chunk.size - 1]
-      parts.append(_statistics(chunk, scores[end - chunk.sum() : end], tau))
+      steps = slice(end - chunk.sum(), end)
+      parts.append(_statistics(chunk, scores[steps], positive[steps]))
     n_pos, score_sum, spread_sum = map(np.concatenate, zip(*parts, strict=True))
     values = {
       "source": source,
@@ -166,11 +171,18 @@ class ScoreTable:
       "length": np.full(rows, -1) if length is None else length,
     }
     scored = lengths > 0
-    columns = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
+    columns: dict[str, Any] = {
+      k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()
+    }
     return cls(tuple(source_names), **columns, tau=tau, unmeasured=unmeasured, digest=digest)
 
+  @property
+  def is_mixed(self) -> np.ndarray:
+    """bool[rows], rollouts with both positive and other steps."""
+    return (self.n_pos > 0) & (self.n_pos < self.n)
+
   def rows_of(self, source: int) -> slice:
-    """Returns the rows of one source, which stand together."""
+    """Returns the rows of one source, which are contiguous."""
     bounds = np.array((source, source + 1), self.source.dtype)  # another dtype copies the column
     return slice(*np.searchsorted(self.source, bounds).tolist())
 
@@ -179,18 +191,16 @@ class ScoreTable:
     return [self.rows_of(source) for source in range(len(self.source_names))]
 
   def take(self, rows: slice | np.ndarray) -> "ScoreTable":
-    """Returns a table of some rows (a slice, a mask or rising indices); slices share memory."""
-    return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+    """Returns a table of some rows (slice, mask or increasing indices); slices share memory."""
+    columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
+    return dataclasses.replace(self, **columns)
 
   def checksum(self) -> str:
-    """Returns 16 hex digits of the statistics: what decides who is kept, not where it is stored.
-
-    The sum, modulo 2**64, of a hash of each row, so that slices of a table can be summed up.
-    """
+    """Returns 16 hex digits of the statistics that decide what is kept, not of storage columns."""
     return f"{self.row_hash_sum():016x}"
 
   def row_hash_sum(self) -> int:
-    """Returns the sum of the row hashes modulo 2**64; see `checksum`."""
+    """Returns the sum of the row hashes modulo 2**64: sums over slices of a table add up."""
     names = np.array([_hash(name) for name in self.source_names], np.uint64)
     total = 0
     for start in range(0, len(self), 1 << 20):
@@ -203,55 +213,48 @@ class ScoreTable:
       total += int(state.sum(dtype=np.uint64))
     return total % 2**64
 
-  def save(self, path: Any) -> None:
-    """Writes the table as an .npz file without pickles, whole or not at all.
-
-    `path` is a local path, or an epath.Path for gs://.
-    """
-    path = as_path(path)
-    part = path.with_name(path.name + ".part")
+  def save(self, path: epath.PathLike) -> None:
+    """Writes the table atomically as an .npz file without pickles."""
     rest = ("source_names", "tau", "unmeasured", "digest", "inputs")
-    head = {name: getattr(self, name) for name in rest}
-    with part.open("wb") as file:
-      columns = {name: getattr(self, name) for name in _COLUMNS}
-      np.savez(file, head=np.str_(json.dumps(head)), **columns)
-    part.replace(path)
+    head = json.dumps({name: getattr(self, name) for name in rest})
+    columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
+    with files.replacing(path) as file:
+      np.savez(file, head=np.str_(head), **columns)
 
   @classmethod
-  def load(cls, path: Any, part: tuple[int, int] = (0, 1)) -> "ScoreTable":
-    """Reads a table that `save` wrote, or slice i of n of its rows with `part` (i, n).
-
-    Slices are as equal as can be, in order, and the other rows are never in memory.
+  def load(cls, path: epath.PathLike, part: tuple[int, int] = (0, 1)) -> "ScoreTable":
+    """Reads a table that `save` wrote, or only the i-th of n equal slices with `part` (i, n).
 
     Raises:
       FileNotFoundError: there is no such file.
-      ScoreTableError: the file is no score table of this version.
+      ScoreTableError: the file is not a score table of this version.
     """
     try:
-      with as_path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+      with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
         head = np.load(io.BytesIO(archive.read("head.npy")), allow_pickle=False).item()
         columns = {name: _read_rows(archive, f"{name}.npy", *part) for name in _COLUMNS}
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+      fields: dict[str, Any] = json.loads(head) | columns
+      return cls(tuple(fields.pop("source_names")), **fields)
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
       raise ScoreTableError(
-        f"{path} is no score table of this version ({error}): delete it and write it again"
+        f"{path} is not a score table of this version ({error}): delete it and write it again"
       ) from error
-    head = json.loads(head)
-    return cls(tuple(head.pop("source_names")), **columns, **head)
 
   @classmethod
   def concatenate(cls, tables: Sequence["ScoreTable"]) -> "ScoreTable":
     """Returns one table of the rows of several, which share everything but the rows."""
-    columns = {name: np.concatenate([getattr(t, name) for t in tables]) for name in _COLUMNS}
+    columns: dict[str, Any] = {
+      name: np.concatenate([getattr(t, name) for t in tables]) for name in _COLUMNS
+    }
     return dataclasses.replace(tables[0], **columns)
 
 
 def _statistics(
-  lengths: np.ndarray, scores: np.ndarray, tau: float
+  lengths: np.ndarray, scores: np.ndarray, positive: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns n_pos, score_sum and spread_sum of ragged rollouts; see `ScoreTable`."""
   rows = lengths.size
-  positive = scores > tau
-  with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order takes
+  with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order accepts
     spread = scores * (1.0 - scores)
   # bincount adds in the order of the steps; np.add.reduceat would not.
   rollout_of = np.repeat(np.arange(rows), lengths)
@@ -263,20 +266,16 @@ def _statistics(
 
 
 def _read_rows(archive: zipfile.ZipFile, name: str, part: int, parts: int) -> np.ndarray:
-  """Returns slice `part` of `parts` of a stored column, without reading it whole into memory."""
+  """Returns slice `part` of `parts` of a stored column; other rows are never in memory."""
   with archive.open(name) as member:
     np.lib.format.read_magic(member)
     (rows,), _, dtype = np.lib.format.read_array_header_1_0(member)
     start, stop = rows * part // parts, rows * (part + 1) // parts
     member.seek(start * dtype.itemsize, os.SEEK_CUR)
-    column = np.empty(stop - start, dtype)
-    rest = memoryview(column).cast("B")
-    while rest:
-      got = member.readinto(rest[: 1 << 24])
-      if not got:
-        raise EOFError(f"{name} is cut short")
-      rest = rest[got:]
-    return column
+    data = member.read((stop - start) * dtype.itemsize)
+    if len(data) < (stop - start) * dtype.itemsize:
+      raise EOFError(f"{name} is cut short")
+    return np.frombuffer(data, dtype)
 
 
 def _hash(text: str) -> int:

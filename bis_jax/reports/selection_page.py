@@ -51,7 +51,7 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
   """
   statistics = _Statistics(
     table,
-    mixed=(table.n_pos > 0) & (table.n_pos < table.n),
+    mixed=table.is_mixed,
     mixture=bis.mixture(table.n, table.n_pos),
     reliability=bis.reliability(table.n_pos, table.score_sum, rule.reliability_if_no_positive),
   )

@@ -42,8 +42,7 @@ def _random(table: ScoreTable, alpha: float, if_no_positive: float, seed: int) -
 
 def _mixed(table: ScoreTable, alpha: float, if_no_positive: float, seed: int) -> np.ndarray:
   """Random among the mixed rollouts, then random among the rest."""
-  is_mixed = (table.n_pos > 0) & (table.n_pos < table.n)
-  return is_mixed + _uniform(table, seed, "mixed")
+  return table.is_mixed + _uniform(table, seed, "mixed")
 
 
 def _reliability(table: ScoreTable, alpha: float, if_no_positive: float, seed: int) -> np.ndarray:

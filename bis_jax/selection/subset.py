@@ -17,7 +17,7 @@ import numpy as np
 from bis_jax import files
 from bis_jax.corpus import records
 from bis_jax.corpus.reading import AnnotationFile
-from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.corpus.score_table import ScoreTable, positive_and_counted
 from bis_jax.selection.manifest import Manifest
 
 IGNORED_LABEL = -100.0  # of unmeasured steps if they are ignored; PyTorch's convention
@@ -93,11 +93,10 @@ def _record(line: bytes) -> dict[str, Any]:
 def _labels(record: dict[str, Any], manifest: Manifest) -> list[float]:
   """Returns 1.0 for MC scores above tau, else 0.0; IGNORED_LABEL for ignored steps."""
   scores, measured = records.paper_scores(record)
-  ignore = manifest.unmeasured == "ignore"
-  return [
-    IGNORED_LABEL if ignore and not known else float(score > manifest.tau)
-    for score, known in zip(scores, measured, strict=True)
-  ]
+  positive, counted = positive_and_counted(
+    np.array(scores), np.array(measured), manifest.tau, manifest.unmeasured
+  )
+  return np.where(counted, positive, IGNORED_LABEL).tolist()
 
 
 def _conversation(record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

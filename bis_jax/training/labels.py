@@ -3,6 +3,8 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from bis_jax.corpus.score_table import positive_and_counted
+
 
 def step_labels(
   scores: np.ndarray,
@@ -30,12 +32,12 @@ def step_labels(
   """
   if labels.kind == "truth":
     return np.asarray(truth, np.float32), np.ones(len(scores), np.float32)
-  labelled = np.ones_like(measured) if unmeasured == "negative" else measured.copy()
+  positive, labelled = positive_and_counted(scores, measured, tau, unmeasured)
   if labels.kind == "soft":
     targets = scores
   elif labels.kind == "hard":
-    targets = scores > tau
+    targets = positive
   else:
     targets = scores > labels.band_high
-    labelled &= targets | (scores <= labels.band_low)
+    labelled = labelled & (targets | (scores <= labels.band_low))
   return np.asarray(targets, np.float32), labelled.astype(np.float32)

@@ -85,7 +85,7 @@ def test_slices_of_a_saved_table_make_up_the_whole(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_table_is_named(tmp_path, content):
   (tmp_path / "table.npz").write_bytes(content)
-  with pytest.raises(ScoreTableError, match="table.npz is no score table"):
+  with pytest.raises(ScoreTableError, match="table.npz is not a score table"):
     ScoreTable.load(tmp_path / "table.npz")
 
 
