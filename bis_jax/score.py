@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"score: unexpected argument {argv[1]!r}; use flags such as --input=FILE")
   for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
     if not flag.value:
-      sys.exit(f"score: --{flag.name} is required: {flag.help}")
+      sys.exit(f"score: --{flag.name} is missing; give --checkpoint, --input and --output")
   from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
 
   source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"serve: unexpected argument {argv[1]!r}; use flags such as --port=8000")
   if not _CHECKPOINT.value:
-    sys.exit(f"serve: --checkpoint is required: {_CHECKPOINT.help}")
+    sys.exit("serve: name the workdir of a run with --checkpoint=WORKDIR")
   try:
     import uvicorn
 

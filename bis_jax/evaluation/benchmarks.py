@@ -13,13 +13,7 @@ _FILES = [visual_process_bench.ANNOTATIONS, "images.zip", "*.json"]
 def load(name: str) -> list[BenchmarkItem]:
   """Returns the checked items of a benchmark, given as a folder or a dataset id of the hub.
 
-  A folder with `test.jsonl` has VisualProcessBench's layout, any other ProcessBench's. The id
-  `OpenGVLab/VisualProcessBench` or `Qwen/ProcessBench` is downloaded (and kept in the hub's cache)
-  if no folder has that name.
-
-  Raises:
-    FileNotFoundError: there is neither.
-    EvaluationError: lists every bad item.
+  `OpenGVLab/VisualProcessBench` and `Qwen/ProcessBench` are downloaded if no folder has that name.
   """
   folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():

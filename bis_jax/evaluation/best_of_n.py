@@ -4,11 +4,8 @@ Candidates come as JSON lines, one question per line, in the order in which they
 
     {"id": "q7", "candidates": [{"answer": "52", "correct": true, "scores": [0.9, 0.8]}, ...]}
 
-`scores` are the step scores. A candidate is missing if it is null, if it has no steps, or if its
-line has fewer candidates than the longest. By default that is an error; with `missing="worst"` such
-a candidate loses to every other, does not vote and counts as wrong.
-
-Legend: Q questions, N candidates per question.
+A candidate is missing if it is null, has no step scores, or its line has fewer candidates than the
+longest; with `missing="worst"` it loses to every other, does not vote and counts as wrong.
 """
 
 import collections
@@ -60,23 +57,18 @@ class _Question(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-  """The candidates of Q questions, N each; a missing one is not correct, the rest of it None.
+  """The candidates of Q questions, N each; a missing one is not correct, and None in the lists."""
 
-  `correct` is bool[Q, N], `answers` and `scores` (float64[steps]) are lists [Q][N].
-  """
-
-  ids: tuple[str, ...]
-  correct: np.ndarray
+  correct: np.ndarray  # bool[Q, N]
   answers: list[list[str | None]]
-  scores: list[list[np.ndarray | None]]
+  scores: list[list[np.ndarray | None]]  # float64[steps] each
 
 
 def load(path: str, missing: str = "error") -> Candidates:
-  """Returns the checked candidates of a JSON lines file (module docstring).
+  """Returns the checked candidates of a JSON lines file (see the module's docstring).
 
   Raises:
-    EvaluationError: names the line of anything that is wrong: a missing candidate unless `missing`
-      is "worst", a score outside [0, 1], the same answer marked both right and wrong.
+    EvaluationError: names what is wrong; one answer marked both right and wrong is, too.
   """
   ids, rows = [], []
   for where, question in json_records.read(path, _Question):
@@ -102,7 +94,6 @@ def load(path: str, missing: str = "error") -> Candidates:
       f"steps: {named}. Sample them again, or count them as the worst with --missing=worst"
     )
   return Candidates(
-    ids=tuple(ids),
     correct=np.array([[c is not None and c.correct for c in row] for row in rows]),
     answers=[[c and c.answer for c in row] for row in rows],
     scores=[[c and np.array(c.scores, np.float64) for c in row] for row in rows],
@@ -117,10 +108,7 @@ def aggregate(scores: Sequence[Sequence[np.ndarray | None]], aggregation: str) -
 
 
 def pick(values: np.ndarray, n: int) -> np.ndarray:
-  """Returns int64[Q]: the best of the first n candidates, the first of equals, -1 if all are NaN.
-
-  `values` is float64[Q, N]. A value of minus infinity still beats a missing candidate.
-  """
+  """Returns int64[Q]: the best of the first n of values[Q, N], the first of equals, -1 if all NaN."""
   first = values[:, :n]
   present = ~np.isnan(first)
   best = np.where(present, first, -np.inf).max(1, keepdims=True)
@@ -128,10 +116,7 @@ def pick(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def majority(answers: Sequence[Sequence[str | None]], n: int) -> np.ndarray:
-  """Returns int64[Q]: the first candidate with the most frequent answer of the first n.
-
-  Of equally frequent answers the first counts; -1 if no candidate has an answer.
-  """
+  """Returns int64[Q]: the first candidate with the most frequent answer of the first n, or -1."""
   winners = []
   for row in answers:
     votes = collections.Counter(answer for answer in row[:n] if answer is not None)
@@ -141,10 +126,6 @@ def majority(answers: Sequence[Sequence[str | None]], n: int) -> np.ndarray:
 
 def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int = 0) -> dict:
   """Returns how often the pick is right over N = 1, 2, 4, ... and all candidates, as JSON values.
-
-    {"questions": Q, "candidates": N, "n": [1, 2, 4, ...], "pass@1", "pass@N", "majority_vote",
-     "mean_correct", "curve": {"pass@n": {"values": [...], "intervals": [[low, high], ...]},
-     "majority_vote": {...}, "min": {...}, ...}, "bootstrap": {"draws", "seed", "level"}}
 
   A value at n uses only the first n candidates of each question. `pass@n` is the oracle (any of
   them is right); `mean_correct` is the share of right candidates. Intervals are 95 % percentile

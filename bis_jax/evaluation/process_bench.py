@@ -30,11 +30,7 @@ class _Record(msgspec.Struct):
 
 
 def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
-  """Returns the checked items of every `*.json` of `folder`, files in name order.
-
-  Steps before the first error are labelled 1 and the erroneous one -1; those after it are neutral
-  (0), as nothing is known of them. `data_source` is the file name, `policy_model` the generator,
-  `answer` whether the final answer was right.
+  """Returns the checked items of every `*.json` of `folder`, sorted by file name.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -59,7 +55,7 @@ def _records(paths: list[pathlib.Path]) -> Iterator[tuple[str, tuple[str, object
 def _parse(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
   subset, value = subset_and_record
   record = json_records.convert(value, _Record)
-  label, steps = record.label, len(record.steps)
+  label, steps = record.label, len(record.steps)  # nothing is known of steps after the first error
   if not -1 <= label < steps:
     raise EvaluationError(f"`label` is {label}; it must be -1 or one of the {steps} steps")
   return BenchmarkItem(

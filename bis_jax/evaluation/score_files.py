@@ -6,7 +6,6 @@ scores of held-out steps  {"scores": [0.9], "labels": [1], "data_source": "x"}  
 
 import json
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,6 +14,7 @@ from bis_jax import files
 from bis_jax.evaluation import json_records, step_metrics
 from bis_jax.evaluation.json_records import EvaluationError, Probability
 from bis_jax.evaluation.step_metrics import ScoredSteps
+from bis_jax.evaluation.visual_process_bench import Label
 
 
 class _ItemScores(msgspec.Struct):
@@ -24,7 +24,7 @@ class _ItemScores(msgspec.Struct):
 
 class _HeldOutScores(msgspec.Struct):
   scores: list[Probability]
-  labels: list[Literal[1, 0, -1]]
+  labels: list[Label]
   data_source: str
 
 
@@ -64,11 +64,7 @@ def write_scores(path: str, scores: Sequence[np.ndarray]) -> None:
 
 
 def read_held_out(path: str) -> ScoredSteps:
-  """Returns the scored steps of held-out rollouts, on which `tuned_on_dev` is tuned.
-
-  Raises:
-    EvaluationError: names the line that is wrong.
-  """
+  """Returns the scored steps of held-out rollouts, on which `tuned_on_dev` is tuned."""
   rollouts = []
   for where, rollout in json_records.read(path, _HeldOutScores):
     if len(rollout.labels) != len(rollout.scores):

@@ -1,18 +1,5 @@
 """Turns items and their scores into the content of evaluation.json, with bootstrap intervals.
 
-    {"benchmark": {"items", "steps", "correct_steps", "error_steps", "neutral_steps"},
-     "thresholds": {"fixed_0.5": {"threshold": 0.5, "origin": "...", <threshold metrics>,
-                                  "roc_auc": ..., "intervals": {<metric>: [low, high]}},
-                    "tuned_on_dev": {...}, "tuned_on_test": {...}},
-     "roc_auc", "average_precision_error", "brier", "ece", "intervals": {...},
-     "reliability": [{"low", "high", "steps", "mean_score", "share_correct"}, ...],
-     "per_source": {"MMMU": {"items", "steps", ..., "constant_macro_f1", <score metrics>,
-                             "thresholds": {"fixed_0.5": {"macro_f1", "f1_correct", ...}}}},
-     "per_policy_model": {...}, "bootstrap": {"draws", "seed", "level"}}
-
-The metrics are defined in `step_metrics`. `roc_auc` needs no threshold; it is repeated in the block
-of every threshold. A metric that does not exist for the data is null.
-
 Legend: I items, W rows of item weights: ones, then one row per bootstrap draw.
 """
 
@@ -42,17 +29,13 @@ def evaluate(
   bootstrap_draws: int = 1000,
   seed: int = 0,
 ) -> dict:
-  """Returns the content of evaluation.json (module docstring) as plain JSON values.
+  """Returns the content of evaluation.json; a metric that does not exist for the data is None.
 
   Args:
     items: have `.labels`, `.data_source` and `.policy_model` (`BenchmarkItem`s).
     scores: one probability per step of each item.
-    dev: scored steps of held-out training rollouts, for `tuned_on_dev`; None: not reported.
-    bootstrap_draws: draws of items for 95 % percentile intervals, with thresholds held fixed; 0:
-      no intervals.
-
-  Raises:
-    ValueError: scores and labels of an item do not match.
+    dev: scored steps of held-out training rollouts for `tuned_on_dev`; None: not reported.
+    bootstrap_draws: draws of items for 95 % percentile intervals, thresholds held fixed; 0: none.
   """
   labels = [item.labels for item in items]
   steps = step_metrics.scored_steps(labels, scores, [item.data_source for item in items])
@@ -92,12 +75,10 @@ def compare(
   bootstrap_draws: int = 1000,
   seed: int = 0,
 ) -> dict:
-  """Returns how much better `scores` are than `baseline` on the same items, by metric.
+  """Returns by how much `scores` exceed `baseline` in every metric, by a paired bootstrap.
 
-  Paired bootstrap: both runs are measured on the same drawn items. For the thresholds `fixed_0.5`
-  and `tuned_on_test` (each run's own), and for the metrics without threshold under
-  `threshold_free`: {"difference", "interval": [low, high], "share_of_draws_better"}; a tie is half
-  a win. Brier score and ECE are better if lower, so their negative differences are good.
+  Each metric has {"difference", "interval", "share_of_draws_better"}; a tie is half a win. Brier
+  score and ECE are better if lower, so their negative differences are good.
   """
   labels, groups = [item.labels for item in items], [item.data_source for item in items]
   runs = [step_metrics.scored_steps(labels, run, groups) for run in (scores, baseline)]
@@ -130,15 +111,9 @@ def threshold_measures(
   steps: ScoredSteps, threshold: float, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Returns every metric that needs a threshold, float64[W] by name; `weights` float64[W, I]."""
-  n_items = weights.shape[-1]
-  counts = np.zeros((n_items, len(steps.group_names), 4))
-  np.add.at(counts, (steps.item, steps.group), step_metrics.step_counts(steps, threshold))
-  first_errors = np.zeros((n_items, 4))
-  first_errors[np.unique(steps.item)] = step_metrics.first_error_counts(steps, threshold)
-  return {
-    **step_metrics.overall_measures(np.tensordot(weights, counts, axes=1)),
-    **step_metrics.first_error_measures(weights @ first_errors),
-  }
+  counts = np.tensordot(weights, step_metrics.outcome_counts(steps, threshold), axes=1)
+  first_errors = weights @ step_metrics.first_error_counts(steps, threshold)
+  return step_metrics.overall_measures(counts) | step_metrics.first_error_measures(first_errors)
 
 
 def score_measures(steps: ScoredSteps, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,13 +124,9 @@ def score_measures(steps: ScoredSteps, weights: np.ndarray) -> dict[str, np.ndar
     tied = step_metrics.tied_counts(steps.labels, steps.scores, weights[chunk][:, steps.item])
     roc_auc[chunk] = step_metrics.roc_auc(*tied)
     precision[chunk] = step_metrics.average_precision_error(*tied)
-  sums = np.zeros((weights.shape[-1], step_metrics.ECE_BINS, 4))
-  np.add.at(sums, steps.item, step_metrics.calibration_sums(steps))
-  return {
-    "roc_auc": roc_auc,
-    "average_precision_error": precision,
-    **step_metrics.calibration_measures(np.tensordot(weights, sums, axes=1)),
-  }
+  sums = np.tensordot(weights, step_metrics.calibration_sums(steps), axes=1)
+  ranking = {"roc_auc": roc_auc, "average_precision_error": precision}
+  return ranking | step_metrics.calibration_measures(sums)
 
 
 def _item_weights(n_items: int, draws: int, seed: int) -> np.ndarray:
@@ -163,8 +134,8 @@ def _item_weights(n_items: int, draws: int, seed: int) -> np.ndarray:
 
 
 def _reliability_diagram(steps: ScoredSteps) -> list[dict]:
-  """Returns one bar per bin of scores; the mean and the share of an empty bin are None."""
   bins = step_metrics.ECE_BINS
+  sums = step_metrics.calibration_sums(steps).sum(0).tolist()
   return [
     {
       "low": b / bins,
@@ -173,18 +144,12 @@ def _reliability_diagram(steps: ScoredSteps) -> list[dict]:
       "mean_score": score_sum / count if count else None,
       "share_correct": correct / count if count else None,
     }
-    for b, (count, score_sum, correct, _) in enumerate(
-      step_metrics.calibration_sums(steps).sum(0).tolist()
-    )
+    for b, (count, score_sum, correct, _) in enumerate(sums)
   ]
 
 
 def _measured(
-  steps: ScoredSteps,
-  weights: np.ndarray,
-  thresholds: dict[str, float],
-  *,
-  one_source: bool = False,
+  steps: ScoredSteps, weights: np.ndarray, thresholds: dict[str, float], *, one_source: bool = False
 ) -> dict:
   """Returns the `thresholds` block and the threshold-free metrics, each with its intervals."""
   blocks = {}
@@ -219,13 +184,8 @@ def _sizes(steps: ScoredSteps) -> dict[str, int]:
 
 
 def _subset(steps: ScoredSteps, kept: np.ndarray) -> ScoredSteps:
-  return dataclasses.replace(
-    steps,
-    labels=steps.labels[kept],
-    scores=steps.scores[kept],
-    item=steps.item[kept],
-    group=steps.group[kept],
-  )
+  per_step = {name: getattr(steps, name)[kept] for name in ("labels", "scores", "item", "group")}
+  return dataclasses.replace(steps, **per_step)
 
 
 def _with_intervals(measures: dict[str, np.ndarray]) -> dict:

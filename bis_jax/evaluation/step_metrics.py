@@ -1,19 +1,10 @@
 """The metrics of a step reward model on human-labelled steps, as pure float64 NumPy functions.
 
 Labels are 1 (correct) and -1 (erroneous); 0 (neutral) is left out of every metric. A score is the
-probability that a step is correct, and s >= t calls it correct. F1+ and F1- are the F1 of the
-correct and of the erroneous class, macro-F1 is their mean. All metrics are in [0, 1].
+probability that a step is correct, and s >= t calls it correct. Every metric is in [0, 1], or NaN
+if it does not exist for the data. Counts may have leading axes: thresholds, or bootstrap draws.
 
-  overall_source_weighted  mean of the sources' macro-F1, weighted by steps (the paper's "micro-F1")
-  macro_f1_pooled          macro-F1 over all steps
-  macro_f1_source_mean     unweighted mean of the sources' macro-F1
-  accuracy                 share of steps called right (the true micro-F1)
-
-The F1 of an absent class is 0. Metrics that do not exist for the data (ROC-AUC with one class) are
-NaN. Counts may have leading axes, so that one function serves a single evaluation, a sweep of
-thresholds and the draws of a bootstrap.
-
-Legend: S labelled steps, G sources (or other groups), U distinct scores.
+Legend: I items, S labelled steps, G sources (or other groups), U distinct scores.
 """
 
 import dataclasses
@@ -30,36 +21,30 @@ ERROR_ITEMS, ERROR_FOUND, CLEAN_ITEMS, CLEAN_FOUND = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class ScoredSteps:
-  """The labelled (non-neutral) steps of a benchmark, flat and sorted by item.
+  """The labelled (non-neutral) steps of a benchmark, flat and sorted by item."""
 
-  Example: two items of sources "A" and "B", labels (1, 0, -1) and (1,):
-    labels [1, -1, 1]   scores [.9, .2, .7]   item [0, 0, 1]   group [0, 0, 1]
-
-  `labels` int8[S]; `scores` float64[S] in [0, 1]; `item` int64[S], the item of the step;
-  `group` int64[S], index into `group_names`, which are in order of first appearance among
-  the labelled steps (the order in which the released evaluation adds sources up).
-  """
-
-  labels: np.ndarray
-  scores: np.ndarray
-  item: np.ndarray
-  group: np.ndarray
+  # Example: two items of sources "A" and "B" with the labels (1, 0, -1) and (1,).
+  labels: np.ndarray  # int8[S]                        [1, -1, 1]
+  scores: np.ndarray  # float64[S] in [0, 1]           [0.9, 0.2, 0.7]
+  item: np.ndarray  # int64[S], number of the item     [0, 0, 1]
+  group: np.ndarray  # int64[S], into group_names      [0, 0, 1]
+  # In order of first labelled step, in which the released evaluation adds sources up.
   group_names: tuple[str, ...]
+  n_items: int
 
 
 def scored_steps(
   labels: Sequence[Sequence[int]], scores: Sequence[np.ndarray], groups: Sequence[str]
 ) -> ScoredSteps:
-  """Returns the labelled steps of items given as lists with one entry per item.
+  """Returns the labelled steps of items, given as one entry per item; raises ValueError.
 
-  Raises:
-    ValueError: names the item whose labels and scores differ in number, or whose score is not a
-      number in [0, 1].
+  The message names the item whose labels and scores do not fit or whose score is not in [0, 1].
   """
   if not len(labels) == len(scores) == len(groups):
     raise ValueError(
       f"{len(labels)} items but {len(scores)} score arrays and {len(groups)} groups: give one each"
     )
+  n = len(labels)
   for i, (item_labels, item_scores) in enumerate(zip(labels, scores, strict=True)):
     if np.shape(item_scores) != (len(item_labels),):
       raise ValueError(
@@ -68,7 +53,7 @@ def scored_steps(
       )
   flat_labels = np.array([label for item_labels in labels for label in item_labels], np.int8)
   flat_scores = np.concatenate([np.zeros(0), *scores])
-  item = np.repeat(np.arange(len(labels)), list(map(len, labels)))
+  item = np.repeat(np.arange(n), list(map(len, labels)))
   bad = np.flatnonzero(~((flat_scores >= 0) & (flat_scores <= 1)))
   if len(bad):
     raise ValueError(
@@ -78,11 +63,14 @@ def scored_steps(
   item = item[labelled]
   group_of = {}
   group = np.array([group_of.setdefault(groups[i], len(group_of)) for i in item], np.int64)
-  return ScoredSteps(flat_labels[labelled], flat_scores[labelled], item, group, tuple(group_of))
+  return ScoredSteps(flat_labels[labelled], flat_scores[labelled], item, group, tuple(group_of), n)
 
 
 def macro_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (macro-F1, F1+, F1-) of counts[..., 4]; F1 is 2 TP / (2 TP + FP + FN)."""
+  """Returns (macro-F1, F1 of the correct class, F1 of the erroneous class) of counts[..., 4].
+
+  F1 is 2 TP / (2 TP + FP + FN), 0 for an absent class; macro-F1 is the mean of both.
+  """
   tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
   f1_correct = _ratio(2 * tp, 2 * tp + fp + fn)
   f1_error = _ratio(2 * tn, 2 * tn + fn + fp)
@@ -90,62 +78,60 @@ def macro_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def overall_measures(group_counts: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns the four overall metrics, F1+ and F1- of counts[..., G, 4], by name.
-
-  The weighted sum runs over the sources in order, one after the other, so that it is the released
-  evaluation's number to the last bit.
-  """
+  """Returns the metrics that the literature calls "overall", by name, of counts[..., G, 4]."""
   pooled, f1_correct, f1_error = macro_f1(group_counts.sum(-2))
   by_group = macro_f1(group_counts)[0]
   steps = group_counts.sum(-1)
-  weighted_sum = np.zeros(steps.shape[:-1])
-  for g in range(steps.shape[-1]):
-    weighted_sum = weighted_sum + by_group[..., g] * steps[..., g]
   total = steps.sum(-1)
+  weighted_sum = np.zeros(total.shape)
+  for g in range(steps.shape[-1]):  # in this order, to be the released number to the last bit
+    weighted_sum = weighted_sum + by_group[..., g] * steps[..., g]
   right = group_counts[..., TRUE_POSITIVE] + group_counts[..., TRUE_NEGATIVE]
   return {
+    # Macro-F1 of each source, averaged with its steps as weight: the paper's "micro-F1".
     "overall_source_weighted": _ratio(weighted_sum, total),
+    # Macro-F1 over all steps.
     "macro_f1_pooled": pooled,
+    # Unweighted mean of the sources' macro-F1.
     "macro_f1_source_mean": _ratio(by_group.sum(-1), (steps > 0).sum(-1)),
+    # Share of steps called right: the true micro-F1.
     "accuracy": _ratio(right.sum(-1), total),
     "f1_correct": f1_correct,
     "f1_error": f1_error,
   }
 
 
-def step_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
-  """Returns int64[S, 4]: for each step a one in the column of its outcome at `threshold`."""
-  called_correct, correct = steps.scores >= threshold, steps.labels == 1
-  outcomes = (
-    correct & called_correct,
-    ~correct & called_correct,
-    correct & ~called_correct,
-    ~correct & ~called_correct,
-  )
-  return np.stack(outcomes, axis=-1).astype(np.int64)
+def outcome_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
+  """Returns float64[I, G, 4]: true/false positives and false/true negatives of each item."""
+  correct, called_correct = steps.labels == 1, steps.scores >= threshold
+  positive = np.where(correct, TRUE_POSITIVE, FALSE_POSITIVE)
+  negative = np.where(correct, FALSE_NEGATIVE, TRUE_NEGATIVE)
+  counts = np.zeros((steps.n_items, len(steps.group_names), 4))
+  np.add.at(counts, (steps.item, steps.group, np.where(called_correct, positive, negative)), 1)
+  return counts
 
 
 def first_error_counts(steps: ScoredSteps, threshold: float) -> np.ndarray:
-  """Returns int64[items with a labelled step, 4], sorted by item: ProcessBench's outcomes.
+  """Returns float64[I, 4], ProcessBench's outcomes; 0 for an item without a labelled step.
 
   Columns: has an error; and its first erroneous step is the first one scored below `threshold`;
   has no error; and no step is scored below. Neutral steps are skipped on both sides.
   """
-  starts = np.flatnonzero(np.diff(steps.item, prepend=-1))
+  items, starts = np.unique(steps.item, return_index=True)
   nowhere = len(steps.item)
   position = np.arange(nowhere)
   truth = np.minimum.reduceat(np.where(steps.labels == -1, position, nowhere), starts)
   called = np.minimum.reduceat(np.where(steps.scores < threshold, position, nowhere), starts)
   has_error, agree = truth < nowhere, truth == called
-  columns = (has_error, has_error & agree, ~has_error, ~has_error & agree)
-  return np.stack(columns, axis=-1).astype(np.int64)
+  counts = np.zeros((steps.n_items, 4))
+  counts[items] = np.stack([has_error, has_error & agree, ~has_error, ~has_error & agree], axis=-1)
+  return counts
 
 
 def first_error_measures(counts: np.ndarray) -> dict[str, np.ndarray]:
   """Returns ProcessBench's metrics of counts[..., 4] summed over items (arXiv:2412.06559).
 
-  The F1 is the harmonic mean of the accuracy on items with an error (exact first step) and the
-  accuracy on items without; an accuracy over no item is 0.
+  F1 is the harmonic mean of the accuracies on items with an error (exact first step) and without.
   """
   on_error = _ratio(counts[..., ERROR_FOUND], counts[..., ERROR_ITEMS])
   on_clean = _ratio(counts[..., CLEAN_FOUND], counts[..., CLEAN_ITEMS])
@@ -174,10 +160,7 @@ def tied_counts(
 
 
 def roc_auc(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
-  """Returns P(a correct step outscores an erroneous one), ties half, of `tied_counts`.
-
-  NaN if either class is absent.
-  """
+  """Returns P(a correct step outscores an erroneous one), ties half, of `tied_counts`."""
   below = np.cumsum(erroneous, axis=-1) - erroneous
   wins = (correct * (below + erroneous / 2)).sum(-1)
   return _ratio(wins, correct.sum(-1) * erroneous.sum(-1), empty=np.nan)
@@ -186,8 +169,7 @@ def roc_auc(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
 def average_precision_error(correct: np.ndarray, erroneous: np.ndarray) -> np.ndarray:
   """Returns the average precision of finding erroneous steps by low score, of `tied_counts`.
 
-  The sum over increasing distinct scores of precision times gained recall (scikit-learn's
-  definition). NaN if no step is erroneous.
+  Precision times gained recall, summed over increasing scores (scikit-learn's definition).
   """
   found, flagged = np.cumsum(erroneous, axis=-1), np.cumsum(correct + erroneous, axis=-1)
   precision_gain = (_ratio(found, flagged) * erroneous).sum(-1)
@@ -195,25 +177,24 @@ def average_precision_error(correct: np.ndarray, erroneous: np.ndarray) -> np.nd
 
 
 def calibration_sums(steps: ScoredSteps) -> np.ndarray:
-  """Returns float64[S, ECE_BINS, 4]: (1, score, is correct, squared error) in the step's bin.
+  """Returns float64[I, ECE_BINS, 4]: sums of (1, score, is correct, squared error) per bin.
 
-  Bin b of ECE_BINS holds the scores in [b / ECE_BINS, (b + 1) / ECE_BINS), the last one 1 too.
+  Bin b holds the scores in [b / ECE_BINS, (b + 1) / ECE_BINS), the last one also 1.
   """
   edges = np.arange(1, ECE_BINS) / ECE_BINS
   bins = np.searchsorted(edges, steps.scores, side="right")
   correct = (steps.labels == 1).astype(np.float64)
   values = (np.ones(len(correct)), steps.scores, correct, (steps.scores - correct) ** 2)
-  sums = np.zeros((len(correct), ECE_BINS, 4))
-  sums[np.arange(len(correct)), bins] = np.stack(values, axis=-1)
+  sums = np.zeros((steps.n_items, ECE_BINS, 4))
+  np.add.at(sums, (steps.item, bins), np.stack(values, axis=-1))
   return sums
 
 
 def calibration_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns Brier score and expected calibration error of sums[..., ECE_BINS, 4] over steps.
+  """Returns Brier score and expected calibration error of sums[..., ECE_BINS, 4] over items.
 
   Brier: mean of (score - [correct])^2. ECE: step-weighted mean over bins of the gap between mean
-  score and share of correct steps (arXiv:1706.04599, for the probability of "correct"). NaN
-  without steps.
+  score and share of correct steps (arXiv:1706.04599, for the probability of "correct").
   """
   steps, scores, correct, squares = np.moveaxis(sums, -1, 0)
   total = steps.sum(-1)
@@ -224,22 +205,16 @@ def calibration_measures(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def candidate_thresholds(scores: np.ndarray) -> np.ndarray:
-  """Returns the thresholds that the released evaluation tries, increasing.
-
-  The distinct scores rounded to 4 decimal places (correctly rounded, as Python's `round`); of
-  more than 1000, every (number // 1000)-th from the lowest, so at most 1999 remain.
-  """
+  """Returns the thresholds that the released evaluation tries, increasing, at most 1999."""
+  # Correctly rounded, as Python's `round`; thinned by a constant stride from the lowest.
   rounded = sorted({round(float(score), 4) for score in scores})
   return np.array(rounded[:: max(1, len(rounded) // 1000)], np.float64)
 
 
 def tune_threshold(steps: ScoredSteps) -> float:
-  """Returns the lowest candidate with the best `overall_source_weighted`, the released rule.
-
-  0.5 if there is no labelled step.
-  """
+  """Returns the lowest candidate with the best `overall_source_weighted`: the released rule."""
   candidates = candidate_thresholds(steps.scores)
-  if not len(candidates):
+  if not len(candidates):  # no labelled step
     return 0.5
   counts = np.empty((len(candidates), len(steps.group_names), 4), np.int64)
   for g in range(len(steps.group_names)):
@@ -253,7 +228,6 @@ def tune_threshold(steps: ScoredSteps) -> float:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, empty: float = 0.0) -> np.ndarray:
-  """Returns numerator / denominator, and `empty` if the denominator is 0."""
   numerator, denominator = np.broadcast_arrays(numerator, denominator)
   out = np.full(numerator.shape, empty, np.float64)
   return np.divide(numerator, denominator, out=out, where=denominator != 0)

@@ -1,13 +1,10 @@
 """Loads and checks a benchmark in VisualProcessBench's layout (arXiv:2503.10291).
 
-A benchmark is a folder with `test.jsonl`, one item per line, and the images that its items name, in
-`images/` or in an `images.zip` that is read as it is:
+A folder with the images in `images/` or `images.zip`, and with `test.jsonl`, one item per line:
 
     {"image": ["images/MMMU/12_1.png"], "question": "<image1> What ...?", "answer": "B",
      "response": {"steps": ["...", "..."], "process_correctness": [1, -1]},
      "policy_model": "GPT-4o", "data_source": "MMMU"}
-
-Labels are 1 (correct), -1 (erroneous) and 0 (neutral, left out of every metric).
 """
 
 import dataclasses
@@ -17,7 +14,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from PIL import Image
@@ -33,13 +30,14 @@ CANVAS_COLUMNS = 3
 MODES = ("multi", "canvas", "first")  # what is shown of an item with several images
 _IMAGE_PLACEHOLDER = re.compile(r"<image\d*>")
 
+Label = Annotated[int, msgspec.Meta(ge=-1, le=1)]
 Steps = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 _T = TypeVar("_T")
 
 
 class _Response(msgspec.Struct):
   steps: Steps
-  process_correctness: tuple[Literal[1, 0, -1], ...]
+  process_correctness: tuple[Label, ...]
 
 
 class _Record(msgspec.Struct):
@@ -53,30 +51,25 @@ class _Record(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkImage:
-  """An image file: its name under a root that nothing outside is ever read from."""
+  """An image file under a root; nothing outside the root is ever read."""
 
   root: ImageRoot
   name: str
 
   def read(self) -> bytes:
-    """Returns the encoded bytes; raises `BadRecord` if they can't be read any more."""
     return self.root.read(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkItem:
-  """One model-written solution with a human label per step.
+  """One model-written solution with a human label per step."""
 
-  `index` counts the benchmark's items from 0. `question` has no image placeholder and no outer
-  blanks. `image_sizes` are (height, width) in pixels after EXIF rotation.
-  """
-
-  index: int
-  question: str
+  index: int  # from 0
+  question: str  # without image placeholders
   images: tuple[BenchmarkImage, ...]
-  image_sizes: tuple[tuple[int, int], ...]
+  image_sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels after EXIF rotation
   steps: tuple[str, ...]
-  labels: tuple[int, ...]
+  labels: tuple[int, ...]  # 1 correct, -1 erroneous, 0 neutral: left out of every metric
   data_source: str
   policy_model: str
   answer: str
@@ -88,8 +81,7 @@ def load(
   """Returns the checked items of `folder`/test.jsonl, in file order.
 
   `image_root` is a folder or a zip (default: `folder`/images, else images.zip there, else the
-  folder itself); names may begin with `images/` or not. A file outside it is never opened, whether
-  reached by an absolute path, by `..` or by a link.
+  folder itself); names may begin with `images/` or not.
 
   Raises:
     FileNotFoundError: there is no test.jsonl.
@@ -113,19 +105,13 @@ def load(
 
 
 def without_numbered_placeholders(question: str) -> str:
-  """Returns the question without `<image>`, `<image1>`, ... and without outer blanks.
-
-  Benchmarks number their placeholders; in the corpus only `<image>` is one (`corpus.records`).
-  """
+  """Returns the question without `<image>`, `<image1>`, ... and without outer blanks."""
+  # Benchmarks number their placeholders; in the corpus only `<image>` is one (`corpus.records`).
   return _IMAGE_PLACEHOLDER.sub("", question).strip()
 
 
 def encoded_images(item: BenchmarkItem, mode: str = "multi") -> tuple[bytes, ...]:
-  """Returns the encoded images that the model is shown.
-
-  `mode`: "multi" gives each file as it is, "first" only the first file, "canvas" one PNG with all
-  of them side by side; a single image is its file in every mode.
-  """
+  """Returns the encoded images that the model is shown; "canvas" makes one PNG of several."""
   encoded = [image.read() for image in _shown(item.images, mode)]
   return (canvas(encoded),) if _on_canvas(item, mode) else tuple(encoded)
 
@@ -152,8 +138,7 @@ def _on_canvas(item: BenchmarkItem, mode: str) -> bool:
 def canvas(encoded: Sequence[bytes]) -> bytes:
   """Returns a PNG of all images on one white canvas, as the released evaluation lays them out.
 
-  At most three columns; every cell has the largest width and the largest height; each image is
-  centred in its cell at its own size, row by row. Raises `ImageError` on broken files.
+  At most three columns; cells have the largest width and height, each image is centred in its own.
   """
   decoded = [images.decode(data) for data in encoded]
   columns, rows = _canvas_grid(len(decoded))

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -45,14 +46,6 @@ class Limits:
   images: int = 16
   waiting: int = 256  # requests being read, waiting or on the device; more get a 503
   batch: int = 64  # solutions handed to the model at a time
-
-
-class RequestError(Exception):
-  """A request that gets no score: HTTP status and reason."""
-
-  def __init__(self, status: int, reason: str):
-    super().__init__(reason)
-    self.status, self.reason = status, reason
 
 
 class Batcher:
@@ -99,7 +92,7 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
   async def score(request: Request) -> JSONResponse:
     nonlocal held
     if held >= limits.waiting:
-      return _error(503, f"{limits.waiting} requests are waiting already; try again later")
+      raise HTTPException(503, f"{limits.waiting} requests are waiting already; try again later")
     held += 1
     try:
       body = await _read_body(request, limits)
@@ -108,12 +101,6 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
       del body
       scores = await batcher.score(solution)
       return JSONResponse({"scores": [float(value) for value in scores]})
-    except RequestError as error:
-      return _error(error.status, error.reason)
-    except SolutionError as error:
-      return _error(422, str(error))
-    except ClientDisconnect:
-      return _error(400, "the client disconnected")
     finally:
       held -= 1
 
@@ -132,17 +119,18 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
       Route("/healthz", healthz, methods=["GET"]),
     ],
     lifespan=lifespan,
+    exception_handlers=dict.fromkeys((HTTPException, SolutionError, ClientDisconnect), _refuse),
   )
 
 
 def parse(body: bytes, limits: Limits) -> Solution:
-  """Returns the solution of a request's body; raises RequestError or SolutionError."""
+  """Returns the solution of a request's body; raises HTTPException or SolutionError."""
   try:
     record = msgspec.convert(json.loads(body), _Body)
   except msgspec.ValidationError as error:
-    raise RequestError(400, f"the body is not a request: {error}") from error
+    raise HTTPException(400, f"the body is not a request: {error}") from error
   except (ValueError, RecursionError) as error:
-    raise RequestError(400, f"the body is not valid JSON: {error}") from error
+    raise HTTPException(400, f"the body is not valid JSON: {error}") from error
   images = record.images or []
   steps = record.steps if isinstance(record.steps, list) else []
   texts = [text for text in (record.question, *steps) if isinstance(text, str)]
@@ -152,12 +140,12 @@ def parse(body: bytes, limits: Limits) -> Solution:
     (len(images), limits.images, "images"),
   ):
     if count > limit:
-      raise RequestError(413, f"{count} {unit}; at most {limit} are accepted")
+      raise HTTPException(413, f"{count} {unit}; at most {limit} are accepted")
   return Solution.of(record.question, record.steps, images)
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
-  too_large = RequestError(413, f"a body of more than {limits.body_bytes} bytes")
+  too_large = HTTPException(413, f"a body of more than {limits.body_bytes} bytes")
   announced = request.headers.get("content-length", "0")
   if announced.isdigit() and int(announced) > limits.body_bytes:
     raise too_large
@@ -169,10 +157,15 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         if len(body) > limits.body_bytes:
           raise too_large
   except TimeoutError as error:
-    raise RequestError(408, f"the body did not arrive within {limits.body_seconds:g} s") from error
+    raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} s") from error
   return bytes(body)
 
 
-def _error(status: int, reason: str) -> JSONResponse:
+def _refuse(_: Request, error: Exception) -> JSONResponse:
+  status, reason = 422, str(error)  # a SolutionError
+  if isinstance(error, HTTPException):
+    status, reason = error.status_code, error.detail
+  elif isinstance(error, ClientDisconnect):
+    status, reason = 400, "the client disconnected"
   # The rest of a body that was not read would be taken for the next request.
   return JSONResponse({"error": reason}, status, headers={"connection": "close"})

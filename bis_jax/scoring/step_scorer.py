@@ -187,14 +187,17 @@ def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
 def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
   """Returns {index: reason} of those without a step, too long, or larger than a row."""
   refused = {}
-  names = ("tokens", "patch slots", "steps")
-  budgets = (inputs.row_tokens, inputs.row_patches, inputs.row_markers)
+  limits = (
+    ("tokens", inputs.row_tokens),
+    ("patch slots", inputs.row_patches),
+    ("steps", inputs.row_markers),
+  )
   for i, cost in enumerate(zip(*measured.costs, strict=True)):
     dropped = int(measured.dropped_steps[i])
     over = [
-      f"{have} {name}, a row holds {budget}"
-      for have, name, budget in zip(cost, names, budgets, strict=True)
-      if have > budget
+      f"{have} {unit}, a row holds {limit}"
+      for have, (unit, limit) in zip(cost, limits, strict=True)
+      if have > limit
     ]
     if dropped:
       steps = cost[2] + dropped

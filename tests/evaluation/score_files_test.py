@@ -66,7 +66,7 @@ def test_held_out_rollouts_are_read_with_their_labels(tmp_path):
   [
     (
       '{"scores": [1], "labels": [2], "data_source": "a"}',
-      r"line 1: Invalid enum value 2 - at `\$.labels\[0\]`",
+      r"line 1: Expected `int` <= 1 - at `\$.labels\[0\]`",
     ),
     ('{"scores": [1], "labels": [1, 1], "data_source": "a"}', "line 1: 2 labels but 1 scores"),
     ('{"scores": [1], "labels": [1]}', "line 1: .*field `data_source`"),

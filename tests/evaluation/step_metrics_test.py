@@ -31,9 +31,7 @@ def scored(items):
 
 
 def group_counts(steps, threshold):
-  counts = np.zeros((len(steps.group_names), 4))
-  np.add.at(counts, steps.group, step_metrics.step_counts(steps, threshold))
-  return counts
+  return step_metrics.outcome_counts(steps, threshold).sum(0)
 
 
 def labelled(items):

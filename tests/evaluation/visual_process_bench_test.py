@@ -50,7 +50,7 @@ FAULTS = {
   "steps_and_labels": ({"process_correctness": [1]}, "2 steps but 1 labels"),
   "label_value": (
     {"process_correctness": [1, 2]},
-    "Invalid enum value 2 - at `$.response.process_correctness[1]`",
+    "Expected `int` <= 1 - at `$.response.process_correctness[1]`",
   ),
   "label_type": (
     {"process_correctness": [1, True]},
