@@ -64,7 +64,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "inputs.lookahead": _at_least(1),
   "inputs.workers": _at_least(0),
   "inputs.prefetch": _at_least(1),
-  "model.backbone": _one_of(*BACKBONES),
   "model.dtype": _one_of("float32", "bfloat16"),
   "model.remat": _one_of("none", "dots", "offload", "full"),
   "model.attention": _one_of("auto", "splash", "triton", "xla"),
@@ -135,6 +134,9 @@ def check(config: ConfigDict) -> None:
     else:
       names = ", ".join(backbone.sizes)
       faults.append(f"config.model.size is {c.model.size!r}; {backbone.name} has {names}")
+  else:
+    names = ", ".join(BACKBONES)
+    faults.append(f"config.model.backbone is {c.model.backbone!r}; it must be one of {names}")
   if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
     faults.append(
       f"config.pretrain.steps is {c.pretrain.steps}, but only the embedded corpus has captions, for "

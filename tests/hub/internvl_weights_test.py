@@ -208,9 +208,9 @@ def test_another_form_of_the_model_is_refused(change, message):
 
 
 @pytest.mark.parametrize("layout", ["hub", "hf"])
-@pytest.mark.parametrize("size", ["internvl3_8b", "internvl3_14b"])
+@pytest.mark.parametrize("size", ["3-8b", "3-14b"])
 def test_config_json_round_trip(size, layout):
-  config = getattr(InternVLConfig, size)()
+  config = INTERNVL_SIZES[size]
   raw = config.to_hugging_face(layout)
   again = InternVLConfig.from_hugging_face(raw)
   assert (again.text, again.vision) == (config.text, config.vision)
@@ -222,15 +222,15 @@ def _count(shapes):
 
 @pytest.mark.parametrize(
   ("size", "released"),
-  [("internvl2_5_8b", 8_075_365_376), ("internvl3_8b", 7_944_373_760),
-   ("internvl3_14b", 15_117_256_704)],
+  [("2.5-8b", 8_075_365_376), ("3-8b", 7_944_373_760),
+   ("3-14b", 15_117_256_704)],
 )  # fmt: skip
 def test_parameter_counts_are_transformers_own(size, released):
   """Exact, against Transformers' modules with the release's vocabulary, whose total is named.
 
   Ours has the marker's row more, and two columns where theirs has the LM head.
   """
-  config = getattr(InternVLConfig, size)()
+  config = INTERNVL_SIZES[size]
   raw = config.to_hugging_face("hf")
   raw["text_config"]["vocab_size"] -= 1
   if config.text.architecture == "internlm2":

@@ -177,7 +177,7 @@ def test_every_difference_is_listed_in_one_error(lab, config, tensors, tmp_path)
     "unknown: model.layers.7.mlp.gate_proj.weight of model.safetensors",
     "wrong shape: visual.merger.ln_q.weight is (3,), the model has (32,)",
     "wrong dtype: model.norm.weight is I32",
-    "duplicate: language_model.layers.1.mlp.up_proj.weight (model.",
+    "duplicate: model.layers.1.mlp.up_proj.weight (model.",
     "5 problems",
   ):
     assert line in str(error.value)
@@ -238,16 +238,16 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from flax import nnx
-from bis_jax import state
-from bis_jax.models import weights
-from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
+from bis_jax.hub import weights
+from bis_jax.models import param_tree
+from bis_jax.models.qwen2_5_vl.config import SIZES
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 folder, address, process = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("fsdp",))
-config = QWEN_SIZES["tiny"].with_vocabulary(512)
-_, shapes = state.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, nnx.Rngs(0))))
+config = SIZES["tiny"].with_vocabulary(512)
+_, shapes = param_tree.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, nnx.Rngs(0))))
 split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
 shapes = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split)
           for p, s in shapes.items() if p.endswith("kernel") and len(s.shape) == 3}

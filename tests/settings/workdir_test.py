@@ -1,6 +1,8 @@
 """A workdir belongs to one config."""
 
+import importlib
 import json
+import pathlib
 
 import pytest
 from etils import epath
@@ -48,3 +50,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     files.write_json(path, {"a": object()})
   assert json.loads(path.read_text()) == {"a": 1}
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("recipe", ["qwen_bis10", "internvl_bis10"])
+def test_a_workdir_of_the_first_version_still_opens_and_resumes(tmp_path, recipe):
+  """Keys that have another name since then are read under today's."""
+  old = json.loads((pathlib.Path(__file__).parent / "configs_of_0_1_0.json").read_text())[recipe]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  config = importlib.import_module(f"configs.{recipe}").get_config("toy")
+  workdir.claim(epath.Path(tmp_path), config)
+  read = workdir.read_config(epath.Path(tmp_path))
+  own = config.model.backbone
+  assert read[own] == config[own]
+  assert read.to_dict().keys() == config.to_dict().keys()
+  assert set(workdir.RENAMED_KEYS) <= set(workdir.flat_keys(old))
