@@ -47,7 +47,7 @@ def config(monkeypatch, small_config, tmp_path):
   c.corpus = small_config.corpus
   c.train = small_config.train
   c.train.steps = c.train.checkpoint_every = 2
-  c.pretrain.steps, c.evaluation.benchmark = 0, ""
+  c.evaluation, c.pretrain.steps = small_config.evaluation, 0
   return c
 
 
@@ -58,6 +58,7 @@ def test_a_third_backbone_trains_scores_and_is_exported(config, tmp_path):
   run = load_run(str(workdir))
   assert run.model.backbone == "third" and run.step == 2
   assert run.processor.images == QwenImages(784, 112**2)
+  assert len((workdir / "scores.jsonl").read_text().splitlines()) == 24
   export.export_run(str(workdir), tmp_path / "out", "float32", "")
   written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
   assert written["size"]["longest_edge"] == 112**2 or written["max_pixels"] == 112**2
