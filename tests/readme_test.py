@@ -233,6 +233,19 @@ def test_the_code_map_has_every_room():
     assert (ROOT / name).is_dir(), name
 
 
+def test_the_import_order_is_the_one_that_is_tested():
+  tree = ast.parse((ROOT / "tests" / "import_order_test.py").read_text())
+  (order,) = [
+    ast.literal_eval(node.value)
+    for node in tree.body
+    if isinstance(node, ast.Assign) and node.targets[0].id == "ORDER"
+  ]
+  contributing = (ROOT / "CONTRIBUTING.md").read_text()
+  block = contributing.split("## Import order")[1].split("```")[1]
+  lines = [tuple(line.split(", ")) for line in block.strip().splitlines()]
+  assert lines[1:] == list(order[1:])  # the first is the commands
+
+
 def test_the_transformers_example_is_the_one_that_is_tested():
   """By tests/hub/export_test.py."""
   template = card.TEMPLATES.get_template("qwen2_5_vl/card.md")
