@@ -1,97 +1,115 @@
-"""The embedded corpus: drawn, not stored, in the layouts of the released data.
+"""The toy corpus: drawn, not stored, in the layouts of the released data.
 
-    out/annotations/rows_sum.jsonl ...   VisualPRM400K-v1.1-Raw, a file a source
+    out/annotations/rows_sum.jsonl ...   VisualPRM400K-v1.1-Raw, one file per source
     out/images/rows_sum/000000a.png ...  112 x 112 px
     out/benchmark/test.jsonl, images/    VisualProcessBench
     out/tokenizer/                       for transformers.AutoTokenizer
-    out/truth.jsonl                      {"file", "line", "truth": [1 | 0, ...]}, a line a rollout
-    out/captions.jsonl                   {"image": [...], "question", "sentences"}, a line a scene
-    out/digest.json                      what it was drawn from
+    out/truth.jsonl                      {"file", "line", "truth": [1 | 0, ...]}, one line per rollout
+    out/captions.jsonl                   {"image": [...], "question", "sentences"}, one per scene
+    out/digest.json                      the settings it was drawn from, and a digest of every file
 
-A rollout's steps look at one thing of the picture after another, note its value and keep a total.
-A step is right when its note and its total are. Its MC score is measured, not made up: see
-`toy_policy`. The benchmark's pictures are new, its policies slip more, and its labels are the
-truth, 0 for a step that claims nothing.
+The steps of a rollout look at one panel of the picture after another, note its value and keep a
+total. A step is correct if its note and its total are. Its MC score is measured by running the
+policy on from it: see `policies`. The benchmark has pictures of its own and policies that slip more;
+its labels are the truth, 0 for a step that claims nothing.
 """
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
+from typing import Any
 
+from bis_jax import files
 from bis_jax.console import ProgressBar, log
 from bis_jax.toy import records, tokenizer
 from bis_jax.toy.questions import SOURCES
 from bis_jax.toy.records import Groups, Knobs
 
 _IMAGE_PREFIX = "VisualPRM400K-v1.1-Raw/"
-_GROUPS_A_RUN = 500
-# Increase it when the same settings draw other bytes: cached corpora and backbones are made anew.
+_GROUPS_PER_TASK = 500
+# Increase it if the same settings draw other bytes: cached corpora and backbones are then made anew.
 VERSION = 1
 
 
-def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: float) -> pathlib.Path:
-  """Draws the corpus into `out_dir` and returns that folder; reuses one that is the same.
+def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathlib.Path:
+  """Draws the corpus into `out_dir` and returns that folder; reuses an undamaged one.
 
     draw("corpus", rollouts=3000, n_mc=4)
 
   Args:
-    out_dir: appears whole or not at all.
-    workers: processes; 0: one a core. It does not change a byte of what is written.
+    out_dir: written completely or not at all.
+    workers: processes; 0: one per core. Their number does not change what is written.
     **knobs: the fields of `Knobs`.
 
   Raises:
     ValueError: an argument is out of range.
-    FileExistsError: `out_dir` holds something else.
+    FileExistsError: `out_dir` was not drawn from these settings.
   """
-  knobs = Knobs(**knobs)
+  settings = Knobs(**knobs)
   out = pathlib.Path(out_dir)
-  identity = {"knobs": dataclasses.asdict(knobs), "version": VERSION}
+  identity = {"knobs": dataclasses.asdict(settings), "version": VERSION}
   if out.exists():
-    return _reuse(out, identity)
-  part = out.with_name(out.name + ".part")
-  shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
-  part.mkdir(parents=True)
-  context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-  with context.Pool(workers or os.cpu_count()) as pool:
-    _draw_corpus(pool, part, knobs)
-    _draw_benchmark(pool, part, knobs)
-  (part / "digest.json").write_text(json.dumps(identity, indent=2) + "\n")
-  part.rename(out)
+    damaged = _damaged_file(out, identity)
+    if damaged is None:
+      log.info("reusing the toy corpus in %s: it was drawn from the same settings", out)
+      return out
+    log.warning("%s is damaged: drawing the toy corpus again", damaged)
+  with files.new_folder(out, replace=out.exists()) as folder:
+    part = pathlib.Path(folder)
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    with context.Pool(workers or os.cpu_count()) as pool:
+      _draw_corpus(pool, part, settings)
+      _draw_benchmark(pool, part, settings)
+    drawn = sorted(path for path in part.rglob("*") if path.is_file())
+    digests = {path.relative_to(part).as_posix(): _digest(path) for path in drawn}
+    files.write_json(part / "digest.json", identity | {"files": digests})
   return out
 
 
 def read_truth(drawn: pathlib.Path) -> dict[tuple[str, int], list[int]]:
-  """Returns, by (source, line), for every step of a drawn corpus whether it is right: 1 or 0."""
-  lines = map(json.loads, (drawn / "truth.jsonl").read_text().splitlines())
-  return {(pathlib.PurePath(a["file"]).stem, a["line"]): a["truth"] for a in lines}
+  """Returns, by (source, line), for every step of a drawn corpus whether it is correct: 1 or 0."""
+  lines = files.read_jsonl(drawn / "truth.jsonl")
+  return {(pathlib.PurePath(a["file"]).stem, a["line"]): a["truth"] for _, a in lines}
 
 
-def _reuse(out: pathlib.Path, identity: dict) -> pathlib.Path:
+def _damaged_file(out: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path | None:
+  """Returns a file that is not as it was drawn, or None.
+
+  Raises:
+    FileExistsError: `out` was not drawn from `identity`.
+  """
   path = out / "digest.json"
-  there = json.loads(path.read_text()) if path.is_file() else None
-  if there != identity:
+  held = json.loads(path.read_text()) if path.is_file() else {}
+  digests = held.pop("files", {})  # none in corpora of earlier versions
+  if held != identity:
     raise FileExistsError(
-      f"{out} holds {there or 'something else'}, not the corpus of {identity}: "
-      "delete it or give another folder"
+      f"{out} holds {held or 'something else'}, not the corpus of {identity}: "
+      "delete it or name another folder"
     )
-  log.info("reusing the embedded corpus in %s: it was drawn from the same settings", out)
-  return out
+  return next(
+    (out / name for name, digest in digests.items() if _digest(out / name) != digest), None
+  )
+
+
+def _digest(path: pathlib.Path) -> str:
+  """Returns a digest of a file's content, "" if there is no such file."""
+  return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
 
 
 def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
-  runs = list(_corpus_runs(knobs, part))
+  tasks = list(_corpus_tasks(knobs, part))
   work = functools.partial(records.draw_rollouts, knobs=knobs)
   (part / "annotations").mkdir()
   texts: list[str] = []
   for groups, drawn in zip(
-    ProgressBar("draw", len(runs), iterable=runs), pool.imap(work, runs), strict=True
+    ProgressBar("draw", len(tasks), iterable=tasks), pool.imap(work, tasks), strict=True
   ):
     _append(part / "annotations" / f"{SOURCES[groups.source].name}.jsonl", drawn.records)
     _append(part / "truth.jsonl", drawn.truth)
@@ -102,7 +120,7 @@ def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
 
 def _draw_benchmark(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
   (part / "benchmark").mkdir()
-  for items in pool.imap(records.draw_benchmark, _benchmark_runs(knobs, part)):
+  for items in pool.imap(records.draw_benchmark, _benchmark_tasks(knobs, part)):
     _append(part / "benchmark" / "test.jsonl", items)
 
 
@@ -111,16 +129,16 @@ def _append(path: pathlib.Path, data: bytes) -> None:
     file.write(data)
 
 
-def _corpus_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+def _corpus_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
   counts = zip(SOURCES, _shares(knobs.rollouts), _shares(knobs.images), strict=True)
   for source, (about, rollouts, images) in enumerate(counts):
     size = knobs.rollouts_a_group
     n_groups = -(-rollouts // size)
-    for first in range(0, n_groups, _GROUPS_A_RUN):
+    for first in range(0, n_groups, _GROUPS_PER_TASK):
       yield Groups(
         source=source,
         first=first,
-        rollouts=min(rollouts - first * size, _GROUPS_A_RUN * size),
+        rollouts=min(rollouts - first * size, _GROUPS_PER_TASK * size),
         rollouts_a_group=size,
         scenes=max(1, images // about.pictures),
         root=part / "images",
@@ -130,7 +148,7 @@ def _corpus_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       )
 
 
-def _benchmark_runs(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+def _benchmark_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
   for source, about in enumerate(SOURCES):
     first = knobs.benchmark_items * source // len(SOURCES)
     items = knobs.benchmark_items * (source + 1) // len(SOURCES) - first

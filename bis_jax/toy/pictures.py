@@ -1,13 +1,13 @@
-"""Draws the pictures of the embedded corpus: panels of tiles, each tile with 1 to 6 stripes.
+"""Draws the pictures of the toy corpus: panels of tiles, each tile with 1 to 6 stripes.
 
-A picture is 112 x 112 px: 4 x 4 tiles of 28 px. A tile is what a vision tower with 14 px patches
-and 2 x 2 merging turns into one token, and a picture is one attention window of 8 x 8 patches.
+A picture is 112 x 112 px: 4 x 4 tiles of 28 px. A vision tower with 14 px patches and 2 x 2 merging
+turns a tile into one token, and a picture is one attention window of 8 x 8 patches.
 
-A model that starts from nothing learns such pictures in minutes because their pixels, once
-normalised, are nearly uncorrelated: square waves of different frequencies are close to orthogonal,
-half of a tile is ink, and the paper has the mean colour that the normalisation takes away. (Digits
-or thin shapes on white paper differ in a few per cent of what the first layer sees, and a small
-model does not tell them apart within an hour.)
+A randomly initialized model learns such pictures in minutes because their normalized pixels are
+nearly uncorrelated: square waves of different frequencies are close to orthogonal, half of a tile is
+ink, and the background has the mean colour that the normalization subtracts. (Digits or thin shapes
+on white differ in a few per cent of the first layer's input, and a small model does not learn to
+distinguish them within an hour.)
 """
 
 import functools
@@ -19,9 +19,9 @@ from PIL import Image
 
 TILE = 28  # px
 SIDE = 4  # tiles
-MOST_STRIPES = 6  # of a tile
+MOST_STRIPES = 6  # in a tile
 PAPER = (123, 117, 104)  # the mean colour of CLIP's normalisation, which Qwen2.5-VL uses
-INKS = {  # bright ones, so that stripes stand out in any
+INKS = {  # bright, so that stripes are visible in all
   "white": (255, 255, 255),
   "red": (255, 90, 90),
   "green": (90, 255, 90),
@@ -33,7 +33,7 @@ INKS = {  # bright ones, so that stripes stand out in any
 
 
 class Panel(NamedTuple):
-  """A block of tiles: what steps call it, stripes a tile, ink, and where it is, in tiles."""
+  """A block of tiles: its name in steps, stripes per tile, ink, position and size in tiles."""
 
   name: str
   stripes: int
@@ -45,7 +45,7 @@ class Panel(NamedTuple):
 
 
 def draw_picture(panels: tuple[Panel, ...]) -> bytes:
-  """Returns the PNG bytes of a 112 x 112 RGB picture of `panels` on bare paper."""
+  """Returns the PNG bytes of a 112 x 112 RGB picture of `panels` on the background."""
   picture = Image.new("RGB", (SIDE * TILE, SIDE * TILE), PAPER)
   for panel in panels:
     tile = _tile(panel.stripes, panel.ink)
@@ -59,7 +59,7 @@ def draw_picture(panels: tuple[Panel, ...]) -> bytes:
 
 @functools.cache
 def _tile(stripes: int, ink: str) -> Image.Image:
-  """Returns a tile with upright stripes, as wide as the black between them."""
+  """Returns a tile with vertical stripes, as wide as the black between them."""
   inked = np.arange(TILE) * 2 * stripes // TILE % 2 == 0
   tile = np.broadcast_to(np.where(inked[:, None], INKS[ink], 0), (TILE, TILE, 3))
   return Image.fromarray(tile.astype(np.uint8))

@@ -1,6 +1,6 @@
-"""The policy that writes the embedded corpus's solutions, and the continuations that score them.
+"""The policy that writes the toy corpus's solutions, and the continuations that score them.
 
-A solution is a course through fixed slots. With K things to look at:
+A solution goes through fixed slots. With K things to look at:
 
     slot 0        a preface that claims nothing                              (sometimes)
     slot 2u + 1   look at thing u = 0 .. K-1, note its value, add it up
@@ -8,10 +8,10 @@ A solution is a course through fixed slots. With K things to look at:
     slot 2K + 1   the final answer
 
 The state after a slot is the notes so far, so a continuation is the same policy run on through the
-slots that are left. A wrong note stays wrong until its thing is looked at again: this is how a
-wrong state recovers.
+remaining slots. A wrong note stays wrong until its thing is looked at again; that is how a wrong
+state recovers.
 
-Array dims: N rollouts, K things (the most of any rollout), V values a thing can have, S slots
+Array dims: N rollouts, K things (the maximum of any rollout), V values of a thing, S slots
 (2K + 2), M runs side by side (1 when writing, the number of continuations when scoring).
 """
 
@@ -24,13 +24,13 @@ NOTHING, PREFACE, LOOK, AGAIN, FINAL = 0, 1, 2, 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Habits:
-  """How a policy works; every number is a probability.
+  """How a policy behaves; every number is a probability.
 
-  slip: a look notes a wrong value, one that nothing in the picture has.
-  mix_up: a slip takes the value of a thing that was not looked at yet instead, if there is one.
+  slip: a look notes a wrong value that nothing in the picture has.
+  mix_up: a slip notes the value of a thing not looked at yet instead, if there is one.
   again: after a look, one of the things noted so far is looked at again.
-  lapse: a continuation's answer is lost (it does not end, or in a form that no one can read).
-  preface: the solution starts by saying what it will do.
+  lapse: a continuation's answer is lost (it does not end, or cannot be parsed).
+  preface: the solution starts by announcing what it will do.
   """
 
   slip: float
@@ -38,6 +38,11 @@ class Habits:
   again: float = 0.0
   lapse: float = 0.0
   preface: float = 0.1
+
+  def scaled(self, **factors: float) -> "Habits":
+    """Returns the habits with some probabilities multiplied, at most 1."""
+    scaled = {name: min(1.0, getattr(self, name) * by) for name, by in factors.items()}
+    return dataclasses.replace(self, **scaled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Problems:
   truth: int[N, K], the value (0 .. V-1) of each thing, 0 beyond `things`.
   things: int[N], how many things are looked at.
   start, worth: int[N], int[N, V]: the answer is start + the sum of worth[truth].
-  absent: bool[N, V], values that nothing has; at least one a problem.
+  absent: bool[N, V], values that nothing has; at least one per problem.
   """
 
   truth: np.ndarray
@@ -66,7 +71,7 @@ class Solutions:
   """N solutions, slot by slot; all arrays start [N, S].
 
   event: what happens in the slot (NOTHING: there is no such step).
-  thing, value: which thing is looked at, and the value that is noted.
+  thing, value: the thing that is looked at and the value that is noted.
   total: start + the worth of the notes so far.
   right: the note and the total are right.
   notes: int8[N, S, K], the notes after the slot.
@@ -104,7 +109,7 @@ def count_successes(
 ) -> np.ndarray:
   """Returns int[N, S]: how many of `n_mc` continuations after each slot reach the right answer.
 
-  Slots without a step get 0. After the final answer nothing is left to run: all or none.
+  Slots without a step get 0. After the final answer either all succeed or none.
   """
   n, slots = solutions.event.shape
   counts = np.zeros((n, slots), np.int64)

@@ -1,9 +1,9 @@
-"""The questions of the embedded corpus: what is in the picture, what is asked, how steps read.
+"""The questions of the toy corpus: scenes, questions and the wording of steps.
 
-A tile scores the number of its stripes, and a question adds up one tile of each panel; a step notes
-the score of one panel. The panels of a scene have different scores, and a wrong note is one of the
-scores that are left (or, in the harder sources, that of another panel): right and wrong notes are
-alike in text, so that only the picture tells them apart.
+The score of a tile is its number of stripes, and a question adds up one tile of each panel; a step
+notes the score of one panel. The panels of a scene have different scores, and a wrong note is one of
+the remaining scores (or, in the harder sources, that of another panel). So the text of right and
+wrong notes is alike, and only the picture distinguishes them.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ Scene = tuple[tuple[Panel, ...], ...]
 class Source:
   """One annotation file.
 
-  benchmark: the data_source under which the benchmark has this kind of question.
-  share: of the corpus's rollouts; the shares of all sources sum to 1.
-  scene: draws what is in the pictures.
-  question: what is asked, with {start} where something is taken away.
-  pictures: how many pictures a scene has.
-  sign: 1 where scores are added, -1 where they are taken away.
+  benchmark: the data_source of such questions in the benchmark.
+  share: fraction of the corpus's rollouts; all shares sum to 1.
+  scene: draws the panels of the pictures.
+  question: its text, with {start} if scores are subtracted.
+  pictures: number of pictures in a scene.
+  sign: 1 if scores are added, -1 if they are subtracted.
   result: how a step ends, with {total}.
   """
 
@@ -46,7 +46,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question about one scene: the parts that the policy and the text need.
+  """One question about one scene.
 
   panels: all panels of the scene, in the order in which solutions look at them.
   start, sign: the answer is start + sign * the sum of the panels' scores.
@@ -59,7 +59,7 @@ class Question:
 
   @property
   def answer(self) -> int:
-    """The true one."""
+    """The correct answer."""
     return self.start + self.sign * sum(panel.stripes for panel in self.panels)
 
 
@@ -67,14 +67,14 @@ def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
   """Returns the source's question about a scene, its panels in random order."""
   panels = [panel for picture in scene for panel in picture]
   rng.shuffle(panels)
-  # Nothing less than 0 is left, whatever is noted.
+  # The result is never negative, whatever is noted.
   start = MOST_STRIPES * len(panels) + rng.randrange(10) if source.sign < 0 else 0
   text = f"A tile scores its stripes. {source.question.format(start=start)}"
   return Question(text, tuple(panels), start, source.sign)
 
 
 def fact(panel: Panel, score: int) -> str:
-  """Returns a sentence, without its end, that notes a score of 1 to 6 for a panel."""
+  """Returns a sentence, without its full stop, that notes a score of 1 to 6 for a panel."""
   return f"The {panel.name} scores {SCORES[score - 1]}"
 
 
@@ -98,7 +98,7 @@ _COLUMNS: Layout = tuple((f"{nth} column", 0, i, SIDE, 1) for i, nth in enumerat
 
 
 def _laid_out(layout: Layout, rng: random.Random, pictures: int = 1) -> Scene:
-  """Returns a scene of white panels; where there are several pictures, names say of which."""
+  """Returns a scene of white panels; names say of which picture if there are several."""
   scores = iter(_draw_scores(rng, pictures * len(layout)))
   of = [f" of picture {number + 1}" if pictures > 1 else "" for number in range(pictures)]
   return tuple(

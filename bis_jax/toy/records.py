@@ -1,7 +1,7 @@
-"""Pictures, rollouts and benchmark items of the embedded corpus, a run of question groups at a time.
+"""Pictures, rollouts and benchmark items of the toy corpus, some question groups at a time.
 
-Whatever is random in a group comes from (seed, source, group), or from (seed, source, first group
-of the job), so that neither the number of processes nor their order changes what is drawn.
+Random numbers depend on (seed, source, group) or (seed, source, first group of the task) alone, so
+neither the number of processes nor their order changes what is drawn.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-
 
 _LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
 _LEAST |= {"rollouts_a_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
-_TEXT_RECORDS = 400  # of each call: enough for every word
+_TEXT_RECORDS = 400  # per call, for the tokenizer: enough for every word
 _CAPTION_QUESTION = "What is to be seen?"
 _INSTRUCTION = (
   "Your task is to answer the question below. Give step by step reasoning before you answer, and "
@@ -31,18 +31,18 @@ _INSTRUCTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-  """What a corpus is drawn from.
+  """The settings of a corpus.
 
   rollouts: count over all sources, >= 60.
-  images: count at most, >= 20; with fewer than question groups, some groups share images.
+  images: maximum count, >= 20; if there are more question groups, some share images.
   seed: an integer >= 0.
-  benchmark_items: count, >= 18 (one a source and policy).
-  n_mc: continuations a step, >= 1.
-  rollouts_a_group: of one question about one scene, >= 1.
+  benchmark_items: count, >= 18 (one per source and policy).
+  n_mc: continuations per step, >= 1.
+  rollouts_a_group: rollouts per question about a scene, >= 1.
   slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
     and of continuations whose answer is lost.
-  continuation_slip: another factor (>= 0) on the wrong notes of continuations: how much less able
-    than the writer of the solutions the policy is that goes on from their steps.
+  continuation_slip: a further factor (>= 0) on the wrong notes of continuations, for a policy
+    weaker than the one that wrote the solutions.
   stop_at_zero: steps after one with MC score 0 get no continuations and stay unmeasured.
 
   Which solutions are written depends on neither n_mc, lapse, continuation_slip nor stop_at_zero.
@@ -71,14 +71,14 @@ class Knobs:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """Some question groups of one source, consecutive ones.
+  """Consecutive question groups of one source.
 
   source: index into SOURCES.
-  first, rollouts, rollouts_a_group: the first group, and how many rollouts from there on.
-  scenes: how many scenes the source has; group g is about scene g % scenes.
-  root: the folder under which pictures are written, by the path in the records less `prefix`.
-  prefix, folder: what comes before a picture's number in the records.
-  seed: text that is all that the drawing depends on.
+  first, rollouts, rollouts_a_group: the first group, and the number of rollouts from it on.
+  scenes: number of scenes of the source; group g is about scene g % scenes.
+  root: the folder for pictures; their path in it is that of the records without `prefix`.
+  prefix, folder: the start of a picture's path in the records.
+  seed: RNG seed string; the output is a function of it alone.
   """
 
   source: int
@@ -114,13 +114,8 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
   asked, captions = _draw_and_ask(groups)
   owners = np.arange(groups.rollouts) // groups.rollouts_a_group
   problems = _problems([asked[i] for i in owners])
-  writer = dataclasses.replace(
-    source.habits,
-    slip=min(1.0, source.habits.slip * knobs.slip),
-    again=min(1.0, source.habits.again * knobs.recovery),
-    lapse=min(1.0, source.habits.lapse * knobs.lapse),
-  )
-  continuer = dataclasses.replace(writer, slip=min(1.0, writer.slip * knobs.continuation_slip))
+  writer = source.habits.scaled(slip=knobs.slip, again=knobs.recovery, lapse=knobs.lapse)
+  continuer = writer.scaled(slip=knobs.continuation_slip)
   rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
   solutions = policies.solve(rng, problems, writer)
   counts = policies.count_successes(rng, problems, solutions, continuer, knobs.n_mc)
@@ -132,7 +127,7 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
     line = groups.first * groups.rollouts_a_group + row
     records.append(
       {
-        "id": line,  # two rollouts may read alike; a line stands once
+        "id": line,  # two rollouts may have the same text; a line must not repeat
         "image": about.images if len(about.images) > 1 else about.images[0],
         "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
         "answer": str(about.question.answer),
@@ -179,7 +174,7 @@ def draw_benchmark(groups: Groups) -> bytes:
 
 
 def _scored(steps: list[str], successes: list[int], knobs: Knobs) -> list[dict]:
-  """Returns the steps with how many of their continuations reached the right answer."""
+  """Returns the steps with the number of continuations that reached the right answer."""
   first_zero = successes.index(0) if knobs.stop_at_zero and 0 in successes else len(steps)
   n_mc = knobs.n_mc
   scored = [
@@ -195,7 +190,7 @@ def _json_lines(records: list[dict]) -> bytes:
 
 
 def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
-  """Returns what each group is about, and the captions of the pictures drawn here."""
+  """Returns the question and images of each group, and the captions of the pictures drawn."""
   source = SOURCES[groups.source]
   n_groups = -(-groups.rollouts // groups.rollouts_a_group)
   asked, captions = [], []
@@ -218,7 +213,7 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
 
 
 def _problems(asked: list[_Asked]) -> Problems:
-  """Returns what the policy has to know, padded to the most panels of any question."""
+  """Returns what the policy needs, padded to the maximum number of panels."""
   questions = [a.question for a in asked]
   things = np.array([len(question.panels) for question in questions])
   truth = np.zeros((len(asked), things.max()), np.int8)

@@ -1,4 +1,4 @@
-"""The embedded corpus's tokenizer: byte-level BPE, trained on the corpus's own text."""
+"""The toy corpus's tokenizer: byte-level BPE, trained on the corpus's own text."""
 
 import itertools
 import json
@@ -24,10 +24,10 @@ SPECIAL_TOKENS = (
   "<|image_pad|>",
   "<|video_pad|>",
 )
-VOCABULARY_SIZE = 1024  # at most; the text holds too few words to reach it
+VOCABULARY_SIZE = 1024  # upper limit; the text has too few words to reach it
 
-# A word or one digit, with the blank before it; then marks, line ends and blanks. (Qwen2.5's own
-# pattern keeps blanks apart from digits, which would cost a token a number.)
+# A word or one digit, with the blank before it; then punctuation, line ends and blanks. (Qwen2.5's
+# own pattern separates blanks from digits, which would cost one more token per number.)
 _PATTERN = r" ?\p{L}+| ?\p{N}|[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
 _CHAT_TEMPLATE = (
   "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -52,7 +52,7 @@ _CONFIG = {
   "split_special_tokens": False,
   "errors": "replace",
 }
-# Words that the prompt puts around questions and steps, so that they are short, too.
+# Words that the prompt puts around questions and steps, so that they are few tokens, too.
 _PROMPT_TEXT = (
   "system\nYou are a helpful assistant.",
   "user\n",
@@ -67,9 +67,9 @@ _PROMPT_TEXT = (
 def train_tokenizer(texts: Iterable[str], folder: pathlib.Path) -> None:
   """Writes `folder`/tokenizer.json and tokenizer_config.json, for AutoTokenizer to load.
 
-  It depends on the words of the texts and not on how often they come, so corpora that differ in
-  their solutions alone have the same one. Any text can be encoded: what the training text lacks
-  falls back to bytes. Special tokens come last, as in Qwen2.5-VL.
+  It depends on the words of the texts and not on their frequency, so corpora that differ only in
+  their solutions have the same one. Unknown text falls back to bytes. Special tokens come last, as
+  in Qwen2.5-VL.
   """
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,6 +1,8 @@
-"""The embedded corpus: layouts, determinism, truth that pictures bear out, measured MC scores."""
+"""The toy corpus: layouts, determinism, truth that pictures bear out, measured MC scores."""
 
+import concurrent.futures
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -177,6 +179,57 @@ def test_same_settings_draw_the_same_bytes_whatever_the_workers(corpus, tmp_path
       assert (again / path.relative_to(corpus)).read_bytes() == path.read_bytes(), path
 
 
+def test_the_bytes_are_those_of_this_version(tmp_path):
+  """Change VERSION with what is drawn: users' cached corpora and backbones depend on it."""
+  knobs = dict(rollouts=240, images=60, benchmark_items=24, seed=3, slip=1.5, recovery=2.0)
+  drawn = drawing.draw(
+    tmp_path / "drawn", workers=1, **knobs, stop_at_zero=True, rollouts_a_group=2
+  )
+  state = hashlib.sha256()
+  for path in sorted(drawn.rglob("*")):
+    if path.suffix == ".jsonl":
+      state.update(path.read_bytes())
+    elif path.suffix == ".png":  # pixels: the bytes depend on Pillow's zlib
+      state.update(np.asarray(Image.open(path)).tobytes())
+    elif path.name == "tokenizer.json":
+      state.update(repr(sorted(json.loads(path.read_text())["model"]["vocab"].items())).encode())
+  assert (drawing.VERSION, state.hexdigest()[:16]) == (1, "33312e8d717ea86b")
+
+
+@pytest.mark.parametrize("damage", ["cut", "deleted", "flipped"])
+def test_a_damaged_corpus_is_drawn_again(tmp_path, caplog, damage):
+  drawn = drawing.draw(tmp_path / "drawn", **TINY)
+  file = drawn / "annotations/bars_sum.jsonl"
+  whole = file.read_bytes()
+  if damage == "deleted":
+    file.unlink()
+  else:
+    file.write_bytes(whole[:5000] if damage == "cut" else whole.replace(b"three", b"eight", 1))
+  drawing.draw(drawn, **TINY)
+  assert file.read_bytes() == whole
+  assert f"{file} is damaged: drawing the toy corpus again" in caplog.text
+  assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+
+
+def test_several_starts_on_an_empty_cache_leave_one_corpus(tmp_path):
+  alone = drawing.draw(tmp_path / "alone", **TINY)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    starts = [pool.submit(drawing.draw, tmp_path / "shared", **TINY) for _ in range(3)]
+  assert {start.result() for start in starts} == {tmp_path / "shared"}
+  for path in alone.rglob("*"):
+    if path.is_file():
+      assert (tmp_path / "shared" / path.relative_to(alone)).read_bytes() == path.read_bytes()
+  assert {path.name for path in tmp_path.iterdir()} == {"alone", "shared"}
+
+
+def test_a_corpus_of_an_earlier_version_is_reused_without_digests(tmp_path):
+  drawn = drawing.draw(tmp_path / "drawn", **TINY)
+  identity = json.loads((drawn / "digest.json").read_text())
+  del identity["files"]
+  (drawn / "digest.json").write_text(json.dumps(identity))
+  assert drawing.draw(drawn, **TINY) == drawn
+
+
 def test_another_seed_draws_another_corpus(corpus, tmp_path):
   other = drawing.draw(tmp_path / "other", **{**SMALL, "seed": 1})
   file = "annotations/bars_sum.jsonl"
@@ -186,7 +239,7 @@ def test_another_seed_draws_another_corpus(corpus, tmp_path):
 def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
   before = (corpus / "truth.jsonl").stat().st_mtime_ns
   assert drawing.draw(corpus, **SMALL) == corpus
-  with pytest.raises(FileExistsError, match="delete it or give another folder"):
+  with pytest.raises(FileExistsError, match="delete it or name another folder"):
     drawing.draw(corpus, **{**SMALL, "seed": 1})
   assert (corpus / "truth.jsonl").stat().st_mtime_ns == before
 
