@@ -9,14 +9,19 @@ Over several devices they need the mesh of the computation in context; see `shar
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.gpu.attention import mha
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from bis_jax.parallel.sharding import split_attention
+
+with warnings.catch_warnings():
+  # Deprecated since JAX 0.12 in favour of tokamax, whose attention takes no segment ids (0.0.12).
+  warnings.simplefilter("ignore", DeprecationWarning)
+  from jax.experimental.pallas.ops.gpu.attention import mha
 
 # Of splash attention's output and row sums, which `layers.rematerialized` saves if it saves products.
 CHECKPOINT_NAME = "splash_attention"

@@ -1,0 +1,20 @@
+"""Imports the modules in the rooms of bis_jax, then runs `bis_jax.main` with the arguments given.
+
+Deprecations that bis_jax's own lines cause are errors; those inside libraries are not. `python -W`
+cannot say so: it takes no pattern for the module.
+"""
+
+import importlib
+import pkgutil
+import runpy
+import warnings
+
+import bis_jax
+
+if __name__ == "__main__":  # worker processes import this file again
+  for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+    warnings.filterwarnings("error", category=category, module=r"bis_jax\b|configs\b|__main__")
+  for module in pkgutil.walk_packages(bis_jax.__path__, "bis_jax."):
+    if module.name.count(".") > 1 and module.name != "bis_jax.scoring.server":  # needs an extra
+      importlib.import_module(module.name)
+  runpy.run_module("bis_jax.main", run_name="__main__", alter_sys=True)
