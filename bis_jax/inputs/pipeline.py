@@ -10,7 +10,7 @@ any number of processes and workers.
 What a batch holds is said in `rows`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -259,58 +259,44 @@ def batches(
   return BatchIterator(source, workers=workers, prefetch=prefetch)
 
 
-class BatchIterator(grain.DatasetIterator):
-  """Iterates over batches; its state is the number of the next global batch.
+class BatchIterator(Iterator[Batch]):
+  """Iterates over batches; its only state is the number of the next global batch.
 
-  The state is the same on every process and for any number of processes and workers, so a
+  That number is the same on every process and for any number of processes and workers, so a
   checkpoint of one process resumes them all.
   """
 
   def __init__(self, source: BatchSource, *, workers: int, prefetch: int):
-    super().__init__()
-    self._source = source
-    self._workers = workers
-    self._prefetch = prefetch
-    self._next_batch = 0
-    self._inner: grain.DatasetIterator | None = None
+    self.next_batch = 0
+    self._source, self._workers, self._prefetch = source, workers, prefetch
+    self._reader: grain.DatasetIterator | None = None
 
   def __len__(self) -> int:
     """Returns the number of batches of the whole run."""
     return len(self._source)
 
   def __next__(self) -> Batch:
-    batch = next(self._reader())
-    self._next_batch += 1
+    if self._reader is None:
+      self._reader = iter(self._dataset())
+    batch = next(self._reader)
+    self.next_batch += 1
     return batch
 
-  def get_state(self) -> dict[str, int]:
-    """Returns {"next_batch": n}."""
-    return {"next_batch": self._next_batch}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Goes to the batch that `get_state` named; raises IndexError past the run's end."""
-    if not 0 <= state["next_batch"] <= len(self):
-      raise IndexError(f"batch {state['next_batch']} of a run of {len(self)} batches")
+  def seek(self, next_batch: int) -> None:
+    """Continues at this global batch; raises IndexError past the run's end."""
+    if not 0 <= next_batch <= len(self):
+      raise IndexError(f"batch {next_batch} of a run of {len(self)} batches")
     self.close()
-    self._next_batch = int(state["next_batch"])
-
-  def start_prefetch(self) -> None:
-    """Starts reading ahead, so that the first batch is ready when it is asked for."""
-    self._reader().start_prefetch()
+    self.next_batch = next_batch
 
   def close(self) -> None:
-    """Stops reading ahead; the next batch asked for starts it again."""
-    if self._inner is not None:
-      self._inner.close()
-      self._inner = None
-
-  def _reader(self) -> grain.DatasetIterator:
-    if self._inner is None:
-      self._inner = iter(self._dataset())
-    return self._inner
+    """Stops reading ahead; the next call of `next` starts it again."""
+    if self._reader is not None:
+      self._reader.close()
+      self._reader = None
 
   def _dataset(self) -> grain.IterDataset:
-    dataset = grain.MapDataset.source(self._source)[self._next_batch :]
+    dataset = grain.MapDataset.source(self._source)[self.next_batch :]
     if not self._workers:
       ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)
       return dataset.to_iter_dataset(ahead)

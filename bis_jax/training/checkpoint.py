@@ -1,16 +1,20 @@
-"""Orbax checkpoints: parameters, optimiser state and the position in the data.
+"""Orbax checkpoints.
 
-`WORKDIR/checkpoints/STEP/` holds what training changes, `WORKDIR/frozen/` the frozen parameters,
-once. The data position is the input pipeline's own state, the number of the next global batch: the
-row plan is a function of the config alone, so that number is all an exact resume needs, on any
-number of processes.
+`WORKDIR/checkpoints/STEP/` holds the training state, `WORKDIR/frozen/` the frozen parameters, once.
+The position in the data needs no storage of its own: batch n is a function of the config and n, and
+a run that has done n steps resumes at batch n, on any number of processes.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+
+from bis_jax.models.param_tree import Params
+
+T = TypeVar("T")
+Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def manager(workdir: epath.Path, *, every: int, keep: int) -> ocp.CheckpointManager:
@@ -20,67 +24,61 @@ def manager(workdir: epath.Path, *, every: int, keep: int) -> ocp.CheckpointMana
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
-  """Saves the state after `step` steps; it is written while training goes on."""
+  """Saves the state after `step` steps; it is written while training continues."""
   if step != checkpoints.latest_step():
-    position = ocp.args.JsonSave({"next_batch": step})
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=position)
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     checkpoints.save(step, args=args, force=True)
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, int]] | None:
-  """Returns the newest saved state and data position, or None where nothing is saved.
+def restore(checkpoints: ocp.CheckpointManager, shapes: T) -> T | None:
+  """Returns the latest saved state, or None if there is none.
 
   Args:
     checkpoints: the run's manager.
-    like: a pytree of arrays or shapes with shardings; what is restored arrives in those.
+    shapes: pytree of shapes with shardings; the restored arrays have these shardings.
   """
   step = checkpoints.latest_step()
   if step is None:
     return None
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-  args = ocp.args.Composite(
-    state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
-  )
-  restored = checkpoints.restore(step, args=args)
-  return restored.state, restored.position
+  args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+  return checkpoints.restore(step, args=args).state
 
 
 def restore_params(
-  workdir: epath.Path, trained: dict[str, Any], frozen: dict[str, Any]
-) -> tuple[int, dict[str, jax.Array]] | None:
-  """Returns the newest checkpoint's step and all parameters, without optimiser state; None if none.
+  workdir: epath.Path, trained: Shapes, frozen: Shapes
+) -> tuple[int, Params] | None:
+  """Returns (step, all parameters) of the latest checkpoint, or None if there is none.
+
+  The optimizer state is not read.
 
   Args:
     workdir: the run's.
-    trained, frozen: shapes with shardings, of the parameters that training changes and of the
-      others; what is restored arrives in those.
+    trained, frozen: shapes of the trainable and the frozen parameters, with shardings.
   """
   with ocp.CheckpointManager(workdir / "checkpoints") as checkpoints:
     step = checkpoints.latest_step()
     if step is None:
       return None
-    like = {"params": trained}
+    target = {"params": trained}
     state = ocp.args.PyTreeRestore(
-      like,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+      target,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(target),
       partial_restore=True,
     )
     restored = checkpoints.restore(step, args=ocp.args.Composite(state=state))
   return step, restored.state["params"] | restore_frozen(workdir, frozen)
 
 
-def save_frozen(workdir: epath.Path, frozen: dict[str, jax.Array]) -> None:
+def save_frozen(workdir: epath.Path, frozen: Params) -> None:
   """Saves the frozen parameters if there are any and they are not saved yet."""
   if frozen and not (workdir / "frozen").exists():
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(workdir / "frozen", frozen)
 
 
-def restore_frozen(workdir: epath.Path, like: dict[str, Any]) -> dict[str, jax.Array]:
-  """Returns the frozen parameters in the shardings of `like`; {} where nothing is frozen."""
-  if not like:
+def restore_frozen(workdir: epath.Path, shapes: Shapes) -> Params:
+  """Returns the frozen parameters in the shardings of `shapes`; {} if nothing is frozen."""
+  if not shapes:
     return {}
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(
-      workdir / "frozen", jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    )
+    return checkpointer.restore(workdir / "frozen", shapes)

@@ -1,4 +1,4 @@
-"""Training labels of steps: from their MC scores, or the truth where it is known."""
+"""Training labels of steps, from their MC scores or from the truth of the toy corpus."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,21 +14,19 @@ def step_labels(
   unmeasured: str,
   truth: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the target (probability of "correct") and the weight of every step.
+  """Returns (targets, weights) of the steps of a rollout, float32[n] each.
+
+  A target is the probability of "correct", a weight is 1 for labelled steps, else 0.
 
   Args:
     scores: float64[n], MC scores in [0, 1].
-    measured: bool[n], False where no continuation was sampled.
-    labels: `config.labels`; kind "hard" is 1 where MC > tau, "soft" the MC score itself, "banded"
-      1 above `band_high`, 0 at or below `band_low`, and no label between; "truth" is `truth`, and
-      labels unmeasured steps too.
-    tau: the threshold of positive steps.
+    measured: bool[n], False if no continuation was sampled.
+    labels: `config.labels`; kind "hard" is 1 if MC > tau (arXiv 2602.04145, section 3), "soft" the
+      MC score itself, "banded" 1 above `band_high`, 0 at or below `band_low`, and no label between;
+      "truth" is `truth`, for unmeasured steps too.
+    tau: threshold of positive steps.
     unmeasured: "negative" labels unmeasured steps 0, "ignore" gives them weight 0.
-    truth: [n], 1 for a right step, else 0; needed by kind "truth" alone.
-
-  Returns:
-    float32[n] targets in [0, 1] and float32[n] weights, 0 or 1. Source: arXiv 2602.04145,
-    section 3 (hard labels); the other two are common practice for MC-annotated steps.
+    truth: [n], 1 for a correct step, else 0; read by kind "truth" only.
   """
   if labels.kind == "truth":
     return np.asarray(truth, np.float32), np.ones(len(scores), np.float32)

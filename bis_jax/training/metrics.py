@@ -1,88 +1,85 @@
-"""What a run reports as it goes: metrics.jsonl, TensorBoard events, and rates."""
+"""Metrics of a run: metrics.jsonl, TensorBoard events, throughput, MFU and goodput."""
 
+import collections
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from bis_jax.files import write_text
+from bis_jax import files
 from bis_jax.models.model_flops import step_flops
+
+Line = dict[str, float]
 
 
 class MetricWriter:
-  """Writes one JSON object a logged step, and the same numbers as TensorBoard events.
+  """Writes one JSON object per logged step, and the same numbers as TensorBoard events.
 
-  On a resumed run the lines after the restored step are dropped first, so that every step stands
-  in the file once. A remote workdir gets the file anew at every `flush`, as object stores cannot
-  append; TensorBoard events are written to local workdirs only. Where `write` is False (all
-  processes but the first) lines are only remembered.
+  On resume, lines after the restored step are dropped, so that each step is in the file once. Object
+  stores cannot append: a remote workdir gets the whole file at every `flush`, and no events.
 
   Attributes:
-    found: every line that was there before, those after the restored step included.
+    found: every line that earlier starts of the run left, those after the restored step included.
+    history: the lines of the run.
   """
 
   def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
+    """Reads the lines of earlier starts; with `write` False nothing is written."""
     self._path = workdir / "metrics.jsonl"
-    lines = self._path.read_text().splitlines() if self._path.exists() else []
-    self.found = [json.loads(line) for line in lines]
-    self._lines = [line for line in lines if json.loads(line)["step"] <= resume_step]
-    self._written = len(self._lines)
-    self._write = write
-    self._local = "://" not in str(workdir)
+    self.found: list[Line] = []
+    if self._path.exists():
+      self.found = [line for _, line in files.read_jsonl(self._path)]
+    self.history = [line.copy() for line in self.found if line["step"] <= resume_step]
+    self._write, self._local = write, "://" not in str(workdir)
     self._events = None
     if write:
-      write_text(self._path, "".join(line + "\n" for line in self._lines))
-    if write and self._local:
-      self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+      self._write_all()
+      if self._local:
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Adds the line {"step": step, **values}, or the values to the last line if it is this step's."""
-    line = {"step": step} | {k: float(v) for k, v in values.items()}
-    if self._lines and json.loads(self._lines[-1])["step"] == step:
-      line = json.loads(self._lines.pop()) | line
-      if self._write and self._written > len(self._lines):  # it stands in the file already
-        self._written = len(self._lines)
-        write_text(self._path, "".join(line + "\n" for line in self._lines))
-    self._lines.append(json.dumps(line))
+    """Adds the line {"step": step, **values}; values for the step of the last line extend it."""
+    values = {name: float(value) for name, value in values.items()}
+    is_new = not self.history or self.history[-1]["step"] != step
+    if is_new:
+      self.history.append({"step": step})
+    self.history[-1] |= values
     if self._events:
       for name, value in values.items():
-        self._events.add_scalar(name, float(value), step)
-    if self._local:
-      self.flush()
+        self._events.add_scalar(name, value, step)
+      self._events.flush()
+    if not self._write or not self._local:
+      return
+    if is_new:
+      with self._path.open("a") as file:
+        file.write(json.dumps(self.history[-1]) + "\n")
+    else:
+      self._write_all()
 
   def flush(self) -> None:
-    """Brings everything written so far onto disk."""
-    if not self._write:
-      return
-    if self._local:
-      with open(self._path, "a", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in self._lines[self._written :])
-      self._events.flush()
-    else:
-      write_text(self._path, "".join(line + "\n" for line in self._lines))
-    self._written = len(self._lines)
-
-  def history(self) -> list[dict[str, float]]:
-    """Returns every line as a dict, oldest first."""
-    return [json.loads(line) for line in self._lines]
+    """Writes the lines that a remote workdir does not have yet."""
+    if self._write and not self._local:
+      self._write_all()
 
   def close(self) -> None:
-    """Flushes and lets go of the files."""
     self.flush()
     if self._events:
       self._events.close()
 
+  def _write_all(self) -> None:
+    files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))
+
 
 class Rates:
-  """Counts work and waiting between two log lines and returns them as rates.
+  """Work and waiting time between two log lines.
 
   Args:
-    peak_flops: operations a second of all the run's devices together; None: not known, no `mfu`.
+    peak_flops: FLOP/s of all devices of the run; None: unknown, no `mfu`.
     clock: returns seconds.
   """
 
@@ -90,85 +87,76 @@ class Rates:
     self, peak_flops: float | None = None, clock: Callable[[], float] = time.perf_counter
   ):
     self._peak_flops, self._clock = peak_flops, clock
-    self._start_anew()
+    self._reset()
 
-  def _start_anew(self) -> None:
-    self._start, self._spent = self._clock(), {"data": 0.0, "pause": 0.0}
-    self._counts, self._steps = {}, 0
+  def _reset(self) -> None:
+    self._start, self._waited, self._paused = self._clock(), 0.0, 0.0
+    self._counts: collections.Counter[str] = collections.Counter()
 
-  @contextmanager
-  def _spending(self, on: str) -> Iterator[None]:
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside the block as data wait."""
     start = self._clock()
     yield
-    self._spent[on] += self._clock() - start
+    self._waited += self._clock() - start
 
-  def waiting(self) -> AbstractContextManager[None]:
-    """Counts the time inside the block as time waiting for data."""
-    return self._spending("data")
-
-  def paused(self) -> AbstractContextManager[None]:
-    """Leaves the time inside the block out of all rates: compiling, saving, evaluating."""
-    return self._spending("pause")
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Excludes the time inside the block from all rates: compilation, checkpoints, evaluation."""
+    start = self._clock()
+    yield
+    self._paused += self._clock() - start
 
   def count(self, **amounts: float) -> None:
-    """Adds the amounts of one step."""
-    self._steps += 1
-    for name, amount in amounts.items():
-      self._counts[name] = self._counts.get(name, 0) + amount
+    """Adds the amounts of one step; see `batch_counts`."""
+    self._counts.update(amounts, steps=1)
 
   def take(self) -> dict[str, float]:
-    """Returns the rates since the last call, and starts anew.
+    """Returns the rates since the last call and starts over.
 
-    Keys: step_seconds and data_wait_seconds (both a step); data_wait, the share of the time spent
-    waiting for data; tokens, rollouts and model operations a second; mfu, the latter as a share of
-    the peak; the unused share of token and patch slots; productive_seconds, spent in all the steps,
-    without waiting and pauses.
+    Keys: step_seconds and data_wait_seconds, per step; data_wait, the share of the time spent
+    waiting for data; tokens, rollouts and model FLOPs per second; mfu; the unused share of token and
+    patch slots; productive_seconds, the time in steps without data wait and pauses.
     """
-    seconds = self._clock() - self._start - self._spent["pause"]
-    waited, counts = self._spent["data"], self._counts
+    seconds, counts = self._clock() - self._start - self._paused, self._counts
     rates = {
-      "step_seconds": seconds / self._steps,
-      "data_wait_seconds": waited / self._steps,
-      "data_wait": waited / seconds,
+      "step_seconds": seconds / counts["steps"],
+      "data_wait_seconds": self._waited / counts["steps"],
+      "data_wait": self._waited / seconds,
       "tokens_per_second": counts["tokens"] / seconds,
       "rollouts_per_second": counts["rollouts"] / seconds,
       "model_flops_per_second": counts["flops"] / seconds,
       "token_padding": 1 - counts["tokens"] / counts["token_slots"],
       "patch_padding": 1 - counts["patches"] / counts["patch_slots"],
-      "productive_seconds": seconds - waited,
+      "productive_seconds": seconds - self._waited,
     }
     if self._peak_flops:
       rates["mfu"] = rates["model_flops_per_second"] / self._peak_flops
-    self._start_anew()
+    self._reset()
     return rates
 
 
 class Goodput:
-  """The share of a run's time, since it was first started, spent in steps whose result was kept.
+  """Goodput = productive step time / wall time since the run was first launched.
 
-  Time to start and to compile, to read data, to save and evaluate is no step's; neither are steps
-  after the last checkpoint of a run that died, nor the time until it was started again. Log lines
-  carry what is needed to go on: `run_started`, in seconds since 1970, and `productive_seconds`.
+  Start-up, compilation, data wait, checkpointing, evaluation and steps lost to a crash are not
+  productive. Log lines carry what a resumed run needs: `run_started`, in seconds since 1970, and
+  `productive_seconds`.
 
   Args:
-    lines: every log line that earlier starts of the run left, oldest first.
-    resume_step: the step from which this start goes on; what later lines say is lost.
+    lines: every log line that earlier starts of the run left.
+    resume_step: the step to resume from; the work of later lines is lost.
     clock: returns seconds since 1970.
   """
 
-  def __init__(
-    self,
-    lines: list[dict[str, float]],
-    resume_step: int,
-    clock: Callable[[], float] = time.time,
-  ):
-    kept = [line for line in lines if line["step"] <= resume_step]
+  def __init__(self, lines: list[Line], resume_step: int, clock: Callable[[], float] = time.time):
+    kept = [line["productive_seconds"] for line in lines if line["step"] <= resume_step]
     self._clock = clock
     self._started = lines[0]["run_started"] if lines else clock()
-    self._productive = kept[-1]["productive_seconds"] if kept else 0.0
+    self._productive = kept[-1] if kept else 0.0
 
   def add(self, productive_seconds: float) -> dict[str, float]:
-    """Returns {goodput, productive_seconds, run_started}, with seconds more spent in kept steps."""
+    """Returns {goodput, productive_seconds, run_started} after this many more seconds."""
     self._productive += productive_seconds
     return {
       "goodput": self._productive / (self._clock() - self._started),
@@ -180,14 +168,13 @@ class Goodput:
 def batch_counts(
   batch: dict[str, np.ndarray], model_config: Any, trained: set[str], shares: int = 1
 ) -> dict[str, float]:
-  """Returns how much work a global batch holds, for `Rates.count`.
+  """Returns the work in a global batch, for `Rates.count`.
 
   Args:
     batch: this process's share, arrays [..., T] and [..., P].
     model_config: the backbone's.
     trained: stages with trained kernels; see `model_flops.step_flops`.
-    shares: of the global batch, of which this one stands for all: rows are packed about equally
-      full.
+    shares: number of such shares in the global batch, all taken to be equally full.
   """
   index = batch["example_index"]
   flops = step_flops(
@@ -204,6 +191,6 @@ def batch_counts(
 
 
 def _lengths(segment_BT: np.ndarray) -> np.ndarray:
-  """Returns how many tokens every segment of every row has: [[1, 1, 2, 0]] -> [2, 1]."""
+  """Returns the length of each segment of each row: [[1, 1, 2, 0]] -> [2, 1]."""
   rows, segments = np.nonzero(segment_BT)[0], segment_BT[segment_BT > 0]
   return np.unique(np.stack([rows, segments]), axis=1, return_counts=True)[1]

@@ -1,6 +1,4 @@
-"""AdamW with warm-up and cosine decay over a flat dict of parameters."""
-
-import re
+"""AdamW with warm-up and cosine decay on a flat dict of parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +9,12 @@ from bis_jax.parallel.sharding import first_match
 
 
 def factors(rules: tuple[tuple[str, float], ...], paths: list[str]) -> dict[str, float]:
-  """Returns the learning-rate factor of every parameter path; factor 0 means frozen."""
+  """Returns the learning-rate factor of every parameter; the first matching rule wins, 0 freezes."""
   return {path: float(first_match(rules, path)) for path in paths}
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-  """Returns step -> learning rate: linear warm-up over its share of `steps`, cosine to 0."""
+  """Returns step -> learning rate: linear warm-up, then cosine decay to 0 at `steps`."""
   warmup = max(1, round(optim.warmup * steps))
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
@@ -27,19 +25,18 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def _decays(params: dict[str, jax.Array]) -> dict[str, bool]:
-  """Marks matrices and embeddings; biases and norm scales are not decayed."""
-  return {path: bool(re.search(r"(kernel|embedding)$", path)) for path in params}
+  return {path: path.endswith(("kernel", "embedding")) for path in params}  # no biases, no norms
 
 
 def optimizer(
   optim: ConfigDict, steps: int, factor: dict[str, float]
 ) -> optax.GradientTransformation:
-  """Returns AdamW on `{path: array}` dicts, clipped by global norm.
+  """Returns AdamW with gradients clipped by their global norm.
 
   Args:
     optim: `config.optim`.
     steps: length of the run, for the schedule.
-    factor: learning-rate factor of every trainable path, above 0.
+    factor: learning-rate factor of at least every trainable parameter.
   """
 
   def scale(updates, state, params=None):

@@ -20,16 +20,16 @@ def interruptible():
 def test_the_first_signal_is_a_request(number):
   before = signal.getsignal(number)
   with StopRequest() as stop:
-    assert not stop.anywhere()
+    assert not stop.on_any_process()
     os.kill(os.getpid(), number)
-    assert stop.anywhere()
+    assert stop.on_any_process()
   assert signal.getsignal(number) == before
 
 
 def test_the_second_does_what_it_always_does():
   with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.anywhere()
+    assert stop.on_any_process()
     os.kill(os.getpid(), signal.SIGINT)
     raise AssertionError("not reached")
 

@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_and_killed_has_the_same_points(
       patch.setattr(
         pipeline.BatchIterator,
         "__next__",
-        lambda it: (it.get_state()["next_batch"] == hit_at and hit()) or take(it),
+        lambda it: (it.next_batch == hit_at and hit()) or take(it),
       )
       stages.run(config, str(folder))
 

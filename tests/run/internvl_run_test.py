@@ -87,7 +87,7 @@ def test_a_stopped_run_ends_as_if_never_stopped(config, unbroken, tmp_path, monk
   take = pipeline.BatchIterator.__next__
 
   def hit(self):
-    if self.get_state()["next_batch"] == 2:
+    if self.next_batch == 2:
       os.kill(os.getpid(), signal.SIGTERM)
     return take(self)
 

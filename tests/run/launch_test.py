@@ -39,7 +39,7 @@ at, process, name = os.environ.get("HIT", "-1 - -").split()
 
 class Recorded(BatchIterator):
   def __next__(self):
-    number = self.get_state()["next_batch"]
+    number = self.next_batch
     if (number, mine) == (int(at), process):
       os.kill(os.getpid(), getattr(signal, name))
     batch = super().__next__()

@@ -143,7 +143,7 @@ def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
     take = pipeline.BatchIterator.__next__
 
     def hit(self):
-      if self.get_state()["next_batch"] == 2:
+      if self.next_batch == 2:
         os.kill(os.getpid(), number)
       return take(self)
 
