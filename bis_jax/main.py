@@ -1,14 +1,14 @@
-"""The command: trains and evaluates the step reward model that a config describes.
+"""Trains and evaluates the process reward model that a config describes.
 
   python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
   python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \
       --config.selection.fraction=0.05
 
-Started again with the same config and workdir, it goes on where it was stopped. On many hosts every
-process runs this same command: see `distributed` and the scripts of launch/.
+The same config and workdir resume a stopped run. On several hosts every process runs this same
+command: see `bis_jax.parallel.processes` and the scripts in launch/.
 
-Exit codes: 0 the run is complete; 75 it was told to stop (SIGTERM, Ctrl-C), saved everything and
-goes on with the same command; anything else is an error.
+Exit codes: 0, the run is complete; 75, it received a stop signal (SIGTERM, Ctrl-C), saved everything
+and resumes with the same command; anything else is an error.
 """
 
 import sys
@@ -18,18 +18,25 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from bis_jax.console import log, start_logging
+from bis_jax.errors import UserError
 from bis_jax.parallel import processes
 from bis_jax.parallel.preemption import EXIT_CODE, Preempted
 from bis_jax.run import stages
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: new, empty, or to go on with")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "config file, such as configs/toy_bis10.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "folder of the run: a new or empty one, or a run to resume"
+)
 
 
 def main(argv: list[str]) -> None:
-  """Runs; input that cannot be used ends it with a message, exit code 1 and nothing overwritten."""
+  """Entry point. Invalid input exits with code 1 and a message, before anything is overwritten."""
   if len(argv) > 1:
-    sys.exit(f"main: what is {argv[1]!r}? Every argument is a flag, like --workdir=FOLDER")
+    sys.exit(
+      f"main: unexpected argument {argv[1]!r}; every argument is a flag, such as --workdir=FOLDER"
+    )
   start_logging()
   code = 0
   try:
@@ -40,7 +47,7 @@ def main(argv: list[str]) -> None:
   except Preempted as stopped:  # on every process of the run
     print(f"main: {stopped}", file=sys.stderr)
     code = EXIT_CODE
-  except stages.EXPECTED_ERRORS as error:
+  except (UserError, OSError) as error:
     processes.fail(f"main: {error}")
   except BaseException:
     processes.fail(traceback.format_exc())

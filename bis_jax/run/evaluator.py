@@ -1,6 +1,4 @@
-"""What a run is judged by, as it trains and at its end: its benchmark, and held-out rollouts."""
-
-from collections.abc import Callable
+"""Periodic and final evaluation on the benchmark and on held-out rollouts."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,66 +13,63 @@ from bis_jax.scoring.step_scorer import Scorer
 
 
 class Evaluator:
-  """Scores with whatever parameters it is given; compiles once."""
+  """Scores with the parameters that it is given; compiles once."""
 
   def __init__(
     self,
     config: ConfigDict,
     items: list[BenchmarkItem],
     held_out: HeldOut | None,
-    scorer_of: Callable[[Params], Scorer],
+    scorer: Scorer,
   ):
-    """Holds what is scored.
+    """Takes what is to be scored.
 
     Args:
       config: `config.evaluation`.
       items: the benchmark.
-      held_out: training rollouts to tune a threshold on; None: none.
-      scorer_of: makes a scorer of the run's model; called once.
+      held_out: rollouts to tune a threshold on.
+      scorer: of the run's model; its parameters are not used.
     """
     self.items, self.held_out = items, held_out
-    self._config, self._scorer_of = config, scorer_of
-    self._scorer: Scorer | None = None
+    self._config, self._scorer = config, scorer
     count = min(config.every_items or len(items), len(items))
-    self._some = [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+    self._subset = [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
   def while_training(self, step: int, params: Params) -> dict[str, float]:
-    """Returns the benchmark's measures after a step, such as "tuned_on_test/accuracy".
+    """Returns the benchmark's metrics after a step, such as "tuned_on_test/accuracy".
 
-    They are of `every_items` items, evenly spaced over the benchmark. Those that do not exist for
-    the data are left out.
+    Computed on `every_items` items, evenly spaced over the benchmark; undefined ones are left out.
     """
-    scores = self._score(params, self._some, blank=False)
-    thresholds = step_evaluation.evaluate(self._some, scores, bootstrap_draws=0)["thresholds"]
+    scores = self._score(params, self._subset)
+    thresholds = step_evaluation.evaluate(self._subset, scores, bootstrap_draws=0)["thresholds"]
     overall = thresholds["tuned_on_test"]["overall_source_weighted"]
     log.info("step %d: overall_source_weighted %.4f, tuned on test", step, overall)
     return {
-      f"{name}/{measure}": value
+      f"{name}/{metric}": value
       for name, block in thresholds.items()
-      for measure, value in block.items()
+      for metric, value in block.items()
       if isinstance(value, float)
     }
 
   def score(self, params: Params, *, blank: bool = False) -> list[np.ndarray]:
-    """Returns every benchmark item's step scores; `blank` greys its images out.
+    """Returns the step scores of every benchmark item; `blank` replaces its images by grey ones.
 
     Raises:
       UnscoredStepError: an item is too long.
     """
     return self._score(params, self.items, blank=blank)
 
-  def score_held_out(self, params: Params) -> tuple[list[np.ndarray], list[int]]:
-    """Returns (scores of the held-out rollouts, which of them were short enough to have any)."""
-    scores, refused = self._scorer_with(params).score_each(self.held_out.examples)
-    if refused:
-      log.info("%d of %d held-out rollouts are too long", len(refused), len(scores))
-    return scores, [i for i in range(len(scores)) if i not in refused]
+  def score_held_out(self, params: Params) -> dict[int, np.ndarray]:
+    """Returns the step scores of every held-out rollout that is not too long, by its index."""
+    if self.held_out is None:
+      return {}
+    scores, rejected = self._scorer.with_params(params).score_each(self.held_out.examples)
+    if rejected:
+      log.info("%d of %d held-out rollouts are too long", len(rejected), len(scores))
+    return {i: score for i, score in enumerate(scores) if i not in rejected}
 
-  def _score(self, params: Params, items: list[BenchmarkItem], *, blank: bool) -> list[np.ndarray]:
+  def _score(
+    self, params: Params, items: list[BenchmarkItem], *, blank: bool = False
+  ) -> list[np.ndarray]:
     examples = benchmark_examples(items, self._config.images, blank=blank)
-    return self._scorer_with(params).score(examples)
-
-  def _scorer_with(self, params: Params) -> Scorer:
-    if self._scorer is None:
-      self._scorer = self._scorer_of(params)
-    return self._scorer.with_params(params)
+    return self._scorer.with_params(params).score(examples)

@@ -1,14 +1,14 @@
-"""Held-out rollouts: some that the selection did not keep, so that no training step sees them.
+"""Held-out rollouts: a sample of those that the selection did not keep, so no step trains on them.
 
-Their MC scores label their steps. A threshold can be tuned on them without a look at the benchmark
-(`tuned_on_dev`), and a person can see the model's score of a step beside its MC score. They are no
-random sample of the corpus: what the selection prefers is missing, and a question or image may be
-that of a kept rollout.
+Their MC scores label their steps. A threshold can be tuned on them without using the benchmark
+(`tuned_on_dev`), and their page shows the model's score of a step beside its MC score. They are not
+a random sample of the corpus: what the selection prefers is missing, and a question or image may also
+occur in a selected rollout.
 """
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -23,12 +23,12 @@ from bis_jax.reports import items_page
 from bis_jax.training.examples import RolloutExamples
 from bis_jax.training.labels import step_labels
 
-_HARD = ConfigDict({"kind": "hard"})  # labels, whatever the training's are: 1 where MC > tau
+_HARD = ConfigDict({"kind": "hard"})  # regardless of the labels of training
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusImage:
-  """An image of a prepared corpus, to stand in a `BenchmarkItem`."""
+  """An image of a prepared corpus, in the form that `BenchmarkItem` expects."""
 
   corpus: Corpus
   image_id: int
@@ -39,101 +39,96 @@ class CorpusImage:
 
 
 class HeldOut:
-  """Held-out rollouts of a corpus, as examples to score and as items to look at.
+  """Held-out rollouts of a corpus, as examples to score and as labelled benchmark items.
 
-  Attributes:
-    examples: what a scorer reads.
-    ids: of the rollouts.
-    items: the rollouts in the form of benchmark items, labelled from their MC scores.
-    mc_scores: of every rollout's steps; None for a step without continuations.
+  `scores` maps the index of a rollout to its step scores; rollouts that are too long have none.
   """
 
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
     """Reads rollouts `indices` int64[k] of `corpus`; `config` is the run's whole config."""
     self.examples = RolloutExamples(corpus, indices, config)
-    self.ids, self.items, self.mc_scores = [], [], []
-    for position, index in enumerate(indices.tolist()):
-      rollout = corpus.rollout(index)
-      self.ids.append(rollout.id)
-      self.items.append(_item(position, rollout, corpus, config.corpus))
-      pairs = zip(rollout.scores, rollout.measured, strict=True)
-      self.mc_scores.append([score if measured else None for score, measured in pairs])
+    self._rollouts = [corpus.rollout(index) for index in indices.tolist()]
+    self._items = [
+      _item(i, rollout, corpus, config.corpus) for i, rollout in enumerate(self._rollouts)
+    ]
 
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  def scored_steps(self, scores: Sequence[np.ndarray], kept: Sequence[int]) -> ScoredSteps:
-    """Returns the labelled steps of the rollouts `kept`, each under its source."""
-    items = [self.items[i] for i in kept]
+  def scored_steps(self, scores: Mapping[int, np.ndarray]) -> ScoredSteps:
+    """Returns the labelled steps of the scored rollouts, by source."""
+    items = [self._items[i] for i in scores]
     return step_metrics.scored_steps(
       [item.labels for item in items],
-      [scores[i] for i in kept],
+      list(scores.values()),
       [item.data_source for item in items],
     )
 
-  def write(self, workdir: epath.Path, scores: Sequence[np.ndarray], kept: Sequence[int]) -> None:
-    """Writes the rollouts `kept` with their scores into a workdir.
+  def write(self, workdir: epath.Path, scores: Mapping[int, np.ndarray]) -> None:
+    """Writes the scored rollouts into a workdir.
 
-    held_out.jsonl, as `score_files.read_held_out` reads it, a line a rollout:
+    held_out.jsonl, as `score_files.read_held_out` reads it, one line per rollout:
 
         {"rollout": "geo:17", "data_source": "geo", "scores": [0.9], "labels": [1],
          "mc_scores": [0.75]}
 
-    held_out/items.html, the page on which a person sees score, label and MC score of every step.
+    held_out/items.html, a page with score, label and MC score of every step.
     """
+    mc_scores = {i: _mc_scores(self._rollouts[i]) for i in scores}
     lines = [
       {
-        "rollout": self.ids[i],
-        "data_source": self.items[i].data_source,
+        "rollout": self._rollouts[i].id,
+        "data_source": self._rollouts[i].source,
         "scores": np.asarray(scores[i], np.float64).tolist(),
-        "labels": self.items[i].labels,
-        "mc_scores": self.mc_scores[i],
+        "labels": self._items[i].labels,
+        "mc_scores": mc_scores[i],
       }
-      for i in kept
+      for i in scores
     ]
     write_text(workdir / "held_out.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     items_page.write_items_page(
       workdir / "held_out",
       title="Held-out rollouts",
-      items=[self.items[i] for i in kept],
-      runs={workdir.name: [scores[i] for i in kept]},
-      mc_scores=[self.mc_scores[i] for i in kept],
+      items=[self._items[i] for i in scores],
+      runs={workdir.name: list(scores.values())},
+      mc_scores=list(mc_scores.values()),
     )
 
 
-def draw(corpus: Corpus, kept: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Returns int64[at most count], rising: rollouts that are not kept, from every source its share.
+def draw(corpus: Corpus, selected: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Returns up to `count` sorted indices of unselected rollouts, stratified by source, int64.
 
   Args:
     corpus: the prepared corpus.
-    kept: int64[k], the rollouts that training sees.
-    count: how many are wanted; fewer where fewer are left.
+    selected: int64[k], the rollouts that training sees.
+    count: fewer are returned if fewer are left.
     seed: of the draw.
   """
   table = corpus.score_table
-  left = np.flatnonzero((table.rollout >= 0) & ~np.isin(table.rollout, kept))
-  place = np.random.default_rng(seed).permutation(left.size)
-  # A rollout's rank within its source, as a share of the source: the lowest shares of all are drawn.
-  by_source = np.lexsort((place, table.source[left]))
+  left = np.flatnonzero((table.rollout >= 0) & ~np.isin(table.rollout, selected))
+  order = np.random.default_rng(seed).permutation(left.size)
+  # A rollout's random rank within its source, as a fraction of the source; the lowest are drawn.
+  by_source = np.lexsort((order, table.source[left]))
   _, starts, sizes = np.unique(table.source[left][by_source], return_index=True, return_counts=True)
-  share = (np.arange(left.size) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
-  drawn = by_source[np.argsort(share, kind="stable")[:count]]
+  rank = (np.arange(left.size) - np.repeat(starts, sizes) + 0.5) / np.repeat(sizes, sizes)
+  drawn = by_source[np.argsort(rank, kind="stable")[:count]]
   return np.sort(table.rollout[left[drawn]])
 
 
-def _item(
-  position: int, rollout: StoredRollout, corpus: Corpus, config: ConfigDict
-) -> BenchmarkItem:
-  """Returns a rollout as an item; steps without a label count as neutral."""
+def _mc_scores(rollout: StoredRollout) -> list[float | None]:
+  """Returns the MC score of every step, None for steps without continuations."""
+  pairs = zip(rollout.scores, rollout.measured, strict=True)
+  return [score if measured else None for score, measured in pairs]
+
+
+def _item(index: int, rollout: StoredRollout, corpus: Corpus, config: ConfigDict) -> BenchmarkItem:
+  """Returns a rollout as a benchmark item; steps without a label are neutral."""
   targets, weights = step_labels(
     np.asarray(rollout.scores), np.asarray(rollout.measured), _HARD, config.tau, config.unmeasured
   )
   labels = np.where(weights > 0, np.where(targets > 0, 1, -1), 0)
   return BenchmarkItem(
-    index=position,
+    index=index,
     question=rollout.question,
     images=tuple(CorpusImage(corpus, image) for image in rollout.image_ids),
-    image_sizes=tuple(tuple(corpus.image_sizes[image].tolist()) for image in rollout.image_ids),
+    image_sizes=tuple((int(h), int(w)) for h, w in corpus.image_sizes[list(rollout.image_ids)]),
     steps=rollout.steps,
     labels=tuple(labels.tolist()),
     data_source=rollout.source,

@@ -17,143 +17,123 @@ from bis_jax import files
 from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
-from bis_jax.corpus.rejections import CorpusError
-from bis_jax.corpus.score_table import ScoreTable, ScoreTableError
+from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.evaluation import score_files, step_evaluation, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.hub import weights
 from bis_jax.inputs import pipeline
 from bis_jax.models import backbones
-from bis_jax.models.attention import BackendError, check_backend
+from bis_jax.models.attention import check_backend
 from bis_jax.models.backbone import Processor
-from bis_jax.models.param_tree import Params
+from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel import processes
-from bis_jax.parallel.sharding import MeshError, batch_share, make_mesh
+from bis_jax.parallel.sharding import batch_share, make_mesh
 from bis_jax.reports import run_page
-from bis_jax.run import held_out
 from bis_jax.run.evaluator import Evaluator
+from bis_jax.run.held_out import HeldOut, draw
 from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.restore import save_tokenizer
 from bis_jax.selection import bis
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
-from bis_jax.settings import locations, workdir
-from bis_jax.settings.config_check import ConfigError, check
+from bis_jax.settings.config_check import check
+from bis_jax.settings.locations import Locations, locate, require
+from bis_jax.settings.workdir import claim
 from bis_jax.toy import drawing
 from bis_jax.training import loop, pretrain, train_state
 from bis_jax.training.examples import RolloutExamples
 
-# Errors that are the input's and not the program's: shown as a message, without a traceback.
-EXPECTED_ERRORS = (
-  ConfigError,
-  CorpusError,
-  ManifestError,
-  ScoreTableError,
-  FileExistsError,
-  MeshError,
-  processes.DistributedError,
-  locations.MissingInputError,
-  pipeline.InputError,
-  step_scorer.UnscoredStepError,
-  loop.NonFiniteLossError,
-  weights.WeightsError,
-  workdir.WorkdirError,
-  BackendError,
-)
-
 
 def run(config: ConfigDict, folder: str) -> dict[str, Any]:
-  """Carries out a run in its workdir and returns the content of its evaluation.json.
+  """Executes or resumes the run in a workdir and returns the content of its evaluation.json.
 
   Raises:
-    one of EXPECTED_ERRORS where the config, the workdir or the data cannot be used.
-    Preempted: it was told to stop while it trained, and saved everything.
+    UserError, OSError: the config, the workdir or the data cannot be used.
+    Preempted: training received a stop signal and saved everything.
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
-  where = locations.require(config, locations.locate(config))
-  if where.programs:  # programs that took a second to compile are read back the next time
-    jax.config.update("jax_compilation_cache_dir", str(where.programs))
-  place = files.absolute(folder)
-  processes.first_makes(place / "config.json", lambda: workdir.claim(place, config))
-  workdir.claim(place, config)
+  locations = require(config, locate(config))
+  if locations.programs:  # persistent compilation cache
+    jax.config.update("jax_compilation_cache_dir", str(locations.programs))
+  workdir = files.absolute(folder)
+  processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
+  claim(workdir, config)  # on every process: each checks its own config against the first one's
   log.info(
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
   )
 
   mesh = make_mesh(**config.mesh)
-  corpus = prepare_corpus(config, where)
-  manifest = select_rollouts(config, corpus, place / "manifest.json")
-  processor = make_processor(config, where.tokenizer)
+  corpus = prepare_corpus(config, locations)
+  manifest = select_rollouts(config, corpus, workdir / "manifest.json")
+  processor = make_processor(config, locations.tokenizer)
   if processes.is_first():
-    save_tokenizer(processor.tokenizer, place)
+    save_tokenizer(processor.tokenizer, workdir)
   model_config = backbones.model_config(config, len(processor.tokenizer))
-  evaluator = make_evaluator(config, where, corpus, manifest, processor, mesh, model_config)
+  evaluator = make_evaluator(config, locations, corpus, manifest, processor, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
-  iterator = training_batches(config, examples, processor, mesh)
   trained = loop.train(
     config,
-    place,
+    workdir,
     mesh,
     model_config,
-    lambda: base_checkpoint(config, where),
+    lambda: initial_checkpoint(config, locations),
     processor.prompt.special,
     examples,
-    iterator,
+    training_batches(config, examples, processor, mesh),
     evaluator.while_training if evaluator else None,
   )
   if evaluator is None:
     return {}
-  return evaluate(config, place, trained, evaluator, corpus, manifest)
+  return evaluate(config, workdir, trained, evaluator, corpus, manifest)
 
 
-def prepare_corpus(config: ConfigDict, where: locations.Locations) -> Corpus:
-  """Returns the prepared corpus, made by the first process while the others wait."""
+def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
+  """Returns the prepared corpus; the first process prepares it while the others wait."""
 
   def make() -> None:
-    if where.toy:
-      drawing.draw(where.toy, workers=config.corpus.workers, **config.corpus.toy)
+    if locations.toy:
+      drawing.draw(locations.toy, workers=config.corpus.workers, **config.corpus.toy)
     prepare(
-      where.annotations,
-      where.images,
-      where.prepared,
+      locations.annotations,
+      locations.images,
+      locations.prepared,
       tau=config.corpus.tau,
       unmeasured=config.corpus.unmeasured,
       max_rejected_fraction=config.corpus.max_rejected_fraction,
       workers=config.corpus.workers,
     )
 
-  processes.first_makes(where.prepared, make)
-  return Corpus.open(where.prepared)
+  processes.first_makes(locations.prepared, make)
+  return Corpus.open(locations.prepared)
 
 
-def base_checkpoint(config: ConfigDict, where: locations.Locations) -> pathlib.Path | None:
+def initial_checkpoint(config: ConfigDict, locations: Locations) -> pathlib.Path | None:
   """Returns the folder of the weights that training starts from; None: random ones.
 
-  Where the config asks for pre-training, the first process does it while the others wait.
+  If the config asks for pre-training, the first process does it while the others wait.
   """
-  if where.checkpoint:
-    return weights.find_checkpoint(where.checkpoint)
-  if not config.pretrain.steps:
+  if locations.checkpoint:
+    return weights.find_checkpoint(locations.checkpoint)
+  if not config.pretrain.steps or locations.toy is None:
     return None
-  folder = pretrain.folder(config, where.toy)
-  processes.first_makes(folder, lambda: pretrain.pretrain(config, where.toy, folder))
+  toy, folder = locations.toy, pretrain.folder(config, locations.toy)
+  processes.first_makes(folder, lambda: pretrain.pretrain(config, toy, folder))
   return folder
 
 
 def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Manifest:
-  """Returns the manifest at `path`, selecting where there is none yet; jitted, on all devices.
+  """Selects rollouts and writes the manifest to `path`.
 
   Raises:
-    ManifestError: the one that is there was made from another corpus or with other parameters.
+    ManifestError: `path` holds the manifest of another corpus or of other parameters.
   """
   s = config.selection
-  part = (jax.process_index(), jax.process_count())
-  mine = ScoreTable.load(corpus.path / "score_table.npz", part=part)
+  share = (jax.process_index(), jax.process_count())
   manifest = select(
-    mine,
+    ScoreTable.load(corpus.path / "score_table.npz", part=share),
     strategy=s.strategy,
     fraction=s.fraction,
     alpha=s.alpha,
@@ -169,15 +149,15 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
         f"{path} is of another selection than this config and corpus make: give this run a "
         "--workdir of its own"
       )
-  ranked = sum(source.scorable for source in manifest.sources)
-  log.info("%s keeps %d of %d rollouts", s.strategy, len(manifest), ranked)
+  eligible = sum(source.scorable for source in manifest.sources)
+  log.info("%s selects %d of %d rollouts", s.strategy, len(manifest), eligible)
   return manifest
 
 
 def training_batches(
   config: ConfigDict, examples: pipeline.Examples, processor: Processor, mesh: Mesh
 ) -> pipeline.BatchIterator:
-  """Returns this process's share of the run's global batches, planned to the last row."""
+  """Returns this process's share of the global batches of the whole run."""
   inputs = config.inputs
   measured = pipeline.measure(
     examples,
@@ -192,8 +172,8 @@ def training_batches(
   )
   train_state.check_rows(rows, config.train.accumulate, mesh)
   log.info(
-    "%d rollouts, %d epochs: %d rows of %d tokens and %d patches, %.1f %% and %.1f %% of them "
-    "padding; %d rows a step; %d rollouts cut short, %d too long",
+    "%d rollouts in %d epochs: %d rows of %d tokens and %d patches, of which %.1f %% and %.1f %% are "
+    "padding; %d rows per step; %d rollouts lose trailing steps, %d do not fit a row",
     len(examples),
     config.train.epochs,
     len(plan),
@@ -217,28 +197,22 @@ def training_batches(
 
 def make_evaluator(
   config: ConfigDict,
-  where: locations.Locations,
+  locations: Locations,
   corpus: Corpus,
   manifest: Manifest,
   processor: Processor,
   mesh: Mesh,
-  model_config: Any,
+  model_config: ModelConfig,
 ) -> Evaluator | None:
-  """Returns what judges the run, None for a run without a benchmark.
+  """Returns the evaluator of the run, or None for a run without a benchmark.
 
   Raises:
     UnscoredStepError: an item of the benchmark is too long.
   """
-  if where.benchmark is None:
+  if locations.benchmark is None:
     return None
-  graph, _ = backbones.structure(model_config, mesh)
-
-  def scorer_of(params: Params) -> step_scorer.Scorer:
-    rows = config.evaluation.batch_rows
-    return step_scorer.Scorer(processor, config.inputs, mesh, graph, params, batch_rows=rows)
-
-  kept, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
-  indices = held_out.draw(corpus, kept, count, config.seed)
+  selected, count = manifest.rollout_indices(corpus), config.evaluation.dev_rollouts
+  indices = draw(corpus, selected, count, config.seed)
   if len(indices) < count:
     log.info(
       "%d of %d rollouts held out: the selection keeps all others%s",
@@ -246,49 +220,56 @@ def make_evaluator(
       count,
       "" if len(indices) else "; there is no threshold tuned_on_dev",
     )
-  dev = held_out.HeldOut(corpus, indices, config) if len(indices) else None
-  items = visual_process_bench.load(where.benchmark)
+  items = visual_process_bench.load(locations.benchmark)
   examples = benchmark_examples(items, config.evaluation.images)
-  step_scorer.check_lengths(examples, processor, config.inputs)  # now, and not after the training
-  return Evaluator(config.evaluation, items, dev, scorer_of)
+  step_scorer.check_lengths(examples, processor, config.inputs)  # before training, not after it
+  graph, _ = backbones.structure(model_config, mesh)
+  return Evaluator(
+    config.evaluation,
+    items,
+    HeldOut(corpus, indices, config) if len(indices) else None,
+    step_scorer.Scorer(
+      processor, config.inputs, mesh, graph, params={}, batch_rows=config.evaluation.batch_rows
+    ),
+  )
 
 
 def evaluate(
   config: ConfigDict,
-  place: epath.Path,
+  workdir: epath.Path,
   trained: loop.Trained,
   evaluator: Evaluator,
   corpus: Corpus,
   manifest: Manifest,
 ) -> dict[str, Any]:
-  """Scores all there is to score and returns the content of evaluation.json.
+  """Scores the benchmark and the held-out rollouts; returns the content of evaluation.json.
 
-  Writes evaluation.json, scores.jsonl, the page, and of held-out rollouts held_out.jsonl and
+  Writes evaluation.json, scores.jsonl and index.html, and for held-out rollouts held_out.jsonl and
   held_out/items.html.
   """
-  items, dev = evaluator.items, evaluator.held_out
+  items, held_out = evaluator.items, evaluator.held_out
   scores = evaluator.score(trained.params)
-  dev_scores, scored = evaluator.score_held_out(trained.params) if dev else ([], [])
+  held_out_scores = evaluator.score_held_out(trained.params)
   evaluation = step_evaluation.evaluate(
-    items, scores, dev=dev.scored_steps(dev_scores, scored) if scored else None
+    items, scores, dev=held_out.scored_steps(held_out_scores) if held_out_scores else None
   )
   if config.evaluation.blank_images:
-    blanked = evaluator.score(trained.params, blank=True)
-    blanked = step_evaluation.evaluate(items, blanked, bootstrap_draws=0)
-    evaluation["blank_images"] = blanked["thresholds"]
+    blank = evaluator.score(trained.params, blank=True)
+    blank = step_evaluation.evaluate(items, blank, bootstrap_draws=0)
+    evaluation["blank_images"] = blank["thresholds"]
   if processes.is_first():
-    score_files.write_scores(place / "scores.jsonl", scores)
-    if scored:
-      dev.write(place, dev_scores, scored)
-    files.write_json(place / "evaluation.json", evaluation)
-    write_page(config, place, items, scores, evaluation, trained.history, corpus, manifest)
-    _print_summary(place, evaluation)
+    score_files.write_scores(workdir / "scores.jsonl", scores)
+    if held_out_scores:
+      held_out.write(workdir, held_out_scores)
+    files.write_json(workdir / "evaluation.json", evaluation)
+    write_page(config, workdir, items, scores, evaluation, trained.history, corpus, manifest)
+    _print_summary(workdir, evaluation)
   return evaluation
 
 
 def write_page(
   config: ConfigDict,
-  place: epath.Path,
+  workdir: epath.Path,
   items: list[BenchmarkItem],
   scores: list[np.ndarray],
   evaluation: dict[str, Any],
@@ -297,30 +278,27 @@ def write_page(
   manifest: Manifest,
 ) -> None:
   """Writes the plots and index.html of a run."""
-  table = corpus.score_table
-  kept = np.zeros(len(table), bool)
-  kept[np.isin(table.rollout, manifest.rollout_indices(corpus))] = True
+  s, table = config.selection, corpus.score_table
+  links = {"Held-out rollouts with their MC scores": "held_out/items.html"}
   run_page.write_page(
-    str(place),
-    title=f"{place.name}: {config.selection.strategy}, {config.selection.fraction:.0%} of the rollouts",
+    str(workdir),
+    title=f"{workdir.name}: {s.strategy}, {s.fraction:.0%} of the rollouts",
     items=items,
     scores=scores,
     evaluation=evaluation,
     history=history,
     selection=(
       bis.mixture(table.n, table.n_pos),
-      bis.reliability(table.n_pos, table.score_sum, config.selection.none_positive),
-      kept,
+      bis.reliability(table.n_pos, table.score_sum, s.none_positive),
+      np.isin(table.rollout, manifest.rollout_indices(corpus)),
     ),
-    alpha=config.selection.alpha if config.selection.strategy == "bis" else None,
+    alpha=s.alpha if s.strategy == "bis" else None,
     shown_items=config.evaluation.page_items,
-    links={"Held-out rollouts with their MC scores": "held_out/items.html"}
-    if "tuned_on_dev" in evaluation["thresholds"]
-    else None,
+    links=links if "tuned_on_dev" in evaluation["thresholds"] else None,
   )
 
 
-def _print_summary(place: epath.Path, evaluation: dict[str, Any]) -> None:
+def _print_summary(workdir: epath.Path, evaluation: dict[str, Any]) -> None:
   for name, block in evaluation["thresholds"].items():
     print(
       f"{name:14} threshold {block['threshold']:.4f}  macro_f1_pooled {block['macro_f1_pooled']:.4f}"
@@ -328,4 +306,4 @@ def _print_summary(place: epath.Path, evaluation: dict[str, Any]) -> None:
     )
   if blank := evaluation.get("blank_images"):
     print(f"blank images   macro_f1_pooled {blank['fixed_0.5']['macro_f1_pooled']:.4f} at 0.5")
-  print(f"see {place / 'index.html'}")
+  print(f"see {workdir / 'index.html'}")

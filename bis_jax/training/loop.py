@@ -16,7 +16,7 @@ from bis_jax.errors import UserError
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.inputs.rows import Batch, device_arrays
-from bis_jax.models.backbones import ModelConfig
+from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.model_flops import trained_stages
 from bis_jax.models.param_tree import Params
 from bis_jax.parallel.devices import peak_flops
@@ -162,7 +162,7 @@ def train(
           checkpoint.save(checkpoints, step, state)
         if stopping and step < steps:
           raise Preempted(
-            f"stopped by a signal; step {step} of {steps} is saved: run the same command to resume"
+            f"stopped by a signal; step {step} of {steps} is saved: run the same command again to resume"
           )
   return Trained(state.params | frozen, writer.history)
 

@@ -95,7 +95,7 @@ def test_held_out_rollouts_show_their_mc_scores(tmp_path, benchmark, browse):
   config.corpus.unmeasured = "ignore"
   dev = HeldOut(corpus, np.array([0, 1]), config)
   scores = [np.array([0.9, 0.5, 0.8]), np.array([0.25, 0.5, 0.75])]
-  dev.write(epath.Path(tmp_path), scores, [0, 1])
+  dev.write(epath.Path(tmp_path), dict(enumerate(scores)))
   dom, console = browse(tmp_path / "held_out/items.html", "#item=1")
   assert console == [] and "How long is side 9?" in dom and "item 1, geo" in dom
   assert steps(dom) == [(0.25, "correct", 0.3333), (0.5, "neutral", None), (0.75, "correct", 1)]

@@ -154,7 +154,7 @@ def test_the_report_draws_the_curve(judged, tmp_path):
   assert [step for step, _ in curve] == [2, 4, 6]
   command = [sys.executable, "-m", "bis_jax.report", str(folder), f"--out={out}"]
   done = subprocess.run(
-    command, cwd=stages.__file__.rsplit("/", 2)[0], capture_output=True, text=True
+    command, cwd=stages.__file__.rsplit("/", 3)[0], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
   assert (out / "overall_against_step.png").read_bytes().startswith(b"\x89PNG")

@@ -152,7 +152,7 @@ def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
       stages.run(small_config, str(folder))
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
   assert (folder / "checkpoints" / "3" / "state" / "_METADATA").exists()
-  monkeypatch.delattr(stages, "base_checkpoint")  # a run that goes on needs none
+  monkeypatch.delattr(stages, "initial_checkpoint")  # not needed on resume
   stages.run(small_config, str(folder))
   _assert_bit_equal(folder, unbroken)
 
