@@ -42,23 +42,15 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
   )
   yield f"traced in {step.lower_seconds:.0f} s, compiled in {step.compile_seconds:.0f} s"
   yield f"memory per device, of {step.chip.hbm_bytes / 1e9:.1f} GB:"
-  sizes = {
-    "parameters": step.parameters,
-    "optimizer state": step.optimizer,
-    "batch": step.batch,
-    "gradients, activations, buffers": step.temporaries,
-    "program": step.code,
-  }
-  sizes |= {"layout padding": step.total - sum(sizes.values()), "total": step.total}
-  for name, size in sizes.items():
+  for name, size in {**step.memory, "total": step.total}.items():
     yield f"  {name:32}{size / 1e9:8.2f} GB"
   yield f"  {'spare':32}{step.spare:8.1%}"
   yield "FLOPs per step, all devices:"
-  flops = dict(step.model_flops) | {
+  total = {
     "model": sum(step.model_flops.values()),
     "with recomputed and masked": step.executed_flops,
   }
-  for name, count in flops.items():
+  for name, count in {**step.model_flops, **total}.items():
     yield f"  {name:32}{count / 1e12:12.1f} TFLOP"
   yield (
     f"XLA's cost analysis per device, loop bodies once: {step.xla_flops / 1e12:.1f} TFLOP, "
@@ -68,7 +60,7 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
   yield "collectives per device, loops in full:"
   for kind, (count, size) in step.collectives.items():
     yield f"  {kind:20}{count:8} calls, {size / 1e9:10.2f} GB in total"
-  seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in step.parts.items())
+  seconds = ", ".join(f"{name} {seconds:.2f}" for name, seconds in step.bounds.items())
   yield f"seconds per step at the chip's peak rates: {seconds}"
   yield (
     f"model-FLOPs bound {step.model_seconds:.2f} s, {step.rollouts / step.model_seconds:.0f} "

@@ -1,13 +1,12 @@
-"""The command that writes a run's newest checkpoint as a Hugging Face folder.
+"""Exports a run's latest checkpoint as a Hugging Face folder.
 
     python -m bis_jax.export --workdir=runs/qwen_bis10 --out=exported
     python -m bis_jax.export --workdir=runs/qwen_bis10 --out=exported --dtype=float32 --base=
 
-Plain Transformers loads the folder: safetensors, config, tokenizer with the step marker, image
-processor, and a model card with the recipe, the manifest's digest, the evaluation and an example.
-(A model that started from a checkpoint in InternVL's own layout comes out in it, for its own code.)
-The reward head is two rows of its LM head, those of `Yes` and `No`; the other rows are those of the
-checkpoint that the training started from.
+Transformers loads the folder: safetensors, config, tokenizer with the step marker, image processor
+and a model card. The columns of the reward head are the rows of `Yes` and `No` of its LM head; the
+other rows are those of the initial checkpoint. A model from a checkpoint in InternVL's released
+layout is exported in that layout, which the release's own code loads.
 """
 
 import json
@@ -15,51 +14,51 @@ import pathlib
 import sys
 
 from absl import app, flags
-from etils import epath
 
+from bis_jax import files
 from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import model_card
 from bis_jax.scoring.restore import load_run
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "of a run of bis_jax.main")
-_OUT = flags.DEFINE_string("out", "", "folder to write: new or empty")
+_WORKDIR = flags.DEFINE_string("workdir", "", "workdir of a run of bis_jax.main")
+_OUT = flags.DEFINE_string("out", "", "folder to write, new or empty")
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", ["float32", "bfloat16", "float16"], "of the tensors"
+  "dtype", "bfloat16", ["float32", "bfloat16", "float16"], "dtype of the tensors"
 )
 _BASE = flags.DEFINE_string(
   "base",
   None,
-  "checkpoint whose LM head has the other rows; default: the run's; empty: leave them zero",
+  "checkpoint with the other rows of the LM head; default: the run's; empty: rows of zeros",
 )
 
 
 def main(argv: list[str]) -> None:
-  """Exports; bad input ends it with a message and exit code 1, and nothing is written over."""
+  """Exports; invalid input exits with code 1 and a message, and no file is overwritten."""
   start_logging()
   if len(argv) > 1:
-    sys.exit(f"export: what is {argv[1]!r}? Every argument is a flag, like --out=FOLDER")
+    sys.exit(f"export: unexpected argument {argv[1]!r}: all arguments are flags, like --out=FOLDER")
   if not _WORKDIR.value or not _OUT.value:
-    sys.exit("export: say with --workdir=... and --out=... what to write where")
+    sys.exit("export: set --workdir (of a run) and --out (folder to write)")
   try:
     export_run(_WORKDIR.value, pathlib.Path(_OUT.value), _DTYPE.value, _BASE.value)
-  except (UserError, ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     sys.exit(f"export: {error}")
 
 
 def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) -> None:
-  """Writes the newest checkpoint of a run's workdir; see `hub_folder.write`.
+  """Writes the latest checkpoint of a run; see `hf_folder.write`.
 
   Args:
     workdir: of a run of `bis_jax.main`, local or gs://.
     out: folder to write.
     dtype: of the tensors.
     base: folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
-      None: the checkpoint that the run started from.
+      None: the initial checkpoint of the run.
   """
-  run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # whatever the run's machine was
-  place = epath.Path(workdir)
+  run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # not the run's own mesh
+  place = files.absolute(workdir)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
   evaluation = place / "evaluation.json"

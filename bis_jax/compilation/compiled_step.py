@@ -1,16 +1,16 @@
-"""The training step of a config, compiled for a TPU slice that need not be there.
+"""Compiles the training step of a config for a TPU slice that need not exist.
 
-What is compiled is what `train.train` runs: the same step, parameters, optimiser state and batch,
-and the same places for them. No weights, tokenizer or data are read; arrays are only described.
+The step, its arguments and their shardings are those of `bis_jax.training.loop`. No weights,
+tokenizer or data are read: all arrays are abstract.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from bis_jax.compilation import hlo
@@ -24,95 +24,77 @@ from bis_jax.training import train_state
 from bis_jax.training.train_step import step_of
 
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
-_STEPS = 100  # of the schedule, which compiles the same at any length
+_STEPS = 100  # of the schedule, whose length does not change the program
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """What the compiler says of one training step; bytes and seconds are of one device.
-
-  Attributes:
-    chip: the devices.
-    mesh: axis -> size.
-    rows, micro_batches, rollouts: of one step; rollouts is a mean.
-    parameters, optimizer, batch: bytes of the step's arguments.
-    temporaries: bytes of everything that lives inside the step: gradients, activations, buffers.
-    code: bytes of the program.
-    total: bytes in all, with what the layout of arguments pads.
-    model_flops: operations that the model asks for, of all devices; see `model_flops.step_flops`.
-    executed_flops: the same with what is recomputed and, in attention, masked; of all devices.
-    xla_flops, xla_bytes: XLA's cost analysis, which counts the body of a loop once.
-    hbm_bytes: see `hlo.hbm_bytes`.
-    collectives: kind -> (count, bytes).
-    lower_seconds, compile_seconds: time of tracing and of the compiler on this machine.
-  """
+  """Compile result of one training step; bytes and seconds are per device, FLOPs of all devices."""
 
   chip: Chip
-  mesh: Mapping[str, int]
+  mesh: Mapping[str, int]  # axis -> size
   rows: int
   micro_batches: int
-  rollouts: float
-  parameters: int
-  optimizer: int
-  batch: int
-  temporaries: int
-  code: int
-  total: int
-  model_flops: Mapping[str, float]
-  executed_flops: float
-  xla_flops: float
+  rollouts: float  # mean
+  memory: Mapping[str, int]  # use -> bytes
+  model_flops: Mapping[str, float]  # see `model_flops.step_flops`
+  executed_flops: float  # model FLOPs and those of rematerialization and masked attention
+  xla_flops: float  # XLA's cost analysis ignores loop trip counts
   xla_bytes: float
   hbm_bytes: int
-  collectives: Mapping[str, tuple[int, int]]
-  lower_seconds: float
+  collectives: Mapping[str, tuple[int, int]]  # kind -> (count, bytes)
+  lower_seconds: float  # tracing, on this machine
   compile_seconds: float
 
   @property
+  def total(self) -> int:
+    return sum(self.memory.values())
+
+  @property
   def spare(self) -> float:
-    """Share of the chip's memory that is left."""
+    """Share of the chip's memory that is free."""
     return 1 - self.total / self.chip.hbm_bytes
 
   @property
   def model_seconds(self) -> float:
-    """Seconds of a step in which every device does nothing but the model's operations, at peak."""
-    return sum(self.model_flops.values()) / self._devices / self.chip.flops
+    """Seconds per step if the devices only execute model FLOPs, at peak."""
+    return self._compute_seconds(sum(self.model_flops.values()))
 
   @property
-  def parts(self) -> dict[str, float]:
-    """Seconds of a step's operations, memory traffic and collectives, each alone and at peak."""
+  def bounds(self) -> dict[str, float]:
+    """Seconds per step of compute, HBM traffic and collectives, each alone and at peak."""
     moved = sum(
       size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in self.collectives.items()
     )
     return {
-      "compute": self.executed_flops / self._devices / self.chip.flops,
+      "compute": self._compute_seconds(self.executed_flops),
       "memory": self.hbm_bytes / self.chip.hbm_bandwidth,
       "links": moved / self.chip.link_bandwidth,
     }
 
   @property
   def seconds(self) -> float:
-    """Roofline of a step: its longest part, as if the others were hidden behind it."""
-    return max(self.parts.values())
+    """Roofline: seconds per step if the largest bound hides the others."""
+    return max(self.bounds.values())
 
-  @property
-  def _devices(self) -> int:
-    return int(np.prod(list(self.mesh.values())))
+  def _compute_seconds(self, flops: float) -> float:
+    return flops / math.prod(self.mesh.values()) / self.chip.flops
 
 
 def compile_step(
   config: ConfigDict, topology: str, rollout_tokens: float | None = None
 ) -> CompiledStep:
-  """Returns what the compiler says of the training step of a config on a slice.
+  """Compiles the training step of a config for a slice.
 
   Args:
     config: of a run.
-    topology: the slice, such as "v5p:2x2x4".
-    rollout_tokens: token slots of a row that a rollout takes on average; None: as measured.
+    topology: TPU slice, such as "v5p:2x2x4".
+    rollout_tokens: mean token slots of a row per rollout; None: as measured for the backbone.
 
   Raises:
-    TopologyError: no such slice, or no libtpu.
-    MeshError: the config's mesh or rows do not divide over its devices.
-    jax.errors.JaxRuntimeError: the compiler refuses, for want of memory for example.
+    TopologyError: the slice is unknown, or libtpu is missing.
+    MeshError: the devices do not divide over the mesh, or the rows over the devices.
+    jax.errors.JaxRuntimeError: the compiler fails, for lack of memory for example.
   """
   inputs, accumulate = config.inputs, config.train.accumulate
   rollout_tokens = rollout_tokens or backbones.get(config.model.backbone).rollout_tokens
@@ -140,6 +122,7 @@ def compile_step(
   compile_seconds = time.perf_counter() - start - lower_seconds
 
   memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+  assert memory and cost and text  # optional in JAX, but TPU programs have them
   stages = trained_stages(model, step.factors)
   return CompiledStep(
     chip=chip_of(topology),
@@ -147,16 +130,7 @@ def compile_step(
     rows=rows,
     micro_batches=accumulate,
     rollouts=rollouts,
-    parameters=_device_bytes((step.state.params, step.frozen)),
-    optimizer=_device_bytes(step.state.opt_state),
-    batch=_device_bytes(batch),
-    temporaries=memory.temp_size_in_bytes,
-    code=memory.generated_code_size_in_bytes,
-    total=memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.generated_code_size_in_bytes,
+    memory=_memory_uses(memory, (step.state.params, step.frozen), step.state.opt_state, batch),
     model_flops=step_flops(
       model,
       stages,
@@ -174,7 +148,7 @@ def compile_step(
 
 
 def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
-  """Returns the rows of a step, by the rule of training."""
+  """Returns the rows per step, by the rule of training."""
   inputs = config.inputs
   return train_state.rows_per_step(
     inputs.row_tokens / rollout_tokens, config.train, inputs.row_multiple
@@ -182,28 +156,41 @@ def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
 
 
 def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
-  """Returns the bytes of parameters and optimiser state on one of `devices`; compiles nothing."""
+  """Returns the bytes of parameters and optimizer state on one of `devices`; compiles nothing."""
   mesh = make_mesh(**config.mesh, devices=devices)
   step = step_of(config, _model_config(config), mesh, _STEPS)
   return _device_bytes((step.state, step.frozen))
 
 
 def _model_config(config: ConfigDict) -> Any:
-  """The model as it runs on TPU, whatever this process runs on."""
+  """The model config with the attention of TPUs, regardless of this process's devices."""
   model = backbones.model_config(config, _VOCABULARY)
   return dataclasses.replace(model, attention="splash") if model.attention == "auto" else model
 
 
+def _memory_uses(analysis: Any, params: Any, opt_state: Any, batch: Any) -> dict[str, int]:
+  uses = {
+    "parameters": _device_bytes(params),
+    "optimizer state": _device_bytes(opt_state),
+    "batch": _device_bytes(batch),
+    "gradients, activations, buffers": analysis.temp_size_in_bytes,
+    "program": analysis.generated_code_size_in_bytes,
+  }
+  total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+  total += analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes
+  total -= analysis.alias_size_in_bytes
+  return uses | {"layout padding": total - sum(uses.values())}
+
+
 def _device_bytes(tree: Any) -> int:
-  """Bytes of a pytree of ShapeDtypeStructs with shardings on one device."""
+  """Bytes per device of a pytree of ShapeDtypeStructs with shardings."""
   return sum(
-    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
   )
 
 
 def _executed_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict) -> float:
-  """Operations of a step with those that attention masks and the backward pass repeats."""
   flops = step_flops(model, stages, [inputs.row_tokens] * rows, [inputs.row_patches] * rows)
   repeated = (flops["text"] + flops["text attention"]) / 3 if model.remat == "full" else 0
   if model.remat == "full" and tower_trained(model, stages):

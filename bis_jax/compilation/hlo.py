@@ -1,4 +1,4 @@
-"""HBM and collective bytes of one execution on one device, parsed from optimized HLO text.
+"""HBM and collective bytes of one execution on one device, parsed from `compiled.as_text()`.
 
 XLA's `cost_analysis` ignores the trip counts of while loops. Here a loop body is multiplied by the
 trip count, the only integer constant in the loop condition (1 if there is none or more than one).
@@ -29,11 +29,7 @@ _Computations = dict[str, list[str]]
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-  """Returns kind -> (count, bytes): results received, but for a reduce-scatter operands sent.
-
-  Args:
-    hlo: `compiled.as_text()`.
-  """
+  """Returns kind -> (count, bytes): results received, but for a reduce-scatter operands sent."""
   counts, moved = Counter(), Counter()
   for trips, shape, opcode, rest, shapes in _executed(_computations(hlo)):
     kind = opcode.removesuffix("-start")
@@ -54,9 +50,6 @@ def hbm_bytes(hlo: str) -> int:
   """Returns the approximate HBM traffic: every result in HBM is counted as one write and one read.
 
   Results in vector memory (memory space 1) and in-place updates are not counted.
-
-  Args:
-    hlo: `compiled.as_text()`.
   """
   total, computations = 0, _computations(hlo)
   for trips, shape, opcode, rest, _ in _executed(computations):

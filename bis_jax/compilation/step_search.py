@@ -119,4 +119,4 @@ def order(trial: Trial) -> tuple[float, ...]:
   """Returns the sort key of `table`; ties go to the smaller sum of compute, memory and links."""
   if not trial.step:
     return (2,)
-  return (not trial.fits, trial.step.seconds, sum(trial.step.parts.values()))
+  return (not trial.fits, trial.step.seconds, sum(trial.step.bounds.values()))

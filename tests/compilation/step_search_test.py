@@ -26,7 +26,7 @@ class Step:
     return 1 - self.total / HBM
 
   @property
-  def parts(self):
+  def bounds(self):
     return {"compute": self.seconds}
 
 
