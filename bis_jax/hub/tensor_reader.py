@@ -1,24 +1,25 @@
-"""Tensors of safetensors files, read slice by slice into the shards of our parameters."""
+"""Reads tensors of safetensors files slice by slice into the shards of parameters."""
 
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
+import ml_dtypes  # noqa: F401  (teaches NumPy, and with it safetensors, bfloat16)
 import numpy as np
 from safetensors import safe_open
 
-from bis_jax.models.hub_layout import HubTensor
+from bis_jax.models.hub_layout import HubTensor, RowRanges
 
 _TILE = 256
+
+Block = tuple[slice, ...]  # of a parameter, one slice per axis
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """A tensor as the header of its file announces it; `dtype` in safetensors' spelling."""
+  """A tensor as described in the header of its file; `dtype` in safetensors' spelling."""
 
   file: pathlib.Path
   key: str
@@ -26,91 +27,74 @@ class StoredTensor:
   dtype: str
 
 
-class ParameterReader:
-  """Fills a block of a parameter, given the block's place in the whole."""
+def read_parameter(
+  tensor: HubTensor, stored: Sequence[StoredTensor], out: np.ndarray, block: Block
+) -> None:
+  """Fills `out` with a block of a parameter; rows that the file lacks are left as they are."""
+  if not tensor.stacked:
+    _read_layer(tensor, stored[0], out, block)
+    return
+  for layer_out, layer in zip(out, stored[block[0]], strict=True):
+    _read_layer(tensor, layer, layer_out, block[1:])
 
-  def __init__(self, tensor: HubTensor, stored: Sequence[StoredTensor]):
-    self._tensor = tensor
-    self._stored = stored
 
-  def __call__(self, block: np.ndarray, index: tuple[slice, ...]) -> None:
-    if not self._tensor.stacked:
-      self._read(self._stored[0], block, index)
+def _read_layer(tensor: HubTensor, stored: StoredTensor, out: np.ndarray, block: Block) -> None:
+  # Opened for this read alone: pages of a mapped file count as resident memory until it is closed.
+  with safe_open(stored.file, framework="numpy") as opened:
+    view = opened.get_slice(stored.key)
+    if not tensor.transposed:
+      lead = (slice(0, 1),) * (len(stored.shape) - len(block))
+      for rows, place in _row_slices(tensor.row_ranges, block[0]):
+        rows = slice(rows.start, min(rows.stop, stored.shape[len(lead)]))
+        if rows.start < rows.stop:
+          value = view[(*lead, rows, *block[1:])]
+          out[place][: rows.stop - rows.start] = value.reshape(value.shape[len(lead) :])
       return
-    for one, stored in zip(block, self._stored[index[0]], strict=True):
-      self._read(stored, one, index[1:])
+    for rows, place in _row_slices(tensor.row_ranges, block[1]):
+      if len(stored.shape) == 2:
+        value = view[rows, block[0]]
+      else:  # the convolution over patches
+        value = view[rows]
+        value = value.reshape(len(value), -1)[:, block[0]]
+      _copy_transposed(out[:, place], value)
 
-  def _read(self, stored: StoredTensor, out: np.ndarray, index: tuple[slice, ...]) -> None:
-    # Opened for this read alone: pages of a mapped file count as memory until it is closed.
-    with safe_open(stored.file, framework="numpy") as opened:
-      view = opened.get_slice(stored.key)
-      if self._tensor.row_ranges is not None:
-        self._read_rows(view, out, index)
-      elif not self._tensor.transposed:
-        lead = len(stored.shape) - len(index)  # axes of length 1
-        first = slice(index[0].start, min(index[0].stop, stored.shape[lead]))
-        held = max(0, first.stop - first.start)
-        out[held:] = 0  # a row that the file lacks
-        if held:
-          value = view[(slice(0, 1),) * lead + (first, *index[1:])]
-          out[:held] = value.reshape(value.shape[lead:])
-      elif len(stored.shape) == 2:
-        _copy_transposed(out, view[index[1], index[0]])
-      else:  # the 3-D convolution over patches
-        rows = view[index[1]]
-        _copy_transposed(out, rows.reshape(len(rows), -1)[:, index[0]])
 
-  def _read_rows(self, view: Any, out: np.ndarray, index: tuple[slice, ...]) -> None:
-    """Fills a block of a parameter that is a part of a fused tensor."""
-    wanted, at = index[-1], 0  # of the parameter's last axis; where a run of rows begins on it
-    for start, stop in self._tensor.row_ranges:
-      low, high = max(wanted.start, at), min(wanted.stop, at + stop - start)
-      if low < high:
-        place = slice(low - wanted.start, high - wanted.start)
-        run = slice(start + low - at, start + high - at)
-        if self._tensor.transposed:
-          _copy_transposed(out[:, place], view[run, index[0]])
-        else:
-          out[place] = view[run]
-      at += stop - start
+def _row_slices(row_ranges: RowRanges | None, wanted: slice) -> Iterator[tuple[slice, slice]]:
+  """Yields (rows of the file, their place in the block) for a slice of the parameter's axis."""
+  if row_ranges is None:
+    yield wanted, slice(0, wanted.stop - wanted.start)
+    return
+  offset = 0  # of a range on the parameter's axis
+  for start, stop in row_ranges:
+    low, high = max(wanted.start, offset), min(wanted.stop, offset + stop - start)
+    if low < high:
+      rows = slice(start + low - offset, start + high - offset)
+      yield rows, slice(low - wanted.start, high - wanted.start)
+    offset += stop - start
 
 
 def _copy_transposed(out: np.ndarray, source: np.ndarray) -> None:
-  """Sets out to source.T, by tiles that stay in the processor's cache: two to five times as fast."""
+  """Sets out to source.T by tiles that fit the CPU cache: two to five times as fast."""
   for i in range(0, out.shape[0], _TILE):
     for j in range(0, out.shape[1], _TILE):
       out[i : i + _TILE, j : j + _TILE] = source[j : j + _TILE, i : i + _TILE].T
 
 
-class HeadReader:
-  """Fills a block of the reward head [D, 2] from two rows of the LM head [V, D]."""
-
-  def __init__(self, stored: StoredTensor, rows: tuple[int, int]):
-    self._stored = stored
-    self._rows = rows
-
-  def __call__(self, block: np.ndarray, index: tuple[slice, ...]) -> None:
-    with safe_open(self._stored.file, framework="numpy") as opened:
-      view = opened.get_slice(self._stored.key)
-      for column, row in enumerate(self._rows[index[1]]):
-        block[:, column] = view[row : row + 1, index[0]][0]
-
-
-def assemble(struct: jax.ShapeDtypeStruct, read: "ParameterReader | HeadReader") -> jax.Array:
+def assemble(struct: jax.ShapeDtypeStruct, read: Callable[[np.ndarray, Block], None]) -> jax.Array:
   """Returns the array whose local shards `read` fills, one at a time; equal shards are read once."""
+  assert struct.sharding is not None
   places = struct.sharding.addressable_devices_indices_map(struct.shape)
-  devices: dict[tuple, list[jax.Device]] = collections.defaultdict(list)
-  for device, index in places.items():
-    devices[tuple(s.indices(n)[:2] for s, n in zip(index, struct.shape, strict=True))].append(
-      device
-    )
+  holders: dict[tuple, list[jax.Device]] = collections.defaultdict(list)
+  for device, block in places.items():
+    bounds = (s.indices(n)[:2] for s, n in zip(block or (), struct.shape, strict=True))
+    holders[tuple(bounds)].append(device)
   shards = {}
-  for bounds, holders in devices.items():
-    block = np.empty([stop - start for start, stop in bounds], struct.dtype)
-    read(block, tuple(slice(*b) for b in bounds))
-    for device in holders:
+  for bounds, devices in holders.items():
+    out = np.zeros([stop - start for start, stop in bounds], struct.dtype)
+    read(out, tuple(slice(*b) for b in bounds))
+    for device in devices:
       # Waits: copies are made in the background, and blocks of many would wait with them.
-      shards[device] = jax.block_until_ready(jax.device_put(block, device))
+      shards[device] = jax.block_until_ready(jax.device_put(out, device))
   return jax.make_array_from_single_device_arrays(
     struct.shape, struct.sharding, [shards[device] for device in places]
   )

@@ -245,11 +245,15 @@ def test_nothing_is_written_over(config, model, processor, folder):
 def test_a_damaged_base_is_named(config, model, processor, tmp_path):
   base = tmp_path / "base"
   base.mkdir()
+  with pytest.raises(weights.WeightsError, match="missing file: config.json"):
+    hugging_face_config(config, processor, "float32", base)
+  (base / "config.json").write_text(json.dumps(config.to_hugging_face()))
   save_file({"lm_head.weight": torch.zeros(4, 4)}, base / "model.safetensors")
   with pytest.raises(weights.WeightsError, match=r"lm_head.weight of .* is \(4, 4\)"):
     hf_folder.write(
       tmp_path / "out", model[1], config, processor, base=base, dtype="float32", card=""
     )
+  assert not (tmp_path / "out").exists()
 
 
 def test_the_card_tells_recipe_digest_and_evaluation(card):

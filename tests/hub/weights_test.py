@@ -153,11 +153,11 @@ def test_shards_hold_what_one_device_would(lab, config, params, folder, spec):
   assert all(loaded[path].sharding == shapes[path].sharding for path in loaded)
 
 
-def test_initialised_parameters_are_not_read(lab, config, params, tensors, tmp_path):
+def test_overridden_parameters_are_not_read(lab, config, params, tensors, tmp_path):
   del tensors["lm_head.weight"]
   _save(tensors, config, tmp_path)
   head = jax.numpy.ones((config.text.hidden_size, 2))
-  loaded = _load(lab, tmp_path, config, initialised={REWARD_HEAD_PATH: head})
+  loaded = _load(lab, tmp_path, config, overrides={REWARD_HEAD_PATH: head})
   _assert_equal(loaded, {**params, REWARD_HEAD_PATH: head})
 
 
@@ -252,11 +252,11 @@ split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
 shapes = {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split)
           for p, s in shapes.items() if p.endswith("kernel") and len(s.shape) == 3}
 blocks = []
-read = weights.ParameterReader.__call__
-def counted(self, block, index):
-  blocks.append(block.size)
-  read(self, block, index)
-weights.ParameterReader.__call__ = counted
+read = weights.read_parameter
+def counted(tensor, stored, out, block):
+  blocks.append(out.size)
+  read(tensor, stored, out, block)
+weights.read_parameter = counted
 params = weights.load(pathlib.Path(folder), config, shapes, yes_token=11, no_token=12,
                       marker_token=None, skip=[".*"])  # the model is a part of it here
 sums = [float(jax.jit(lambda x: (x * x).sum())(value)) for value in params.values()]
