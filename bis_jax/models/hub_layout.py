@@ -65,7 +65,7 @@ class Layout:
   shapes: Mapping[str, tuple[int, ...]]
   fused: Mapping[str, tuple[RowRanges, int]] = dataclasses.field(default_factory=dict)
 
-  def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, HubTensor]:
+  def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array]) -> dict[str, HubTensor]:
     """Returns where every parameter but the reward head is in a checkpoint, by path."""
     return {
       path: self._tensor(path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD_PATH

@@ -114,7 +114,7 @@ def scorer(small_config, model, processor):
   inputs = small_config.inputs.copy_and_resolve_references()
   inputs.row_patches = 512  # room for two larger images
   mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  return step_scorer.Scorer(processor, inputs, mesh, *model)
+  return step_scorer.Scorer(processor, inputs, mesh, *model, batch_rows=8)
 
 
 def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
@@ -151,8 +151,8 @@ def test_several_images_and_none_give_transformers_scores(scorer, processor, fol
 
   arrays = {}
   if pictures:
-    processor = AutoImageProcessor.from_pretrained(folder)
-    arrays = processor([Image.open(io.BytesIO(p)) for p in pictures], return_tensors="pt")
+    image_processor = AutoImageProcessor.from_pretrained(folder)
+    arrays = image_processor([Image.open(io.BytesIO(p)) for p in pictures], return_tensors="pt")
   content = [{"type": "image"}] * len(sizes) + [{"type": "text", "text": f"Question: {question}"}]
   process = "Process: " + "\n\n".join(step + "<prm>" for step in steps)
   messages = [{"role": "user", "content": content}, {"role": "assistant", "content": process}]
