@@ -1,12 +1,16 @@
 """What commands show on the terminal: log lines and progress bars, on stderr."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
 from tqdm import tqdm
+
+from bis_jax.errors import UserError
 
 log = logging.getLogger("bis_jax")
 
@@ -40,3 +44,15 @@ def start_logging() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root.addHandler(handler)
   log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def command(name: str, argv: list[str], flag: str) -> Iterator[None]:
+  """Runs a command that takes only flags, such as `flag`; a user's error exits with its message."""
+  start_logging()
+  try:
+    if len(argv) > 1:
+      raise UserError(f"unexpected argument {argv[1]!r}; use flags such as {flag}")
+    yield
+  except (UserError, OSError) as error:
+    sys.exit(f"{name}: {error}")

@@ -5,20 +5,18 @@
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
 
-The first measures scores on VisualProcessBench or ProcessBench and needs no model, the second
-computes them with a run's latest checkpoint, the third compares them with another run's on the same
-items, and the last is Best-of-N. `bis_jax/evaluation/score_files.py` and `best_of_n.py` define the
-files, which are JSON lines.
+The first measures scores on VisualProcessBench or ProcessBench, the second computes them with a
+run's latest checkpoint, the third compares them with another run's, the last is Best-of-N. Files
+are JSON lines, defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
 """
 
 import pathlib
-import sys
 
 import numpy as np
 from absl import app, flags
 
 from bis_jax import files
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.errors import UserError
 from bis_jax.evaluation import benchmarks, best_of_n, score_files, step_evaluation
 from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
@@ -51,23 +49,16 @@ _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error"
 
 def main(argv: list[str]) -> None:
   """Entry point; invalid flags or files exit with code 1 and a message."""
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"evaluate: unexpected argument {argv[1]!r}; use flags such as --scores=FILE")
-  if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
-    sys.exit(
-      "evaluate: give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR, or "
-      "--candidates=FILE"
-    )
-  if not (_BENCHMARK.value or _CANDIDATES.value):
-    sys.exit("evaluate: name the benchmark that was scored with --benchmark=DIR")
-  if not _OUT.value:
-    sys.exit("evaluate: name the file to write with --out=FILE.json")
-  try:
-    result = _best_of_n() if _CANDIDATES.value else _steps()
-    files.write_json(_OUT.value, result)
-  except (UserError, OSError) as error:
-    sys.exit(f"evaluate: {error}")
+  with command("evaluate", argv, "--scores=FILE"):
+    if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
+      raise UserError(
+        "give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR, or --candidates=FILE"
+      )
+    if not (_BENCHMARK.value or _CANDIDATES.value):
+      raise UserError("name the benchmark that was scored with --benchmark=DIR")
+    if not _OUT.value:
+      raise UserError("name the file to write with --out=FILE.json")
+    files.write_json(_OUT.value, _best_of_n() if _CANDIDATES.value else _steps())
   print(f"wrote {_OUT.value}")
 
 

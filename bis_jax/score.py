@@ -7,11 +7,10 @@ flags, it resumes after the last complete line.
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
 
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -27,26 +26,21 @@ _CHUNK = flags.DEFINE_integer("chunk", 256, "solutions packed and written at a t
 
 def main(argv: list[str]) -> None:
   """Entry point; invalid flags or files exit with code 1 and a message."""
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"score: unexpected argument {argv[1]!r}; use flags such as --input=FILE")
-  for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
-    if not flag.value:
-      sys.exit(f"score: --{flag.name} is missing; give --checkpoint, --input and --output")
-  from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
+  with command("score", argv, "--input=FILE"):
+    for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
+      if not flag.value:
+        raise UserError(f"--{flag.name} is missing; give --checkpoint, --input and --output")
+    from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
 
-  source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
-  root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
-  try:
-    scored = solution_files.score_file(_CHECKPOINT.value, source, target, root, _CHUNK.value)
-  except (UserError, OSError) as error:
-    sys.exit(f"score: {error}")
-  if scored.written:
-    print(
-      f"wrote {scored.written} of {scored.total} lines to {target}, {scored.errors} of them errors"
+    source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
+    root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
+    total, written, errors = solution_files.score_file(
+      _CHECKPOINT.value, source, target, root, _CHUNK.value
     )
+  if written:
+    print(f"wrote {written} of {total} lines to {target}, {errors} of them errors")
   else:
-    print(f"{target} already has all {scored.total} lines")
+    print(f"{target} already has all {total} lines")
 
 
 if __name__ == "__main__":

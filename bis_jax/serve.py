@@ -9,11 +9,10 @@ answers the requests that it holds, and ends.
 """
 
 import signal
-import sys
 
 from absl import app, flags
 
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -33,23 +32,20 @@ _ROWS = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
   """Entry point: loads and compiles, then serves until SIGTERM or SIGINT."""
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"serve: unexpected argument {argv[1]!r}; use flags such as --port=8000")
-  if not _CHECKPOINT.value:
-    sys.exit("serve: name the workdir of a run with --checkpoint=WORKDIR")
-  try:
-    import uvicorn
+  with command("serve", argv, "--port=8000"):
+    if not _CHECKPOINT.value:
+      raise UserError("name the workdir of a run with --checkpoint=WORKDIR")
+    try:
+      import uvicorn
 
-    from bis_jax.scoring import server, step_scorer
-  except ModuleNotFoundError as error:
-    if error.name not in ("starlette", "uvicorn"):
-      raise
-    sys.exit(f"serve: {error.name} is not installed; run: pip install 'bis_jax[serve]'")
-  try:
+      from bis_jax.scoring import server, step_scorer
+    except ModuleNotFoundError as error:
+      if error.name not in ("starlette", "uvicorn"):
+        raise
+      raise UserError(
+        f"{error.name} is not installed; run: pip install 'bis_jax[serve]'"
+      ) from error
     scorer = step_scorer.load(_CHECKPOINT.value, batch_rows=_ROWS.value or None, workers=0)
-  except (UserError, OSError) as error:
-    sys.exit(f"serve: {error}")
   scorer.warm_up()
   limits = server.Limits(
     body_seconds=_BODY_SECONDS.value, waiting=_WAITING.value, batch=_BATCH.value

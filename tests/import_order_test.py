@@ -15,7 +15,8 @@ ORDER = (
   ("models", "selection", "evaluation"),
   ("inputs", "corpus", "toy", "parallel"),
   ("files", "images"),
-  ("console", "errors"),
+  ("console",),
+  ("errors",),
 )
 
 

@@ -48,14 +48,8 @@ class LoadedRun:
 def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   """Loads the latest checkpoint of a workdir, local or gs://.
 
-  Args:
-    workdir: of a run of `bis_jax.main`. If it holds no tokenizer, the one that the run's config
-      names must still exist.
-    mesh: sizes of the mesh axes, for other devices than the run's; None: those of its config.
-
-  Raises:
-    WorkdirError: it is not the workdir of a run, or holds no checkpoint.
-    FileNotFoundError: the tokenizer cannot be loaded.
+  `mesh` gives the sizes of the mesh axes for other devices than the run's. Raises WorkdirError,
+  or FileNotFoundError if neither the workdir nor the run's config leads to a tokenizer.
   """
   path = files.absolute(workdir)
   config = read_config(path)
@@ -74,7 +68,7 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
 
 
 def save_tokenizer(tokenizer: Tokenizer, workdir: epath.Path) -> None:
-  """Saves the tokenizer in a workdir, local or remote, unless it is there."""
+  """Saves the tokenizer in a workdir unless it is there."""
   folder = workdir / "tokenizer"
   if (folder / _LAST).exists():
     return

@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 
@@ -32,26 +31,17 @@ class OutputError(UserError):
   """The output file belongs to another input or another checkpoint."""
 
 
-class Scored(NamedTuple):
-  """Lines of the input, and how many of them this call wrote, errors among them."""
-
-  total: int
-  written: int
-  errors: int
-
-
 def score_file(
   checkpoint: str, source: pathlib.Path, target: pathlib.Path, root: pathlib.Path, chunk: int
-) -> Scored:
+) -> tuple[int, int, int]:
   """Scores the lines of `source` that `target` does not have yet, `chunk` at a time.
 
-  Raises:
-    OutputError: `target` belongs to another input or another checkpoint.
+  Returns (lines of the input, lines written now, errors among those). Raises OutputError.
   """
   total = sum(1 for _ in _raw_lines(source))
   done = _resume(source, target)
   if done == total:
-    return Scored(total, 0, 0)
+    return total, 0, 0
   scorer = step_scorer.load(checkpoint)
   writes = jax.process_index() == 0
   if writes:
@@ -68,13 +58,12 @@ def score_file(
         out.write(json.dumps(record).encode() + b"\n")
       out.flush()
       bar.update(len(batch))
-  return Scored(total, total - done, errors)
+  return total, total - done, errors
 
 
 def _scored(
   scorer: step_scorer.Scorer, lines: list[tuple[object, Solution | SolutionError]]
 ) -> Iterator[dict]:
-  """Yields the output record of every (id, solution)."""
   whole = [solution for _, solution in lines if isinstance(solution, Solution)]
   scores = iter(solutions.score(scorer, whole) if whole else ())
   for identity, solution in lines:
@@ -86,7 +75,6 @@ def _scored(
 
 
 def _read(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
-  """Returns (id, solution) of a line, or (id, why there is none); the id is None if absent."""
   record = _record(raw)
   if isinstance(record, SolutionError):
     return None, record
@@ -132,7 +120,7 @@ def _raw_lines(source: pathlib.Path) -> Iterator[bytes]:
 
 
 def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
-  """Returns how many complete lines `target` has; truncates one that a kill left incomplete."""
+  """Returns how many complete lines `target` has; cuts off an incomplete one, left by a kill."""
   if not target.exists():
     return 0
   whole = target.read_bytes()
@@ -153,7 +141,6 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
 
 
 def _name_model(target: pathlib.Path, name: str, *, fresh: bool) -> None:
-  """Writes which checkpoint `target` belongs to, or raises OutputError if it is another's."""
   note = target.with_name(target.name + ".model.json")
   if fresh:
     files.write_text(note, json.dumps({"checkpoint": name}) + "\n")

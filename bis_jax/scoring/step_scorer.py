@@ -40,15 +40,7 @@ class Scorer:
     batch_rows: int,
     name: str = "",
   ):
-    """Holds a model; the step is compiled once for each size of batch.
-
-    Args:
-      processor: the one that the model was trained with.
-      inputs: `config.inputs`.
-      mesh, graph, params: the model.
-      batch_rows: maximum rows per batch, rounded up to a power of two times the batch shards.
-      name: names the model for users.
-    """
+    """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users."""
     self.name = name
     self._processor, self._inputs, self._params = processor, inputs, params
     self._mesh, self._share = mesh, batch_share(mesh)
@@ -64,11 +56,7 @@ class Scorer:
     return other
 
   def score(self, examples: Examples) -> list[np.ndarray]:
-    """Returns the step scores float32[n] of every example, P(correct) in [0, 1].
-
-    Raises:
-      UnscoredStepError: an example is too long.
-    """
+    """Returns the step scores float32[n] of every example; raises UnscoredStepError."""
     scores, refused = self.score_each(examples)
     _check_none_refused(examples, refused)
     return scores
@@ -109,7 +97,6 @@ class Scorer:
     return batches
 
   def _run(self, measured: pipeline.Measured, plan: pack.Plan, scores: list[np.ndarray]) -> None:
-    """Scores the planned examples into `scores`."""
     for i in plan.examples:
       scores[i] = np.zeros(measured.marker_counts[i], np.float32)
     first_row = 0
@@ -129,7 +116,6 @@ class Scorer:
           bar.update(rows)
 
   def _score_batch(self, batch: Batch, scores: list[np.ndarray]) -> None:
-    """Scores one batch, of which this process holds its share, into `scores`."""
     index = {key: batch[key] for key in HOST_KEYS}
     score_BR = multihost_utils.process_allgather(self._scores_of(batch), tiled=True)
     if jax.process_count() > 1:  # through the devices, so that rows come in the order of the scores
@@ -141,17 +127,14 @@ class Scorer:
       scores[example][step] = value
 
   def _scores_of(self, batch: Batch) -> jax.Array:
-    """Returns float32[B, R] of this process's rows of a batch; B counts those of all processes."""
+    """Returns float32[B, R], B rows of all processes, from this process's share of a batch."""
     return self._step(self._params, put_rows(device_arrays(batch), self._mesh))
 
 
 def load(workdir: str, *, batch_rows: int | None = None, **inputs: int) -> Scorer:
   """Returns a scorer with the latest checkpoint of a workdir; raises as `load_run` does.
 
-  Args:
-    workdir: of a run of `bis_jax.main`, local or gs://.
-    batch_rows: maximum rows per batch; None: `config.evaluation.batch_rows` of the run.
-    inputs: keys of `config.inputs` to change, e.g. max_length=4096, row_tokens=4096.
+  `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config.
   """
   run = load_run(workdir)
   run.config.inputs.update(inputs)
