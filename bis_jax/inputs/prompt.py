@@ -33,60 +33,37 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class SpecialTokens:
-  """Ids of the tokens that the model side needs to know.
+  """Ids of the tokens that the model side needs to know."""
 
-  Attributes:
-    prm: the step marker. image_pad: stands for one merged image feature.
-    vision_start, vision_end: around every image.
-    yes, no: the words whose language-model head rows initialise the reward head.
-  """
-
-  prm: int
-  image_pad: int
-  vision_start: int
-  vision_end: int
-  yes: int
+  prm: int  # the step marker
+  image_pad: int  # stands for one image feature
+  vision_start: int  # before every image
+  vision_end: int  # and after it
+  yes: int  # words whose LM head rows initialize the reward head
   no: int
 
 
 @dataclass(frozen=True)
 class Sample:
-  """One tokenised sample.
+  """One tokenized sample, every image expanded to its `image_pad` tokens."""
 
-  Attributes:
-    tokens: int32[t], every image already spread over its `image_pad` tokens.
-    markers: int32[m], positions of the step markers in `tokens`; marker i belongs to step i.
-    image_spans: int32[images, 2], (start, length) of each image's run of `image_pad` tokens.
-    dropped_steps: how many trailing steps did not fit.
-  """
-
-  tokens: np.ndarray
-  markers: np.ndarray
-  image_spans: np.ndarray
-  dropped_steps: int = 0
+  tokens: np.ndarray  # int32[t]
+  markers: np.ndarray  # int32[m], positions of the step markers in `tokens`, in order of steps
+  image_spans: np.ndarray  # int32[images, 2], (start, length) of each image's `image_pad` tokens
+  dropped_steps: int = 0  # trailing steps that did not fit
 
 
 @dataclass(frozen=True)
 class Frame:
-  """What a backbone puts around the text of one sample.
+  """What a backbone puts around the text of one sample."""
 
-  Attributes:
-    opening: token ids, and texts to encode, before the piece of the first step.
-    first: text that is encoded together with the first step's.
-    alone: text that is encoded instead of it if no step fits.
-  """
-
-  opening: tuple[Sequence[int] | str, ...]
-  first: str
-  alone: str = ""
+  opening: tuple[Sequence[int] | str, ...]  # token ids, and texts to encode, before the first step
+  first: str  # text that is encoded together with the first step's
+  alone: str = ""  # text that is encoded instead if no step fits
 
 
 class Prompt(abc.ABC):
-  """Encodes samples.
-
-  Attributes:
-    special: ids of the special tokens.
-  """
+  """Encodes samples; `separator` is the text between a step marker and the next step."""
 
   def __init__(
     self,
@@ -94,14 +71,12 @@ class Prompt(abc.ABC):
     encode: Callable[[list[str]], list[list[int]]],
     separator: str,
   ):
-    """Args: `separator` is the text between a step marker and the next step."""
     self.special = special
     self._encode = encode
     self._separator = separator
 
   @abc.abstractmethod
-  def frame(self, question: str, images: int) -> Frame:
-    """Returns the frame of a question with that many images."""
+  def frame(self, question: str, images: int) -> Frame: ...
 
   def encode(
     self,
@@ -111,7 +86,6 @@ class Prompt(abc.ABC):
     *,
     max_length: int,
   ) -> Sample:
-    """Returns the sample of one question, its images and its steps; see `encode_batch`."""
     [(compact, dropped)] = self.encode_batch(
       [(question, steps)], [image_token_counts], max_length=max_length
     )

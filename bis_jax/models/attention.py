@@ -2,10 +2,10 @@
 
 A segment is one sample (text) or one image (vision) of a row; padding carries segment 0 and is a
 segment of its own, so its output is finite and nothing of it reaches a sample. Masks are made from
-segment ids, never handed in as T x T arrays.
+segment ids, never passed as T x T arrays.
 
 Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads,
-G query heads a key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G * c.
+G query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G * c.
 """
 
 import functools
@@ -25,7 +25,7 @@ _MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
 class BackendError(UserError):
-  """A kernel that this platform does not run."""
+  """A kernel that this platform cannot run."""
 
 
 def attention(
@@ -39,17 +39,8 @@ def attention(
 ) -> jax.Array:
   """Returns softmax(q k / sqrt(H)) v [B, T, N, H] within segments, softmax in float32.
 
-  Args:
-    q_BTNH: queries; head n reads key head n // (N / K).
-    k_BTKH: keys.
-    v_BTKH: values.
-    segment_BT: int32, the segment of each token; 0 is padding.
-    causal: tokens see only themselves and what stands before them in the row.
-    backend: a name of BACKENDS, or "auto", by the platform of this process. Kernels can be
-      compiled on a machine without their platform, but run on it alone.
-
-  Raises:
-    ValueError: there is no such backend.
+  Query head n reads key head n // (N / K). `backend` is a name of BACKENDS, or "auto", by the platform
+  of this process. Kernels can be compiled on a machine without their platform, but not run.
   """
   if backend == "auto":
     backend = {"tpu": "splash", "gpu": "triton"}.get(jax.default_backend(), "xla")
@@ -59,7 +50,7 @@ def attention(
 
 
 def check_backend(backend: str, platform: str) -> None:
-  """Raises BackendError where a platform ("cpu", "gpu", "tpu") does not run a backend."""
+  """Raises BackendError if a platform ("cpu", "gpu", "tpu") does not run a backend."""
   wanted = _PLATFORMS.get(backend, platform)
   if wanted != platform:
     raise BackendError(
@@ -71,14 +62,7 @@ def check_backend(backend: str, platform: str) -> None:
 def window_attention(
   q_BPNH: jax.Array, k_BPNH: jax.Array, v_BPNH: jax.Array, window_BP: jax.Array
 ) -> jax.Array:
-  """Returns full attention [B, P, N, H] within windows, none of which straddles a block of 64.
-
-  Args:
-    q_BPNH: queries; P is a multiple of 64.
-    k_BPNH: keys.
-    v_BPNH: values.
-    window_BP: int32, the window of each patch slot; 0 is padding.
-  """
+  """Returns full attention [B, P, N, H] within windows, none of which straddles a block of 64."""
   b, p, n, h = q_BPNH.shape
   q_BWPNH, k_BWPNH, v_BWPNH = (
     x.reshape(b, p // WINDOW, WINDOW, n, h) for x in (q_BPNH, k_BPNH, v_BPNH)
@@ -107,7 +91,7 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
 def _xla(
   q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
-  """Plain XLA, a chunk of queries after the other; a causal chunk reads no key behind it."""
+  """Plain XLA, one chunk of queries after the other; a causal chunk reads no key after it."""
   b, t, n, h = q_BTNH.shape
   k = k_BSKH.shape[2]
   q_BKGTH = jnp.moveaxis(q_BTNH, 1, 2).reshape(b, k, n // k, t, h)
@@ -140,9 +124,9 @@ def _chunk(
   segment_BS: jax.Array,
   causal: bool,
 ) -> jax.Array:
-  """Attention of the last c of S tokens where `causal`, else of any; keeps no scores.
+  """Attention of the last c of S tokens if `causal`, else of any; the backward pass recomputes scores.
 
-  The backward pass makes them again. Source: FlashAttention (arXiv 2205.14135), algorithm 4.
+  Source: FlashAttention (arXiv 2205.14135), algorithm 4.
   """
   return _chunk_forward(q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, causal)[0]
 

@@ -1,6 +1,7 @@
 """The backbones that a config can name, and what is made from their records."""
 
 import dataclasses
+from typing import Any
 
 import jax
 from flax import nnx
@@ -69,7 +70,8 @@ def structure(
   config: ModelConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
   """Returns the model's structure and shape, dtype and sharding of each parameter; no array is made."""
-  graph, shapes = split(nnx.eval_shape(lambda: build(config, 0)))
+  graph, params = split(nnx.eval_shape(lambda: build(config, 0)))
+  shapes: dict[str, Any] = dict(params)
   shardings = parameter_shardings(mesh, sharding(config), shapes)
   return graph, {
     path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])

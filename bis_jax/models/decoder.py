@@ -44,12 +44,11 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text, bias = config.text, config.text.attention_bias
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
     key_width = text.num_key_value_heads * text.head_dim
-    self.q_proj = Linear(text.hidden_size, text.hidden_size, use_bias=bias, **kwargs)
-    self.k_proj = Linear(text.hidden_size, key_width, use_bias=bias, **kwargs)
-    self.v_proj = Linear(text.hidden_size, key_width, use_bias=bias, **kwargs)
-    self.o_proj = Linear(text.hidden_size, text.hidden_size, use_bias=False, **kwargs)
+    self.q_proj = Linear(text.hidden_size, text.hidden_size, config, rngs, use_bias=bias)
+    self.k_proj = Linear(text.hidden_size, key_width, config, rngs, use_bias=bias)
+    self.v_proj = Linear(text.hidden_size, key_width, config, rngs, use_bias=bias)
+    self.o_proj = Linear(text.hidden_size, text.hidden_size, config, rngs, use_bias=False)
     self.head_dim = text.head_dim
     self.backend = config.attention
 
@@ -77,13 +76,11 @@ class DecoderLayer(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    self.input_layernorm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
-    self.post_attention_layernorm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
+    self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps, config)
+    self.post_attention_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps, config)
     self.self_attn = SelfAttention(config, rngs)
-    self.mlp = GatedMLP(
-      text.hidden_size, text.intermediate_size, use_bias=False, rngs=rngs, **kwargs
-    )
+    sizes = text.hidden_size, text.intermediate_size
+    self.mlp = GatedMLP(*sizes, config, rngs, use_bias=False)
 
   def __call__(
     self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
@@ -93,7 +90,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Returns the states [B, T, D] after the last layer; the caller applies `norm` where it reads.
+  """Returns the states [B, T, D] after the last layer; the caller applies `norm` to those it reads.
 
   The norm acts on each token alone, so gathering the step markers first gives the same logits for
   a fraction of the work.
@@ -101,10 +98,9 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, rngs=rngs, **kwargs)
+    self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, config, rngs)
     self.layers = stack(functools.partial(DecoderLayer, config), text.num_hidden_layers, rngs)
-    self.norm = RMSNorm(text.hidden_size, epsilon=text.rms_norm_eps, **kwargs)
+    self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, config)
     self.config = config
 
   def __call__(

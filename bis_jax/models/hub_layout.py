@@ -26,43 +26,29 @@ _STACK = r"(visual\.blocks|vision_model\.layers|language_model\.layers)\."
 
 @dataclasses.dataclass(frozen=True)
 class HubTensor:
-  """Where a parameter is in a checkpoint.
+  """Where a parameter is in a checkpoint."""
 
-  Attributes:
-    keys: one key, or one per layer if `stacked`.
-    shape: of each of them in the file.
-    stacked: the parameter has a leading axis over `keys`.
-    transposed: the file holds [E, C], or [E, ...] with C values after the first axis, where the
-      parameter holds [C, E].
-    row_ranges: (start, stop) ranges of a fused checkpoint tensor's first axis that are concatenated
-      to form this parameter's last axis; None: all rows.
-  """
-
-  keys: tuple[str, ...]
-  shape: tuple[int, ...]
-  stacked: bool
+  keys: tuple[str, ...]  # one key, or one per layer if `stacked`
+  shape: tuple[int, ...]  # of each of them in the file
+  stacked: bool  # the parameter has a leading axis over `keys`
+  # The file holds [E, C], or [E, ...] with C values after the first axis; the parameter, [C, E].
   transposed: bool
+  # (start, stop) ranges of a fused tensor's first axis that are concatenated to form this
+  # parameter's last axis; None: all rows.
   row_ranges: RowRanges | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a kind of checkpoint names, shapes and fuses its tensors.
+  """How a kind of checkpoint names, shapes and fuses its tensors."""
 
-  Attributes:
-    lm_head, embedding: keys.
-    names: from parameter names to keys.
-    aliases: from other spellings of keys to those of `names`.
-    shapes: of tensors in the file that are not the parameter's or its transpose, by path.
-    fused: by path without its last part, the parameter's rows of a fused tensor, and how many rows
-      that has.
-  """
-
-  lm_head: str
-  embedding: str
-  names: Renames
-  aliases: Renames
+  lm_head: str  # key
+  embedding: str  # key
+  names: Renames  # from parameter names to keys
+  aliases: Renames  # from other spellings of keys to those of `names`
+  # Of tensors in the file, by path, if not the parameter's shape or its transpose.
   shapes: Mapping[str, tuple[int, ...]]
+  # By path without its last part: the parameter's rows of a fused tensor, and how many that has.
   fused: Mapping[str, tuple[RowRanges, int]] = dataclasses.field(default_factory=dict)
 
   def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array]) -> dict[str, HubTensor]:

@@ -11,6 +11,7 @@ Over several devices they need the mesh of the computation in context; see `shar
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +53,9 @@ def _on_each_device(kernel: _Kernel) -> _Kernel:
     t = q_BTNH.shape[1]
     pad = (0, -t % _BLOCKS[-1])
 
-    def local(*qkv: jax.Array) -> jax.Array:
-      *qkv, segment_BT = qkv
-      qkv = [jnp.pad(x_BTNH, ((0, 0), pad, (0, 0), (0, 0))) for x_BTNH in qkv]
-      segment_BT = jnp.pad(segment_BT, ((0, 0), pad), constant_values=-1)
+    def local(*arrays: jax.Array) -> jax.Array:
+      qkv = (jnp.pad(x_BTNH, ((0, 0), pad, (0, 0), (0, 0))) for x_BTNH in arrays[:3])
+      segment_BT = jnp.pad(arrays[3], ((0, 0), pad), constant_values=-1)
       return kernel(*qkv, segment_BT, causal, interpret)[:, :t]
 
     return split_attention(local, q_BTNH, k_BTKH, v_BTKH, segment_BT)
@@ -76,11 +76,11 @@ def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
   def row(q_NTH: jax.Array, k_KTH: jax.Array, v_KTH: jax.Array, segment_T: jax.Array) -> jax.Array:
     return kernel(q_NTH, k_KTH, v_KTH, segment_ids=splash.SegmentIds(segment_T, segment_T))
 
-  heads_first = (jnp.swapaxes(x, 1, 2) for x in (scaled_BTNH, k_BTKH, v_BTKH))
-  return jnp.swapaxes(jax.vmap(row)(*heads_first, segment_BT), 1, 2)
+  q_BNTH, k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (scaled_BTNH, k_BTKH, v_BTKH))
+  return jnp.swapaxes(jax.vmap(row)(q_BNTH, k_BKTH, v_BKTH, segment_BT), 1, 2)
 
 
-def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> _Kernel:
+def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
   """The kernel of one shape, from arrays [N, T, H] of one row."""
   block = next(block for block in _BLOCKS if length % block == 0)
   shape = (length, length)

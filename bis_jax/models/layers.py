@@ -1,7 +1,7 @@
 """Layers that every backbone shares: linear, embedding, norms, gated MLP, rotary embedding.
 
 Parameters are stored in `param_dtype` and used in `dtype`. Where Transformers computes in float32
-(norm statistics, rotary angles) these layers do too, whatever `dtype` is.
+(norm statistics, rotary angles) these layers do too, regardless of `dtype`.
 
 Array names end in their dims: B rows, T tokens, D width, F mlp, N heads, H head dim, V vocab,
 C input features, E output features, X all tokens (B * T), h half of a head dim.
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bis_jax.models.kernels import CHECKPOINT_NAME
+from bis_jax.models.model_config import ModelConfig
 from bis_jax.parallel.sharding import split_rows
 
 _kernel_init = nnx.initializers.lecun_normal()
@@ -43,12 +44,10 @@ _REMAT_POLICIES = {
 class Linear(nnx.Module):
   """Returns x @ kernel (+ bias) in `dtype`; kernel [C, E], the transpose of torch's weight."""
 
-  def __init__(
-    self, c: int, e: int, *, use_bias: bool, dtype: str, param_dtype: str, rngs: nnx.Rngs
-  ):
-    self.kernel = nnx.Param(_kernel_init(rngs.params(), (c, e), param_dtype))
-    self.bias = nnx.Param(jnp.zeros((e,), param_dtype)) if use_bias else None
-    self.dtype = dtype
+  def __init__(self, c: int, e: int, config: ModelConfig, rngs: nnx.Rngs, *, use_bias: bool):
+    self.kernel = nnx.Param(_kernel_init(rngs.params(), (c, e), config.param_dtype))
+    self.bias = nnx.Param(jnp.zeros((e,), config.param_dtype)) if use_bias else None
+    self.dtype = config.dtype
 
   def __call__(self, x_BTC: jax.Array) -> jax.Array:
     # Flat, because XLA's CPU backend else takes the kernel's gradient, a sum over both B and T,
@@ -63,9 +62,10 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
   """Returns the rows of a table [V, D] in `dtype`; rows are gathered before they are cast."""
 
-  def __init__(self, vocab_size: int, width: int, *, dtype: str, param_dtype: str, rngs: nnx.Rngs):
-    self.embedding = nnx.Param(_embedding_init(rngs.params(), (vocab_size, width), param_dtype))
-    self.dtype = dtype
+  def __init__(self, vocab_size: int, width: int, config: ModelConfig, rngs: nnx.Rngs):
+    table = _embedding_init(rngs.params(), (vocab_size, width), config.param_dtype)
+    self.embedding = nnx.Param(table)
+    self.dtype = config.dtype
 
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
     return self.embedding[...][tokens_BT].astype(self.dtype)
@@ -77,49 +77,62 @@ class RMSNorm(nnx.Module):
   Source: Qwen2_5_VLRMSNorm in Transformers, rounding included.
   """
 
-  def __init__(self, width: int, *, epsilon: float, dtype: str, param_dtype: str):
-    self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+  def __init__(self, width: int, epsilon: float, config: ModelConfig):
+    self.scale = nnx.Param(jnp.ones((width,), config.param_dtype))
     self.epsilon = epsilon
-    self.dtype = dtype
+    self.dtype = config.dtype
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    x32_BTD = x_BTD.astype(jnp.float32)
-    variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-    y_BTD = (x32_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon)).astype(self.dtype)
-    scale_D = self.scale[...].astype(self.dtype)
-    return y_BTD * jnp.expand_dims(scale_D, range(y_BTD.ndim - 1))
+    y_BTD = _over_rms(x_BTD.astype(jnp.float32), self.epsilon).astype(self.dtype)
+    return y_BTD * _lead(self.scale[...].astype(self.dtype), y_BTD.ndim)
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(RMSNorm):
   """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, computed in float32."""
 
-  def __init__(self, width: int, *, epsilon: float, dtype: str, param_dtype: str):
-    self.scale = nnx.Param(jnp.ones((width,), param_dtype))
-    self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
-    self.epsilon = epsilon
-    self.dtype = dtype
+  def __init__(self, width: int, epsilon: float, config: ModelConfig):
+    super().__init__(width, epsilon, config)
+    self.bias = nnx.Param(jnp.zeros((width,), config.param_dtype))
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     x32_BTD = x_BTD.astype(jnp.float32)
-    centred_BTD = x32_BTD - jnp.mean(x32_BTD, axis=-1, keepdims=True)
-    variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
-    y_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon)
-    scale_D, bias_D = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
-    lead = range(y_BTD.ndim - 1)
-    y_BTD = y_BTD * jnp.expand_dims(scale_D, lead) + jnp.expand_dims(bias_D, lead)
-    return y_BTD.astype(self.dtype)
+    y_BTD = _over_rms(x32_BTD - jnp.mean(x32_BTD, axis=-1, keepdims=True), self.epsilon)
+    scale, bias = (_lead(p[...].astype(jnp.float32), y_BTD.ndim) for p in (self.scale, self.bias))
+    return (y_BTD * scale + bias).astype(self.dtype)
+
+
+def _over_rms(x32_BTD: jax.Array, epsilon: float) -> jax.Array:
+  return x32_BTD * jax.lax.rsqrt(jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True) + epsilon)
+
+
+def _lead(x_D: jax.Array, ndim: int) -> jax.Array:
+  """Returns x with leading axes of size 1."""
+  return jnp.expand_dims(x_D, range(ndim - 1))
 
 
 class GatedMLP(nnx.Module):
   """Returns down(silu(gate(x)) * up(x)), width D to F and back."""
 
-  def __init__(self, width: int, hidden: int, *, use_bias: bool, **kwargs: Any):
-    self.gate_proj = Linear(width, hidden, use_bias=use_bias, **kwargs)
-    self.up_proj = Linear(width, hidden, use_bias=use_bias, **kwargs)
-    self.down_proj = Linear(hidden, width, use_bias=use_bias, **kwargs)
+  def __init__(
+    self, width: int, hidden: int, config: ModelConfig, rngs: nnx.Rngs, *, use_bias: bool
+  ):
+    self.gate_proj = Linear(width, hidden, config, rngs, use_bias=use_bias)
+    self.up_proj = Linear(width, hidden, config, rngs, use_bias=use_bias)
+    self.down_proj = Linear(hidden, width, config, rngs, use_bias=use_bias)
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     return self.down_proj(jax.nn.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class MLP(nnx.Module):
+  """Returns fc2(gelu(fc1(x))), width D to F to E."""
+
+  def __init__(self, width: int, hidden: int, out: int, config: ModelConfig, rngs: nnx.Rngs):
+    self.fc1 = Linear(width, hidden, config, rngs, use_bias=True)
+    self.fc2 = Linear(hidden, out, config, rngs, use_bias=True)
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.gelu(self.fc1(x_BTD), approximate=False))
 
 
 def rotate(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
@@ -146,22 +159,20 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
   return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
-def scan(
-  apply: Callable[[nnx.Module, jax.Array], jax.Array], layers: nnx.Module, x: jax.Array
-) -> jax.Array:
+def scan(apply: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array) -> jax.Array:
   """Returns x [B, ...] after `apply(layer, x)` for every layer of a stack, in order."""
-  return jax.lax.scan(lambda x, layer: (split_rows(apply(layer, x)), None), split_rows(x), layers)[
-    0
-  ]
+
+  def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    return split_rows(apply(layer, x)), None
+
+  return jax.lax.scan(step, split_rows(x), layers)[0]
 
 
 def rematerialized(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
-  """Returns `apply` with a backward pass that computes again what `remat` says.
+  """Returns one layer's computation, for a `scan`, with a backward pass that recomputes.
 
-  Args:
-    apply: one layer's computation, inside a `scan`.
-    remat: "none"; "dots", all but products with kernels and, on TPU, attention; "offload", the same,
-      with those products kept in the host's memory, on TPU; "full", all but the layer's input.
+  What it recomputes: "none"; "dots", all but products with kernels and, on TPU, attention; "offload",
+  the same, with those products saved in the host's memory, on TPU; "full", all but the layer's input.
   """
   if remat == "none":
     return apply

@@ -7,9 +7,7 @@ from typing import Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """The decoder. A `vocab_size` of 0 stands for the tokenizer's, in tables of sizes."""
-
-  vocab_size: int
+  vocab_size: int  # in tables of sizes, 0 stands for the tokenizer's
   hidden_size: int
   intermediate_size: int
   num_hidden_layers: int
@@ -35,42 +33,30 @@ class TextConfig:
     return True
 
 
-# Fields that a Hugging Face config holds under the same name.
-TEXT_FIELDS = (
-  "vocab_size",
-  "hidden_size",
-  "intermediate_size",
-  "num_hidden_layers",
-  "num_attention_heads",
-  "num_key_value_heads",
-  "rms_norm_eps",
-)
+def shared_fields(config_class: type, *own: str) -> list[str]:
+  """Returns the fields that a Hugging Face config holds under the same name: all but `own`."""
+  return [field.name for field in dataclasses.fields(config_class) if field.name not in own]
+
+
+TEXT_FIELDS = shared_fields(TextConfig, "rope_theta")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A whole model and how it is computed.
-
-  Attributes:
-    text: the decoder.
-    vision: the vision tower, of the backbone's own class.
-    tie_word_embeddings: whether the LM head of the published checkpoint is its embedding table.
-    dtype: of activations and matrix products, "float32" or "bfloat16". Norm statistics, softmax,
-      rotary embedding and the two logits are float32 in either.
-    param_dtype: of the parameters.
-    remat: what the backward pass recomputes; see `layers.rematerialized`.
-    attention: backend of `attention.attention`.
-    backbone: name of the record in `backbones.BACKBONES`.
-  """
+  """A whole model and how it is computed."""
 
   text: TextConfig
-  vision: Any
-  tie_word_embeddings: bool = False
+  vision: Any  # the vision tower, of the backbone's own class
+  tie_word_embeddings: bool = (
+    False  # the LM head of the published checkpoint is its embedding table
+  )
+  # Of activations and matrix products, "float32" or "bfloat16". Norm statistics, softmax, rotary
+  # embedding and the two logits are float32 in either.
   dtype: str = "float32"
   param_dtype: str = "float32"
-  remat: str = "none"
-  attention: str = "auto"
-  backbone: str = ""
+  remat: str = "none"  # see `layers.rematerialized`
+  attention: str = "auto"  # backend of `attention.attention`
+  backbone: str = ""  # name of the record in `backbones.BACKBONES`
 
   @property
   def needs_random_key(self) -> bool:

@@ -26,8 +26,8 @@ def step_flops(
 
   Args:
     config: of the model.
-    trained: stages with trained kernels, from `trained_stages`.
-    token_segments: tokens of every packed rollout of the step; each attends to itself, causally.
+    trained: from `trained_stages`.
+    token_segments: tokens of every packed rollout of the step, which attend causally.
     image_patches: patch slots of every image of the step.
   """
   text = config.text

@@ -4,6 +4,8 @@ Freezing, sharding, learning rates and checkpoints all speak of these paths, so 
 needs to know how the model is built.
 """
 
+from typing import Any
+
 import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -14,7 +16,8 @@ Params = dict[str, jax.Array]
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
   """Returns the model's structure and its parameters as a flat dict."""
   graph, state = nnx.split(model, nnx.Param)
-  return graph, flatten_dict(nnx.to_pure_dict(state), sep=".")
+  params: Any = flatten_dict(nnx.to_pure_dict(state), sep=".")
+  return graph, params
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> nnx.Module:

@@ -8,7 +8,9 @@ features of a row, V vocab, R step markers per row, h half of a head dim.
 """
 
 import abc
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +26,15 @@ Batch = Mapping[str, jax.Array]
 class RewardModel(nnx.Module):
   """Returns float32 logits [B, R, 2] at the step markers of a batch, positive first.
 
-  Layers are stacked on a leading axis and scanned. The module knows of no mesh: shard its state
-  and its batch over Auto axes and jit.
+  A subclass makes its vision tower first. Layers are stacked on a leading axis and scanned. The
+  module knows no mesh: shard its state and its batch over Auto axes and jit.
   """
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    """Makes decoder and head; a subclass makes its vision tower first."""
     self.language_model = Decoder(config, rngs)
-    self.reward_head = Linear(
-      config.text.hidden_size,
-      2,
-      use_bias=False,
-      dtype="float32",
-      param_dtype=config.param_dtype,
-      rngs=rngs,
-    )
-    self.config = config
+    in_float32 = dataclasses.replace(config, dtype="float32")
+    self.reward_head = Linear(config.text.hidden_size, 2, in_float32, rngs, use_bias=False)
+    self.config: Any = config  # of the backbone's own class
 
   @abc.abstractmethod
   def image_features(self, batch: Batch) -> jax.Array:
@@ -50,13 +45,7 @@ class RewardModel(nnx.Module):
     """Returns cosines and sines [B, T, h] of a batch's `positions`."""
 
   def __call__(self, batch: Batch) -> jax.Array:
-    """Args are the arrays of a batch; see `bis_jax.inputs.rows` for their making.
-
-    Args:
-      batch: `tokens` int32[B, T]; `segment_ids` int32[B, T], 0 padding; `positions` int32[B, ..., T];
-        `patches` float32[B, P, C]; `image_index` int32[B, T], the image feature that stands in for
-        token t, or -1; `marker_index` int32[B, R]; and what the backbone's tower reads.
-    """
+    """Reads the arrays of a batch that `bis_jax.inputs.rows` describes, and those of the backbone."""
     marker_BR1 = batch["marker_index"][:, :, None]
     x_BRD = jnp.take_along_axis(self.states(batch), marker_BR1, axis=1)
     return self.reward_head(self.language_model.norm(x_BRD))

@@ -58,7 +58,7 @@ def _stages(lab, model, batch):
   """The model's computation layer by layer, one named output a stage."""
   tower, decoder, config, out = model.visual, model.language_model, model.config, {}
   rope = vision._rope(batch["patch_position"], config.vision.head_dim, config.vision.rope_theta)
-  x = out["patch_embed"] = tower.patch_embed(batch["patches"])
+  x = out["patch_embed"] = tower.patch_embed["proj"](batch["patches"])
   for i in range(config.vision.depth):
     block = jax.tree.map(lambda array, i=i: array[i], tower.blocks)
     full = i in config.vision.fullatt_block_indexes

@@ -6,20 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bis_jax.models import model_config
-from bis_jax.models.model_config import TEXT_FIELDS, ModelConfig, check_implemented
+from bis_jax.models.model_config import TEXT_FIELDS, ModelConfig, check_implemented, shared_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(model_config.TextConfig):
-  """The decoder.
-
-  Attributes:
-    vocab_size: rows of the embedding table; the step marker's, which the published checkpoints lack,
-      is the last.
-    architecture: "internlm2" or "qwen2": how a published checkpoint names and fuses its tensors.
-  """
-
-  architecture: str = "internlm2"
+  # The last of the `vocab_size` rows is the step marker's, which published checkpoints lack.
+  architecture: str = "internlm2"  # or "qwen2": names and fusion of tensors in checkpoints, biases
   rms_norm_eps: float = 1e-5
 
   def __post_init__(self):
@@ -34,12 +27,7 @@ class TextConfig(model_config.TextConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower; the defaults are InternViT-300M-448px-V2.5.
-
-  Attributes:
-    qkv_bias: on queries, keys and values.
-    qk_normalization: RMSNorm over all heads of the queries and of the keys.
-  """
+  """The vision tower; the defaults are InternViT-300M-448px-V2.5."""
 
   num_hidden_layers: int = 24
   hidden_size: int = 1024
@@ -48,8 +36,8 @@ class VisionConfig:
   image_size: int = 448
   patch_size: int = 14
   num_channels: int = 3
-  qkv_bias: bool = True
-  qk_normalization: bool = False
+  qkv_bias: bool = True  # on queries, keys and values
+  qk_normalization: bool = False  # RMSNorm over all heads of the queries and of the keys
   layer_norm_eps: float = 1e-6
 
   @property
@@ -58,37 +46,26 @@ class VisionConfig:
 
   @property
   def side(self) -> int:
-    """Patches along a side of a tile."""
-    return self.image_size // self.patch_size
+    return self.image_size // self.patch_size  # patches along a side of a tile
 
   @property
   def patch_values(self) -> int:
     return self.num_channels * self.patch_size**2
 
 
-_VISION_FIELDS = (
-  "num_hidden_layers",
-  "hidden_size",
-  "intermediate_size",
-  "num_attention_heads",
-  "num_channels",
-  "layer_norm_eps",
+_VISION_FIELDS = shared_fields(
+  VisionConfig, "image_size", "patch_size", "qkv_bias", "qk_normalization"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class InternVLConfig(ModelConfig):
-  """See `ModelConfig`.
-
-  Attributes:
-    drop_path: in training, the share of tiles that leave out a branch of the tower's last layer,
-      increasing to that linearly from 0 at the first. The released run trained with 0.1 by accident,
-      in an otherwise frozen tower.
-  """
-
   text: TextConfig
   vision: VisionConfig
   backbone: str = "internvl"
+  # In training, the share of tiles that leave out a branch of the tower's last layer, increasing to
+  # that linearly from 0 at the first. The released run trained with 0.1 by accident, in an otherwise
+  # frozen tower.
   drop_path: float = 0.0
 
   @property
@@ -132,12 +109,7 @@ class InternVLConfig(ModelConfig):
     return config
 
   def to_hugging_face(self, layout: str = "hub") -> dict[str, Any]:
-    """Returns the `config.json` of this architecture; ids and the release's code are left out.
-
-    Args:
-      layout: "hub", or "hf" for Transformers' own InternVL class, which knows the Qwen2.5 text
-        side.
-    """
+    """Returns the `config.json` of this architecture, without ids; "hf" is Transformers' own."""
     text = {field: getattr(self.text, field) for field in TEXT_FIELDS}
     vision = {field: getattr(self.vision, field) for field in _VISION_FIELDS}
     text |= {

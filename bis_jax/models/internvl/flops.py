@@ -16,10 +16,11 @@ def vision_flops(
   """
   vision, d = config.vision, config.text.hidden_size
   width, length = vision.hidden_size, vision.side**2 + 1
-  tiles, image_tokens = patches.sum() / vision.side**2, patches.sum() / 4
+  total = float(patches.sum())
+  tiles, image_tokens = total / vision.side**2, total / 4
   layer = 4 * width * width + 2 * width * vision.intermediate_size
-  kernels = [
-    (vision.patch_values * width, patches.sum()),
+  kernels: list[tuple[float, float]] = [
+    (vision.patch_values * width, total),
     (vision.num_hidden_layers * layer, tiles * length),
     (4 * width * d, image_tokens),
     (d * d, image_tokens),

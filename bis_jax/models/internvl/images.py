@@ -1,8 +1,8 @@
 """InternVL's view of an image: tiles of 448 x 448 pixels, cut into patches for the vision tower.
 
 An image is resized to the grid of at most `max_tiles` tiles whose aspect ratio is closest to its
-own, and cut; where that gives more than one tile, the whole image as one more tile, the thumbnail,
-comes last:
+own, and cut; if that gives more than one tile, the whole image as one more tile, the thumbnail,
+is last:
 
     800 x 500 pixels, aspect 1.6: 3 x 2 tiles (aspect 1.5)
     tile 0  tile 1  tile 2
@@ -34,19 +34,13 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Tiles:
-  """One image as the vision tower reads it: n tiles in reading order, the thumbnail last.
+  """One image as the vision tower reads it: n tiles in reading order, the thumbnail last."""
 
-  Attributes:
-    pixels: uint8[n, P, 3, 196], the P patches (1024 at 448 pixels) of each tile in reading order.
-    grid: (rows, columns) of tiles, without the thumbnail.
-  """
-
-  pixels: np.ndarray
-  grid: tuple[int, int]
+  pixels: np.ndarray  # uint8[n, P, 3, 196], the P patches of each tile in reading order
+  grid: tuple[int, int]  # (rows, columns) of tiles, without the thumbnail
 
   @property
   def image_tokens(self) -> int:
-    """P / 4 per tile: 256 at 448 pixels."""
     return self.pixels.shape[0] * self.pixels.shape[1] // TOKEN_PATCHES
 
   def add_to(self, row: Batch, slot: int, number: int) -> tuple[int, np.ndarray]:
@@ -64,27 +58,19 @@ class Tiles:
 
 @dataclass(frozen=True)
 class InternVLImages:
-  """See `inputs.images.ImageProcessor`.
+  """See `inputs.images.ImageProcessor`."""
 
-  Attributes:
-    max_tiles: of one image, the thumbnail not counted.
-    tile: pixels along a side of a tile, a multiple of 28.
-  """
-
-  max_tiles: int = 6
-  tile: int = 448
+  max_tiles: int = 6  # of one image, the thumbnail not counted
+  tile: int = 448  # pixels along a side of a tile, a multiple of 28
 
   @property
   def tile_patches(self) -> int:
-    """Patch slots of a tile: 1024 at 448 pixels."""
-    return (self.tile // PATCH) ** 2
+    return (self.tile // PATCH) ** 2  # 1024 at 448 pixels
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (rows, columns) of tiles of a stored image of that size.
-
-    Of the grids with the closest aspect ratio (width / height, differences in float64) the first
-    by number of tiles; but each further one instead, if the image has more than half its pixels.
-    """
+    """Returns (rows, columns) of tiles of a stored image of that size."""
+    # Of the grids with the closest aspect ratio (width / height, differences in float64) the first
+    # by number of tiles; but each further one instead, if the image has more than half its pixels.
     aspect, area = width / height, width * height
     best, best_difference = (1, 1), float("inf")
     for rows, columns in _grids(self.max_tiles):
@@ -95,12 +81,10 @@ class InternVLImages:
     return best
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (image tokens, patch slots) without decoding anything."""
     rows, columns = self.grid(height, width)
     return self._cost(rows * columns)
 
   def largest_cost(self) -> tuple[int, int]:
-    """Returns (image tokens, patch slots) of an image of `max_tiles` tiles."""
     return self._cost(self.max_tiles)
 
   def _cost(self, tiles: int) -> tuple[int, int]:
@@ -130,7 +114,6 @@ class InternVLImages:
 
 @functools.cache
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
-  """Returns every (rows, columns) of at most `max_tiles` tiles, fewer tiles first."""
   sides = range(1, max_tiles + 1)
   grids = [(r, c) for r in sides for c in sides if r * c <= max_tiles]
   return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
@@ -138,7 +121,7 @@ def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 @functools.cache
 def _value_tables() -> np.ndarray:
-  """Returns float32[3, 256]: the normalised value of every 8-bit value, a channel a row."""
+  """Returns float32[3, 256]: the normalized value of every 8-bit value, one row per channel."""
   levels = np.arange(256, dtype=np.float32) / np.float32(255)
-  mean, std = np.float32(MEAN)[:, None], np.float32(STD)[:, None]
+  mean, std = (np.array(x, np.float32)[:, None] for x in (MEAN, STD))
   return (levels[None] - mean) / std

@@ -15,22 +15,20 @@ from flax import nnx
 
 from bis_jax.models.internvl.config import InternVLConfig
 from bis_jax.models.internvl.vision import VisionTower
-from bis_jax.models.layers import LayerNorm, Linear, inverse_frequencies
+from bis_jax.models.layers import MLP, LayerNorm, inverse_frequencies
 from bis_jax.models.reward_model import Batch, RewardModel
 
 
-class Projector(nnx.Module):
+class Projector(MLP):
   """Returns features [..., D of the text]: norm, linear, GELU, linear."""
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     width, out = 4 * config.vision.hidden_size, config.text.hidden_size
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    self.norm = LayerNorm(width, epsilon=1e-5, **kwargs)
-    self.fc1 = Linear(width, out, use_bias=True, rngs=rngs, **kwargs)
-    self.fc2 = Linear(out, out, use_bias=True, rngs=rngs, **kwargs)
+    self.norm = LayerNorm(width, 1e-5, config)
+    super().__init__(width, out, out, config, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.fc2(jax.nn.gelu(self.fc1(self.norm(x)), approximate=False))
+    return super().__call__(self.norm(x))
 
 
 class InternVL(RewardModel):

@@ -1,18 +1,13 @@
-"""The formatter of InternVL2.5 and InternVL3, with the released wrapping of a sample:
+"""The prompt of InternVL2.5 and InternVL3, as released:
 
     <s><|im_start|>system\\n{SYSTEM}<|im_end|>\\n
     <|im_start|>user\\n<|im_end|>\\n
     <|im_start|>assistant\\n<img>{image tokens}</img>\\nQuestion: {question}\\n
     Process: {step 1}<prm>\\n\\n{step 2}<prm>\\n\\n...{step n}<prm>
 
-Line breaks are those written as \\n. The user turn is empty; `<s>` stands before InternLM2.5 only;
-several images follow one another, a line each. What the release writes after the last marker is
-left out: attention is causal and nothing after a marker can change its score. (This is the form the
-released models were trained with. The released evaluation forgot the `<|im_end|>\\n` of the empty
-turn; one formatter serves both here.)
-
-User text never becomes a special token: pieces between special tokens are encoded one by one, by an
-encoder that knows none.
+Line breaks are those written as \\n. The user turn is empty; `<s>` is for InternLM2.5 only; each image
+is on a line of its own. (This is the form of the released training. The released evaluation lacks the
+`<|im_end|>\\n` of the empty turn; here both have it.)
 
 Sources: `preprocess_internvl2_5` in the InternVL release, with the turns as the published reward
 models build them; `conversation.py` there for the system prompt.
@@ -39,6 +34,8 @@ from bis_jax.inputs.prompt import (
   plain_encoder,
 )
 
+_PROTO: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+
 SYSTEM = (
   "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位"
   "联合开发的多模态大语言模型。"
@@ -64,21 +61,13 @@ _INTERNLM_TURNS = {_TURN_END: "[UNUSED_TOKEN_145]", _TURN_START: "[UNUSED_TOKEN_
 
 @dataclass(frozen=True)
 class TextTokenizer:
-  """A text model's tokenizer, as far as the formatter needs it.
+  """What the prompt needs of a text model's tokenizer."""
 
-  Attributes:
-    encode: token ids of each text; no text becomes a special token.
-    ids: of `ADDED`, of the turn tokens, and of the words Yes and No.
-    beginning: ids that every sample starts with.
-    size: number of token ids, the step marker's included; `len` gives it, too.
-    save_pretrained: writes into a folder what `load_tokenizer` reads.
-  """
-
-  encode: Callable[[list[str]], list[list[int]]]
-  ids: Mapping[str, int]
-  beginning: tuple[int, ...]
-  size: int
-  save_pretrained: Callable[[str | pathlib.Path], Any]
+  encode: Callable[[list[str]], list[list[int]]]  # no text becomes a special token
+  ids: Mapping[str, int]  # of `ADDED`, of the turn tokens, and of the words Yes and No
+  beginning: tuple[int, ...]  # ids that every sample starts with
+  size: int  # number of token ids, the step marker's included
+  save_pretrained: Callable[[str | pathlib.Path], Any]  # writes what `load_tokenizer` reads
 
   def __len__(self) -> int:
     return self.size
@@ -99,14 +88,14 @@ def load_tokenizer(folder: str) -> TextTokenizer:
 def _internlm(file: pathlib.Path) -> TextTokenizer:
   """Returns InternLM2.5's SentencePiece model; <prm> becomes 92553."""
   data = file.read_bytes()
-  proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+  proto = _PROTO.ModelProto.FromString(data)
   for piece in proto.pieces:
     # Reserved ids, six of which are in use, as <|im_start|> and the like: a user who wrote the
     # placeholder would get the token. Control pieces are never found in text.
     if piece.piece.startswith(_RESERVED):
-      piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.CONTROL
+      piece.type = _PROTO.ModelProto.SentencePiece.CONTROL
     if piece.piece == "\0":  # SentencePiece does the same, with a warning
-      piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+      piece.type = _PROTO.ModelProto.SentencePiece.UNUSED
   processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
   size = processor.vocab_size()
   pieces = {**_INTERNLM_TURNS, POSITIVE: POSITIVE, NEGATIVE: NEGATIVE}
@@ -124,7 +113,7 @@ def _internlm(file: pathlib.Path) -> TextTokenizer:
 
 
 def _save_internlm(data: bytes, added: Mapping[str, int], folder: str | pathlib.Path) -> None:
-  """Writes the release's files; they hold ids of added tokens that ours has no need to read."""
+  # The release's files. `load_tokenizer` reads only the first; others also need the added tokens' ids.
   folder = pathlib.Path(folder)
   config = {
     "tokenizer_class": "InternLM2Tokenizer",
@@ -137,7 +126,7 @@ def _save_internlm(data: bytes, added: Mapping[str, int], folder: str | pathlib.
 
 def _qwen(folder: str) -> TextTokenizer:
   """Returns Qwen2.5's tokenizer with InternVL's tokens behind its own; <prm> becomes 151674."""
-  tokenizer = AutoTokenizer.from_pretrained(folder)
+  tokenizer: Any = AutoTokenizer.from_pretrained(folder)
   tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in ADDED])
   vocabulary = tokenizer.get_vocab()
   names = (*ADDED, _TURN_START, _TURN_END, POSITIVE, NEGATIVE)

@@ -6,7 +6,7 @@ else. Tile slots without an image give finite features that no token reads.
 Sources: `modeling_intern_vit.py` of the InternVL release, InternVLVisionModel in Transformers.
 
 Array names end in their dims: B rows, L tile slots of a row, P patches of a tile, S = P + 1 with the
-class token, C values a patch, D width, N heads, H head dim, M image tokens of a tile (P / 4).
+class token, C values per patch, D width, N heads, H head dim, M image tokens of a tile (P / 4).
 """
 
 import functools
@@ -17,7 +17,7 @@ from flax import nnx
 
 from bis_jax.models.attention import attention
 from bis_jax.models.internvl.config import InternVLConfig
-from bis_jax.models.layers import LayerNorm, Linear, RMSNorm, rematerialized, scan, stack
+from bis_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, rematerialized, scan, stack
 
 _position_init = nnx.initializers.normal(0.02)
 
@@ -27,13 +27,12 @@ class VisionAttention(nnx.Module):
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     vision, width = config.vision, config.vision.hidden_size
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     self.q_proj, self.k_proj, self.v_proj = (
-      Linear(width, width, use_bias=vision.qkv_bias, rngs=rngs, **kwargs) for _ in range(3)
+      Linear(width, width, config, rngs, use_bias=vision.qkv_bias) for _ in range(3)
     )
-    self.proj = Linear(width, width, use_bias=True, rngs=rngs, **kwargs)
+    self.proj = Linear(width, width, config, rngs, use_bias=True)
     self.q_norm, self.k_norm = (
-      RMSNorm(width, epsilon=1e-6, **kwargs) if vision.qk_normalization else None for _ in range(2)
+      RMSNorm(width, 1e-6, config) if vision.qk_normalization else None for _ in range(2)
     )
     self.num_heads = vision.num_attention_heads
     self.backend = config.attention
@@ -41,46 +40,29 @@ class VisionAttention(nnx.Module):
   def __call__(self, x_BLSD: jax.Array) -> jax.Array:
     b, tiles, s, d = x_BLSD.shape
     q_BLSD, k_BLSD, v_BLSD = (proj(x_BLSD) for proj in (self.q_proj, self.k_proj, self.v_proj))
-    if self.q_norm is not None:
+    if self.q_norm is not None and self.k_norm is not None:
       q_BLSD, k_BLSD = self.q_norm(q_BLSD), self.k_norm(k_BLSD)
     heads = (b * tiles, s, self.num_heads, d // self.num_heads)
-    out = attention(
-      *(x_BLSD.reshape(heads) for x_BLSD in (q_BLSD, k_BLSD, v_BLSD)),
-      jnp.ones(heads[:2], jnp.int32),
-      causal=False,
-      backend=self.backend,
-    )
+    q, k, v = (x_BLSD.reshape(heads) for x_BLSD in (q_BLSD, k_BLSD, v_BLSD))
+    segment = jnp.ones(heads[:2], jnp.int32)
+    out = attention(q, k, v, segment, causal=False, backend=self.backend)
     return self.proj(out.reshape(b, tiles, s, d))
-
-
-class VisionMLP(nnx.Module):
-  """Returns fc2(gelu(fc1(x))), width D to F and back."""
-
-  def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
-    vision = config.vision
-    kwargs = dict(use_bias=True, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
-    self.fc1 = Linear(vision.hidden_size, vision.intermediate_size, **kwargs)
-    self.fc2 = Linear(vision.intermediate_size, vision.hidden_size, **kwargs)
-
-  def __call__(self, x_BLSD: jax.Array) -> jax.Array:
-    return self.fc2(jax.nn.gelu(self.fc1(x_BLSD), approximate=False))
 
 
 class VisionLayer(nnx.Module):
   """One pre-norm layer whose two branches are scaled by a learned vector each."""
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
-    vision = config.vision
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    self.norm1 = LayerNorm(vision.hidden_size, epsilon=vision.layer_norm_eps, **kwargs)
-    self.norm2 = LayerNorm(vision.hidden_size, epsilon=vision.layer_norm_eps, **kwargs)
+    vision, width = config.vision, config.vision.hidden_size
+    self.norm1 = LayerNorm(width, vision.layer_norm_eps, config)
+    self.norm2 = LayerNorm(width, vision.layer_norm_eps, config)
     self.attn = VisionAttention(config, rngs)
-    self.mlp = VisionMLP(config, rngs)
-    self.ls1 = nnx.Param(jnp.full((vision.hidden_size,), 0.1, config.param_dtype))
-    self.ls2 = nnx.Param(jnp.full((vision.hidden_size,), 0.1, config.param_dtype))
+    self.mlp = MLP(width, vision.intermediate_size, width, config, rngs)
+    self.ls1 = nnx.Param(jnp.full((width,), 0.1, config.param_dtype))
+    self.ls2 = nnx.Param(jnp.full((width,), 0.1, config.param_dtype))
 
   def __call__(self, x_BLSD: jax.Array, keep_BL2: jax.Array | None = None) -> jax.Array:
-    """Args: `keep_BL2`, the factor of each tile's two branches, 0 where one is dropped; None is 1."""
+    # keep_BL2 is the factor of each tile's two branches, 0 for a dropped one; None is 1.
     for i, (branch, norm, scale) in enumerate(
       ((self.attn, self.norm1, self.ls1), (self.mlp, self.norm2, self.ls2))
     ):
@@ -96,18 +78,17 @@ class VisionTower(nnx.Module):
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     vision, width = config.vision, config.vision.hidden_size
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
     positions = (vision.side**2 + 1, width)
     self.class_embedding = nnx.Param(_position_init(rngs.params(), (width,), config.param_dtype))
     self.position_embedding = nnx.Param(
       _position_init(rngs.params(), positions, config.param_dtype)
     )
-    self.patch_embedding = Linear(vision.patch_values, width, use_bias=True, **kwargs)
+    self.patch_embedding = Linear(vision.patch_values, width, config, rngs, use_bias=True)
     self.layers = stack(functools.partial(VisionLayer, config), vision.num_hidden_layers, rngs)
     self.config = config
 
   def __call__(self, tiles_BLPC: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Args: values of the patches in reading order; a key where branches are to be dropped."""
+    # Values of the patches are in reading order; with a key, branches are dropped.
     vision = self.config.vision
     x_BLSD = self.embed(tiles_BLPC)
     if self.config.drop_path and key is not None:
@@ -140,8 +121,8 @@ def pixel_shuffle(x_BLPD: jax.Array, side: int) -> jax.Array:
   return jnp.swapaxes(x, 3, 4).reshape(b, tiles, p // 4, 4 * d)
 
 
-def _kept(key: jax.Array, layers: int, shape: tuple[int, int], rate: float) -> jax.Array:
-  """Returns float32 [layers, B, L, 2]: 0 where a branch is dropped, else 1 / its chance to stay."""
+def _kept(key: jax.Array, layers: int, shape: tuple[int, ...], rate: float) -> jax.Array:
+  """Returns float32 [layers, B, L, 2]: 0 for a dropped branch, else 1 / its probability of being kept."""
   stays_F111 = 1 - jnp.linspace(0, rate, layers)[:, None, None, None]
   kept_FBL2 = jax.random.uniform(key, (layers, *shape, 2)) < stays_F111
   return kept_FBL2 / stays_F111

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bis_jax.models import model_config
-from bis_jax.models.model_config import TEXT_FIELDS, ModelConfig, check_implemented
+from bis_jax.models.model_config import TEXT_FIELDS, ModelConfig, check_implemented, shared_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,8 @@ class VisionConfig:
     return tuple(range(self.full_attention_period - 1, self.depth, self.full_attention_period))
 
 
-_VISION_FIELDS = (
-  "depth",
-  "hidden_size",
-  "intermediate_size",
-  "num_heads",
-  "patch_size",
-  "temporal_patch_size",
-  "spatial_merge_size",
-  "window_size",
+_VISION_FIELDS = shared_fields(
+  VisionConfig, "full_attention_period", "in_channels", "rope_theta", "rms_norm_eps"
 )
 
 

@@ -14,13 +14,14 @@ def vision_flops(
   vision = config.vision
   width, merge = vision.hidden_size, vision.spatial_merge_size**2
   block = 4 * width * width + 3 * width * vision.intermediate_size
-  kernels = [
-    (vision.patch_values * width, patches.sum()),
-    (vision.depth * block, patches.sum()),
-    ((merge * width) ** 2, patches.sum() / merge),
-    (merge * width * config.text.hidden_size, patches.sum() / merge),
+  total = float(patches.sum())
+  kernels: list[tuple[float, float]] = [
+    (vision.patch_values * width, total),
+    (vision.depth * block, total),
+    ((merge * width) ** 2, total / merge),
+    (merge * width * config.text.hidden_size, total / merge),
   ]
   full = vision.depth // vision.full_attention_period
   window = (vision.window_size // vision.patch_size) ** 2
-  pairs = full * np.square(patches).sum() + (vision.depth - full) * window * patches.sum()
+  pairs = full * float(np.square(patches).sum()) + (vision.depth - full) * window * total
   return kernels, pairs

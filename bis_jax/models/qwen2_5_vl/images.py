@@ -40,21 +40,13 @@ MAX_ASPECT = 200  # Transformers refuses longer images; here they are squeezed t
 
 @dataclass(frozen=True)
 class Patches:
-  """One image as the vision tower reads it. S slots, a multiple of 64; U = image tokens.
+  """One image as the vision tower reads it. S slots, a multiple of 64; U = image tokens."""
 
-  Attributes:
-    pixels: uint8[U, 4, 3, 196], the patches of each merge unit, units in reading order.
-    window: int32[S], 1.. the window of the slot, 0 at empty slots.
-    position: int32[S, 2], (row, column) of the patch in the image, 0 at empty slots.
-    unit_slot: int32[U], for each image token in reading order, its merge unit (slot // 4).
-    grid: (rows, columns) of merge units; U is their product.
-  """
-
-  pixels: np.ndarray
-  window: np.ndarray
-  position: np.ndarray
-  unit_slot: np.ndarray
-  grid: tuple[int, int]
+  pixels: np.ndarray  # uint8[U, 4, 3, 196], the patches of each merge unit, units in reading order
+  window: np.ndarray  # int32[S], 1.. the window of the slot, 0 at empty slots
+  position: np.ndarray  # int32[S, 2], (row, column) of the patch in the image, 0 at empty slots
+  unit_slot: np.ndarray  # int32[U], the merge unit (slot // 4) of each image token in reading order
+  grid: tuple[int, int]  # (rows, columns) of merge units; U is their product
 
   @property
   def image_tokens(self) -> int:
@@ -91,12 +83,10 @@ class QwenImages:
     return resized[0] // UNIT, resized[1] // UNIT
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (image tokens, patch slots with blocks filled up) without decoding anything."""
     rows, columns = self.grid(height, width)
     return rows * columns, _layout(rows, columns).blocks * BLOCK
 
   def patches(self, image: Image.Image) -> Patches:
-    """Returns the patches of an RGB image; their values equal the Hugging Face processor's."""
     rows, columns = self.grid(image.height, image.width)
     size = (columns * UNIT, rows * UNIT)
     if image.size != size:
@@ -134,11 +124,6 @@ def mrope(length: int, image_spans: np.ndarray, grids: Sequence[tuple[int, int]]
       width   5 6 7 5 6 7
 
   and the text after it continues at 5 + max(2, 3) = 8.
-
-  Args:
-    length: tokens of the sample.
-    image_spans: int[images, 2], (start, length) of each image's tokens, in order.
-    grids: (rows, columns) of image tokens of each image.
   """
   positions = np.empty((3, length), np.int32)
   token = position = 0
@@ -156,7 +141,7 @@ def mrope(length: int, image_spans: np.ndarray, grids: Sequence[tuple[int, int]]
 
 @functools.cache
 def _value_tables() -> np.ndarray:
-  """Returns float32[3, 256]: the normalised value of every 8-bit value, a channel a row."""
+  """Returns float32[3, 256]: the normalized value of every 8-bit value, one row per channel."""
   processor = Qwen2VLImageProcessorPil()
   levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
   values = processor.normalize(
@@ -167,7 +152,7 @@ def _value_tables() -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-  """Where the units of a grid go; fields as in `Patches`, read-only because they are shared."""
+  """Where the units of a grid go; fields as in `Patches`, read-only because they are cached."""
 
   blocks: int
   unit_slot: np.ndarray

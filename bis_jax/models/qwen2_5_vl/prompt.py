@@ -7,6 +7,7 @@ wrapped by the tokenizer's own chat template with its default system prompt.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -30,14 +31,11 @@ _PROCESS_SLOT = "\x00process\x00"
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-  """Returns the tokenizer stored in `folder` with the step marker added behind its last token.
+  """Returns the tokenizer stored in `folder` with the step marker added after its last token.
 
-  For Qwen2.5-VL the marker gets id 151665, which is a row the released embedding table already has.
-
-  Raises:
-    ValueError: a token that this formatter needs is not in the tokenizer; it is named.
+  The marker gets id 151665, a row that the released embedding table already has.
   """
-  tokenizer = AutoTokenizer.from_pretrained(folder)
+  tokenizer: Any = AutoTokenizer.from_pretrained(folder)
   if STEP_MARKER not in tokenizer.get_vocab():
     tokenizer.add_tokens([AddedToken(STEP_MARKER, special=True, normalized=False)])
   special_tokens(tokenizer)
@@ -96,11 +94,11 @@ class _Template:
 
 def _render(tokenizer: PreTrainedTokenizerBase, images: int) -> _Template:
   content = [{"type": "image"}] * images + [{"type": "text", "text": _QUESTION_SLOT}]
-  messages = [
+  messages: Any = [
     {"role": "user", "content": content},
     {"role": "assistant", "content": [{"type": "text", "text": _PROCESS_SLOT}]},
   ]
-  text = tokenizer.apply_chat_template(messages, tokenize=False)
+  text: Any = tokenizer.apply_chat_template(messages, tokenize=False)
   if text.count(_QUESTION_SLOT) != 1 or text.count(_PROCESS_SLOT) != 1:
     raise ValueError(
       f"The chat template of the tokenizer in {tokenizer.name_or_path!r} does not render a user "

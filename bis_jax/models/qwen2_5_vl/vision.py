@@ -29,31 +29,13 @@ from bis_jax.models.layers import (
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 
-class PatchEmbed(nnx.Module):
-  """Returns a linear embedding [B, P, D] of flattened patches (the 3-D convolution of the source)."""
-
-  def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
-    self.proj = Linear(
-      config.vision.patch_values,
-      config.vision.hidden_size,
-      use_bias=False,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      rngs=rngs,
-    )
-
-  def __call__(self, patches_BPC: jax.Array) -> jax.Array:
-    return self.proj(patches_BPC)
-
-
 class VisionAttention(nnx.Module):
-  """Attention inside windows, or inside whole images where `full`."""
+  """Attention inside windows, or inside whole images if `full`."""
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     width = config.vision.hidden_size
-    kwargs = dict(use_bias=True, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs)
-    self.qkv = Linear(width, 3 * width, **kwargs)
-    self.proj = Linear(width, width, **kwargs)
+    self.qkv = Linear(width, 3 * width, config, rngs, use_bias=True)
+    self.proj = Linear(width, width, config, rngs, use_bias=True)
     self.num_heads = config.vision.num_heads
     self.backend = config.attention
 
@@ -85,13 +67,11 @@ class VisionBlock(nnx.Module):
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     vision = config.vision
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    self.norm1 = RMSNorm(vision.hidden_size, epsilon=vision.rms_norm_eps, **kwargs)
-    self.norm2 = RMSNorm(vision.hidden_size, epsilon=vision.rms_norm_eps, **kwargs)
+    self.norm1 = RMSNorm(vision.hidden_size, vision.rms_norm_eps, config)
+    self.norm2 = RMSNorm(vision.hidden_size, vision.rms_norm_eps, config)
     self.attn = VisionAttention(config, rngs)
-    self.mlp = GatedMLP(
-      vision.hidden_size, vision.intermediate_size, use_bias=True, rngs=rngs, **kwargs
-    )
+    sizes = vision.hidden_size, vision.intermediate_size
+    self.mlp = GatedMLP(*sizes, config, rngs, use_bias=True)
 
   def __call__(
     self,
@@ -110,13 +90,12 @@ class PatchMerger(nnx.Module):
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     vision = config.vision
-    kwargs = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     width = vision.hidden_size * vision.spatial_merge_size**2
-    self.ln_q = RMSNorm(vision.hidden_size, epsilon=vision.rms_norm_eps, **kwargs)
+    self.ln_q = RMSNorm(vision.hidden_size, vision.rms_norm_eps, config)
     self.mlp = nnx.Dict(  # the places of the two in the source's nn.Sequential
       {
-        "0": Linear(width, width, use_bias=True, rngs=rngs, **kwargs),
-        "2": Linear(width, config.text.hidden_size, use_bias=True, rngs=rngs, **kwargs),
+        "0": Linear(width, width, config, rngs, use_bias=True),
+        "2": Linear(width, config.text.hidden_size, config, rngs, use_bias=True),
       }
     )
     self.merge = vision.spatial_merge_size**2
@@ -134,7 +113,9 @@ class VisionTower(nnx.Module):
   """
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
-    self.patch_embed = PatchEmbed(config, rngs)
+    sizes = config.vision.patch_values, config.vision.hidden_size
+    # A linear layer is the 3-D convolution of the source, whose patches do not overlap.
+    self.patch_embed = nnx.Dict({"proj": Linear(*sizes, config, rngs, use_bias=False)})
     self.blocks = stack(functools.partial(VisionBlock, config), config.vision.depth, rngs)
     self.merger = PatchMerger(config, rngs)
     self.config = config
@@ -166,7 +147,7 @@ class VisionTower(nnx.Module):
     groups = jax.tree.map(
       lambda array: array.reshape(vision.depth // period, period, *array.shape[1:]), self.blocks
     )
-    x_BPD = scan(group, groups, self.patch_embed(patches_BPC))
+    x_BPD = scan(group, groups, self.patch_embed["proj"](patches_BPC))
     return self.merger(x_BPD)
 
 
