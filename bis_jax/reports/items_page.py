@@ -25,13 +25,8 @@ def write_items_page(
 ) -> None:
   """Writes `folder`/items.html, and the items' images as small files into `folder`/items/.
 
-  Args:
-    folder: a local path or gs://.
-    title: plain text.
-    items: `BenchmarkItem`s.
-    runs: {name of a run: an array of scores per item}.
-    mc_scores: MC scores per item, None for a step without one.
-    threshold: steps misjudged at this threshold are marked.
+  `runs` are {name: an array of scores per item}; `mc_scores` are per item, None for a step without one.
+  Steps misjudged at `threshold` are marked.
   """
   folder = epath.Path(folder)
   (folder / "items").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""Figures of one run and of several runs side by side; each is the bytes of a PNG file."""
+"""Figures of one run and of several runs; each is the bytes of a PNG file.
+
+`evaluation` is the content of evaluation.json.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -21,10 +24,7 @@ _BASELINES = {
 
 
 def loss(history: Sequence[Mapping[str, float]]) -> bytes:
-  """Returns the loss over training steps: every logged value, and their running mean.
-
-  `history` holds the lines of metrics.jsonl; those without a `loss` are skipped.
-  """
+  """Returns the logged loss and its running mean; `history` holds the lines of metrics.jsonl."""
   lines = [line for line in history if "loss" in line]
   step = np.array([line["step"] for line in lines], float)
   value = np.array([line["loss"] for line in lines], float)
@@ -40,10 +40,7 @@ def loss(history: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def source_f1(evaluation: Mapping[str, Any]) -> bytes:
-  """Returns macro-F1 per source at every threshold, with intervals, and the constant predictor's.
-
-  `evaluation` is the content of evaluation.json.
-  """
+  """Returns macro-F1 per source at every threshold, and the constant predictor's."""
   sources, names = list(evaluation["per_source"]), list(evaluation["thresholds"])
   figure, axes = style.new_figure("", "macro-F1 x 100", height=3.8)
   positions, width = np.arange(len(sources)), 0.76 / len(names)
@@ -68,10 +65,7 @@ def source_f1(evaluation: Mapping[str, Any]) -> bytes:
 
 
 def calibration(evaluation: Mapping[str, Any]) -> bytes:
-  """Returns the share of correct steps over the score, and below it the steps in each bin.
-
-  `evaluation` is the content of evaluation.json.
-  """
+  """Returns the share of correct steps over the score, and below it the steps in each bin."""
   bins = evaluation["reliability"]
   full = [b for b in bins if b["steps"]]
   figure, (upper, lower) = style.new_panels(
@@ -96,8 +90,7 @@ def calibration(evaluation: Mapping[str, Any]) -> bytes:
 def best_of_n(result: Mapping[str, Any]) -> bytes:
   """Returns the share of correctly answered questions over the number of candidates.
 
-  `result` is that of `best_of_n.evaluate`. The shades are the intervals of the best aggregation and
-  of the majority vote.
+  `result` is that of `best_of_n.evaluate`; shades are intervals.
   """
   figure, axes = style.new_figure("candidates per question", "correct answers x 100", height=4.2)
   curve = result["curve"]
@@ -125,14 +118,14 @@ def best_of_n(result: Mapping[str, Any]) -> bytes:
 def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
   """Returns the measure over the share of the corpus, one line per strategy.
 
-  Error bars are one standard deviation. Lines are shifted slightly so that error bars do not overlap.
-  Rows of the whole corpus (fraction 1) are horizontal lines. `measure` labels the y axis.
+  Error bars are one standard deviation. Rows of the whole corpus are horizontal lines.
   """
   figure, axes = style.new_figure("share of the corpus, %", measure)
   strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
   marks = {"marker": "o", "markersize": 4, "linewidth": 1.6, "capsize": 3}
   for i, strategy in enumerate(strategies):
     line = sorted((r for r in rows if r.strategy == strategy), key=lambda row: row.fraction)
+    # so that error bars do not overlap
     shift = 1 + 0.02 * (i - (len(strategies) - 1) / 2)
     axes.errorbar(
       [100 * row.fraction * shift for row in line],
@@ -155,17 +148,14 @@ def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
 
 
 def against_step(runs: Sequence[Run], measure: str) -> bytes:
-  """Returns the measure over training steps, one line per strategy and fraction.
-
-  Lines are means over seeds at the steps that every run of the group evaluated; the shade spans the
-  seeds. `measure` labels the y axis.
-  """
+  """Returns the measure over training steps per strategy and fraction: mean and range over seeds."""
   figure, axes = style.new_figure("training step", measure)
   groups: dict[str, list[dict[int, float]]] = {}
   for run in runs:
     if run.curve:
       groups.setdefault(run.group, []).append(dict(run.curve))
   for (group, curves), colour in zip(groups.items(), itertools.cycle(style.LINES), strict=False):
+    # the steps that every run of the group evaluated
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = 100 * np.array([[curve[step] for step in steps] for curve in curves])
     axes.plot(steps, values.mean(0), color=colour, marker="o", markersize=3.5, label=group)
@@ -176,8 +166,6 @@ def against_step(runs: Sequence[Run], measure: str) -> bytes:
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
   """Returns the mean of each value and its neighbours, up to 1/30 of the run on either side."""
-  reach = max(1, len(values) // 30)
-  sums = np.concatenate([[0.0], np.cumsum(values)])
-  low = np.maximum(np.arange(len(values)) - reach, 0)
-  high = np.minimum(np.arange(len(values)) + reach + 1, len(values))
-  return (sums[high] - sums[low]) / (high - low)
+  window = np.ones(2 * max(1, len(values) // 30) + 1)
+  count = np.convolve(np.ones(len(values)), window, "same")
+  return np.convolve(values, window, "same") / count

@@ -71,10 +71,7 @@ def write_page(
 
 
 def example_items(items: Sequence, scores: Sequence[np.ndarray], count: int) -> list[int]:
-  """Returns the positions of up to `count` items, the sources in turn: best, worst and in between.
-
-  Items are ranked by `item_error`.
-  """
+  """Returns the positions of up to `count` items by error: best, worst, between; sources in turn."""
   error = np.array([item_error(item, s) for item, s in zip(items, scores, strict=True)])
   ranked: dict[str, list[int]] = {}
   for i in np.argsort(error, kind="stable"):

@@ -16,18 +16,14 @@ from bis_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The result of one workdir.
-
-  `value` is the measure after training, `curve` ((training step, measure), ...) during training,
-  empty for a run that evaluated only at its end.
-  """
+  """The result of one workdir."""
 
   workdir: str
   strategy: str
   fraction: float
   seed: int
-  value: float
-  curve: tuple[tuple[int, float], ...]
+  value: float  # after training
+  curve: tuple[tuple[int, float], ...]  # ((training step, value), ...) during training
 
   @property
   def group(self) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -145,9 +144,7 @@ def _title(rule: Rule) -> str:
 
 def _jaccard(kept: list[np.ndarray]) -> np.ndarray:
   """Returns float64[sets, sets]: intersection over union, 1 for two empty sets."""
-  overlap = np.eye(len(kept))
-  for a, b in itertools.combinations(range(len(kept)), 2):
-    union = np.count_nonzero(kept[a] | kept[b])
-    overlap[a, b] = np.count_nonzero(kept[a] & kept[b]) / union if union else 1.0
-    overlap[b, a] = overlap[a, b]
-  return overlap
+  masks = np.array(kept, float)
+  both = masks @ masks.T
+  union = both.diagonal()[:, None] + both.diagonal() - both
+  return np.divide(both, union, out=np.ones_like(both), where=union > 0)

@@ -55,11 +55,8 @@ def plane(
 ) -> bytes:
   """Returns the rollouts in the plane of mixture and reliability, and the share that is kept.
 
-  Args:
-    everything: `cell_counts` of the ranked rollouts.
-    kept: `cell_counts` of the kept ones.
-    alpha: of the lines of equal BIS; None for no lines.
-    cut: the line of this BIS is emphasised.
+  `everything` and `kept` are `cell_counts`. With `alpha`, lines of equal BIS are drawn, and a bold one
+  at `cut`.
   """
   figure, (left, right) = style.new_panels(2, width=11, height=4.6, sharey=True)
   with np.errstate(invalid="ignore"):
@@ -77,11 +74,7 @@ def plane(
 
 
 def change(panels: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
-  """Returns, one panel per comparison, where rollouts are added and removed.
-
-  Args:
-    panels: (title, kept before, kept after), the latter two as `cell_counts`.
-  """
+  """Returns where rollouts are added and removed; `panels` are (title, cells before, cells after)."""
   size = {"width": 5.6 * len(panels), "height": 4.6}
   figure, row = style.new_panels(len(panels), **size, sharey=True)
   for axes, (title, before, after) in zip(row, panels, strict=True):
@@ -100,14 +93,9 @@ def change(panels: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
 def scores(
   everything: np.ndarray, kept: np.ndarray, cuts: np.ndarray, strategy: str, bins: int = 60
 ) -> bytes:
-  """Returns the distribution of the strategy's scores, the kept part coloured, and the cuts.
+  """Returns the distribution of the ranked rollouts' scores, and the lowest kept score per source.
 
-  Args:
-    everything: float64[rows], finite scores of the ranked rollouts.
-    kept: bool[rows].
-    cuts: float64[sources], lowest kept score of each source.
-    strategy: its name.
-    bins: of the histogram.
+  `everything` is float64[rows], finite; `kept` bool[rows]; `cuts` float64[sources].
   """
   figure, axes = style.new_figure(f"score by {strategy}", "rollouts (log scale)", width=7)
   low, high = float(everything.min()), float(everything.max())
@@ -126,12 +114,7 @@ def scores(
 
 
 def overlap(names: Sequence[str], jaccard: np.ndarray) -> bytes:
-  """Returns the heat map of how much the strategies' kept sets have in common.
-
-  Args:
-    names: of the strategies.
-    jaccard: float64[strategies, strategies], size of the intersection over that of the union.
-  """
+  """Returns the heat map of the Jaccard overlap of the strategies' kept sets."""
   figure, axes = style.new_figure("", "", width=7.4, height=6.2)
   image = axes.imshow(100 * jaccard, cmap="Blues", vmin=0, vmax=100)
   for (row, column), value in np.ndenumerate(jaccard):

@@ -9,12 +9,7 @@ import numpy as np
 
 
 def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
-  """Returns p (1 - p) with p = n_pos / n: float64, in [0, 1/4].
-
-  Args:
-    n: int[rollouts], number of scored steps, at least 1.
-    n_pos: int[rollouts], number of positive steps.
-  """
+  """Returns p (1 - p) with p = n_pos / n, positive of all scored steps: float64, in [0, 1/4]."""
   p = n_pos.astype(np.float64) / n
   return p * (1.0 - p)
 
@@ -24,10 +19,7 @@ def reliability(
 ) -> np.ndarray:
   """Returns R, the mean MC score of the positive steps: float64.
 
-  Args:
-    n_pos: int[rollouts].
-    score_sum: float64[rollouts], sum of the positive steps' MC scores.
-    if_no_positive: R of a rollout without a positive step, in [0, 1]; 1 in the paper.
+  `score_sum` is the sum over them; `if_no_positive` is R without any, 1 in the paper.
   """
   return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), if_no_positive)
 
@@ -39,5 +31,5 @@ def bis_scores(
   alpha: float,
   if_no_positive: float = 1.0,
 ) -> np.ndarray:
-  """Returns (p (1 - p) + alpha) R of each rollout: float64. Arguments as above."""
+  """Returns (p (1 - p) + alpha) R: float64."""
   return (mixture(n, n_pos) + alpha) * reliability(n_pos, score_sum, if_no_positive)

@@ -1,9 +1,6 @@
 """The same selection if every training process holds only a slice of the score table.
 
-A radix select over 64-bit integers that sort as the scores do. Per byte of the integer, each process
-counts its rows by source and byte value, the counts are summed over all devices, and the sum gives
-that byte of the k-th highest score. So 8 all-reduces of small integer histograms give the exact cut.
-Ties at the cut go to the first devices, whose rows come first in the file.
+A radix select over 64-bit integers that sort as the scores do: 8 all-reduces of integer histograms.
 """
 
 import dataclasses
@@ -44,20 +41,17 @@ def _count(group_N: jax.Array, byte_N: jax.Array, active_N: jax.Array, groups: i
 
 
 def _find_cut(high_N, low_N, group_N, wanted_G):
-  """Returns the cut of each group and the number of rows at the cut that this device keeps.
+  """Returns uint32[2, G], the lowest key kept, and int32[1, G], rows at it that this device keeps.
 
   Args:
-    high_N: uint32[N], upper half of the sort keys.
-    low_N: uint32[N], lower half.
+    high_N, low_N: uint32[N], halves of the sort keys.
     group_N: int32[N]; G stands for no group.
     wanted_G: int32[G], number of rows to keep of each group, at most its size.
-
-  Returns:
-    cut_2G: uint32[2, G], both halves of the lowest key kept; ties_1G: int32[1, G].
   """
   groups = wanted_G.shape[0]
   words_N, cut_G = (high_N, low_N), [jnp.zeros_like(wanted_G, jnp.uint32) for _ in range(2)]
   at_cut_N = group_N < groups
+  # Per byte, the counts of rows by byte value give that byte of the k-th highest key.
   for word in (0, 1):
     for shift in (24, 16, 8, 0):
       byte_N = (words_N[word] >> shift) & 0xFF
@@ -68,6 +62,7 @@ def _find_cut(high_N, low_N, group_N, wanted_G):
       wanted_G = wanted_G - jnp.take_along_axis(above_GV, byte_G[:, None], axis=1)[:, 0]
       cut_G[word] = cut_G[word] | (byte_G.astype(jnp.uint32) << shift)
       at_cut_N &= byte_N == byte_G.astype(jnp.uint32).at[group_N].get(mode="clip")
+  # Ties at the cut go to the first devices, whose rows come first in the file.
   ties_G = jnp.zeros((groups,), jnp.int32).at[group_N].add(at_cut_N.astype(jnp.int32), mode="drop")
   ties_DG = jax.lax.all_gather(ties_G, "rows")
   earlier_D = jnp.arange(ties_DG.shape[0]) < jax.lax.axis_index("rows")
@@ -88,10 +83,8 @@ def _jitted_find_cut(mesh: Mesh):
 def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   """Returns bool[rows], True for this process's rows to keep.
 
-  Args:
-    keys: uint64[rows]; processes hold consecutive slices of the table.
-    group: int32[rows], `wanted.size` for rows that are never kept.
-    wanted: int[groups], number of rows to keep over all processes, at most the size of the group.
+  `group` is int32[rows], `wanted.size` for rows that are never kept; `wanted` is the number of rows to
+  keep over all processes, at most the size of the group.
   """
   mesh = _row_mesh()
   local = jax.local_device_count()
@@ -122,7 +115,6 @@ def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.nd
 
 
 def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
-  """Returns the sum of int32 counts over all processes: int64."""
   return multihost_utils.process_allgather(counts.astype(np.int32)).sum(0, dtype=np.int64)
 
 
@@ -152,12 +144,10 @@ def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
 def select(table: ScoreTable, **rule) -> Manifest:
   """Returns on every process the manifest that `rule.select` returns for the whole table.
 
-  Args:
-    table: this process's slice, as read by `ScoreTable.load(path, part=(process, processes))`.
-    **rule: the fields of `Rule`, the same on every process.
+  `table` is this process's slice, as read by `ScoreTable.load(path, part=(process, processes))`.
 
   Raises:
-    UserError: a parameter outside its range, no rollout to rank, or slices of different tables.
+    UserError: see `rule.select`; or the processes have other rules or tables.
   """
   rule = Rule(**rule)
   same = dataclasses.astuple(rule) + (table.source_names, table.tau, table.unmeasured, table.digest)

@@ -19,31 +19,17 @@ class ManifestError(UserError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptSource:
-  """The kept rollouts of one annotation file.
+  """The kept rollouts of one annotation file."""
 
-  Attributes:
-    name: the file's stem.
-    scorable: number of ranked rollouts.
-    dropped: number of rollouts ranked high enough but invalid (`paper` order only).
-    lines: int32[kept], 0-based line numbers, increasing.
-  """
-
-  name: str
-  scorable: int
-  dropped: int
-  lines: np.ndarray
+  name: str  # stem of the file
+  scorable: int  # ranked rollouts
+  dropped: int  # rollouts ranked high enough but invalid (`paper` order only)
+  lines: np.ndarray  # int32[kept], 0-based line numbers, increasing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Manifest:
-  """One selection: the parameters of `rule.Rule` and the kept rollouts.
-
-  Attributes:
-    tau, unmeasured: those of the score table.
-    corpus_digest: identifies the corpus; "" if the score table has no digest.
-    table_checksum: of the score table's statistics.
-    sources: in file-name order.
-  """
+  """One selection: the parameters of `rule.Rule`, the score table and the kept rollouts."""
 
   strategy: str
   fraction: float | None
@@ -54,9 +40,9 @@ class Manifest:
   seed: int
   tau: float
   unmeasured: str
-  corpus_digest: str
+  corpus_digest: str  # "" if the score table has none
   table_checksum: str
-  sources: tuple[KeptSource, ...]
+  sources: tuple[KeptSource, ...]  # in file-name order
   reliability_if_no_positive: float = 1.0  # "none_positive" in the file
 
   def __len__(self) -> int:
@@ -118,10 +104,7 @@ class Manifest:
     return manifest
 
   def rollout_indices(self, corpus: Any) -> np.ndarray:
-    """Returns int64[kept], in file order: indices of the kept rollouts in a prepared corpus.
-
-    Args:
-      corpus: has `digest` and `score_table`.
+    """Returns int64[kept], indices of the kept rollouts in a prepared corpus, in file order.
 
     Raises:
       ManifestError: another corpus than the manifest's, or one that lacks a kept rollout.

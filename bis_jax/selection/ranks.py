@@ -20,18 +20,12 @@ def rank_table(
   """Returns the rank of every possible rollout: int32[n, n_pos, sum of counts].
 
   A higher score has a higher rank, and scores that tie in float64 share one; -1 for impossible
-  triples (n = 0, n_pos > n, a sum that n_pos steps cannot have).
-
-  Args:
-    alpha: BIS smoothing.
-    steps: maximum number of scored steps of a rollout.
-    continuations: MC continuations per step, a power of two up to 128: then sums of counts are
-      exactly the float64 sums of scores, in any order.
-    if_no_positive: reliability of a rollout without a positive step, in [0, 1].
+  triples. `steps` is the maximum number of scored steps, `continuations` that of each step.
 
   Raises:
-    ValueError: `continuations` is not such a power of two.
+    ValueError: `continuations` is not a power of two up to 128.
   """
+  # Sums of other fractions would depend on the order of the steps.
   if continuations not in (1, 2, 4, 8, 16, 32, 64, 128):
     raise ValueError(
       f"ranks by counts need 1, 2, 4, ... 128 continuations per step, not {continuations}: score "

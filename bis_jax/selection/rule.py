@@ -17,31 +17,18 @@ _CHUNK = 1 << 20  # rows scored at a time: a strategy's temporaries stay small
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Parameters of a selection.
+  """Parameters of a selection; raises UserError for a value outside its range."""
 
-  Attributes:
-    strategy: a name of STRATEGIES; "full" keeps everything, regardless of the fraction.
-    fraction: share kept of each source (scope "per_source") or of all rollouts ("global"), (0, 1].
-    count: instead of `fraction`: rollouts kept of each source, or of all.
-    alpha: BIS smoothing, at least 0.
-    reliability_if_no_positive: reliability of a rollout without a positive step, in [0, 1]; 1 in the paper.
-    order: "strict" ranks valid rollouts only; "paper" ranks every scorable rollout and drops the
-      invalid ones among those kept, as the paper's builder does.
-    scope: "per_source" (paper) or "global".
-    seed: of the random strategies.
-
-  Raises:
-    UserError: a value outside its range.
-  """
-
-  strategy: str
-  fraction: float | None = None
-  count: int | None = None
-  alpha: float = 0.2
-  reliability_if_no_positive: float = 1.0
+  strategy: str  # a name of STRATEGIES; "full" keeps everything, regardless of the fraction
+  fraction: float | None = None  # share to keep, in (0, 1]; or:
+  count: int | None = None  # number of rollouts to keep
+  alpha: float = 0.2  # BIS smoothing
+  reliability_if_no_positive: float = 1.0  # in [0, 1]; 1 in the paper
+  # "strict" ranks valid rollouts only; "paper" ranks every scorable rollout and then drops the invalid
+  # ones, as the paper's builder does.
   order: str = "strict"
-  scope: str = "per_source"
-  seed: int = 0
+  scope: str = "per_source"  # fraction or count of each source (paper), or "global"
+  seed: int = 0  # of the random strategies
 
   def __post_init__(self):
     if self.strategy not in STRATEGIES:
@@ -92,12 +79,7 @@ class Rule:
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
-  """Returns bool[rows], True for the k highest scores; ties at the cut go to the first rows.
-
-  Args:
-    scores: float64[rows]; rows at -inf are never taken, so the result may have fewer than k.
-    k: at most `rows`.
-  """
+  """Returns bool[rows], True for the k highest scores above -inf; ties go to the first rows."""
   k = min(k, int(np.count_nonzero(scores > -np.inf)))
   if k == 0:
     return np.zeros(scores.size, bool)
@@ -142,11 +124,6 @@ def kept_sources(table: ScoreTable, rule: Rule, kept: np.ndarray) -> tuple[KeptS
 def manifest_of(
   rule: Rule, table: ScoreTable, checksum: str, sources: tuple[KeptSource, ...]
 ) -> Manifest:
-  """Returns the manifest of a selection.
-
-  Raises:
-    UserError: no rollout could be ranked.
-  """
   if not any(source.scorable for source in sources):
     raise UserError(
       f"no rollout can be ranked in {rule.order} order: check the annotations and their rejections"
