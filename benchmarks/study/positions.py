@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from bis_jax.corpus.corpus import Corpus
+from bis_jax.corpus.score_table import positive_and_counted
 from bis_jax.selection.manifest import Manifest
 from bis_jax.settings import locations
 
@@ -53,7 +54,9 @@ def of_run(workdir: pathlib.Path) -> tuple[int, float, float]:
   sources: dict[str, int] = {}
   for index in kept:
     rollout = corpus.rollout(int(index))
-    positive = np.asarray(rollout.scores) > config.corpus.tau
+    positive, _ = positive_and_counted(
+      np.asarray(rollout.scores), np.asarray(rollout.measured), config.corpus.tau, "negative"
+    )
     source = sources.setdefault(rollout.source, len(sources))
     n = len(positive)
     places.append((source << 32) + (n << 16) + np.arange(n))

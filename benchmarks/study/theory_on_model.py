@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.study import head_gradients, signal_statistics, theory_page
 from benchmarks.study.head_gradients import Steps
 from bis_jax.corpus.corpus import Corpus
+from bis_jax.corpus.score_table import positive_and_counted
 from bis_jax.evaluation.step_metrics import roc_auc, tied_counts
 from bis_jax.scoring import restore
 from bis_jax.selection import bis
@@ -105,10 +106,12 @@ def _read_steps(corpus: Corpus, indices: np.ndarray, truth: dict, tau: float) ->
   """Returns the steps with hard labels; unmeasured steps are negative, as in the paper."""
   rollouts = [corpus.rollout(int(i)) for i in indices]
   score_S = np.concatenate([rollout.scores for rollout in rollouts])
+  measured_S = np.concatenate([rollout.measured for rollout in rollouts])
+  positive_S, _ = positive_and_counted(score_S, measured_S, tau, "negative")
   truths = [truth[rollout.source, rollout.line] for rollout in rollouts]
   return Steps(
     rollout_S=np.repeat(np.arange(len(rollouts)), [len(r.scores) for r in rollouts]),
-    label_S=(score_S > tau).astype(float),
+    label_S=positive_S.astype(float),
     truth_S=np.concatenate(truths).astype(float),
     score_S=score_S,
   )

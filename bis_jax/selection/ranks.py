@@ -44,12 +44,9 @@ def rank_table(
 def step_ranks(counts_SB: jax.Array, ranks: jax.Array) -> jax.Array:
   """Returns the BIS rank of each rollout: int32[B].
 
-
-  Args:
-    counts_SB: uint8[S, B], correct continuations per step; NO_STEP for no step. S is first so that
-      a vector register holds one step of many rollouts.
-    ranks: a `rank_table` for at least S steps.
+  `counts_SB` is uint8, correct continuations per step or NO_STEP; `ranks` a `rank_table` for S steps.
   """
+  # S is first so that a vector register holds one step of many rollouts.
   scored_SB = counts_SB != NO_STEP
   positive_SB = scored_SB & (counts_SB > 0)
   n_B = scored_SB.sum(0, dtype=jnp.int32)
