@@ -51,8 +51,8 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   """Writes the latest checkpoint of a run; see `hf_folder.write`.
 
   Args:
-    workdir: of a run of `bis_jax.main`, local or gs://.
-    out: folder to write.
+    workdir: local or gs://.
+    out: new or empty folder.
     dtype: of the tensors.
     base: folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
       None: the initial checkpoint of the run.

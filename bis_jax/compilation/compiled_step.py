@@ -52,7 +52,7 @@ class CompiledStep:
 
   @property
   def spare(self) -> float:
-    """Share of the chip's memory that is free."""
+    """Free share of the chip's memory."""
     return 1 - self.total / self.chip.hbm_bytes
 
   @property
@@ -148,7 +148,6 @@ def compile_step(
 
 
 def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
-  """Returns the rows per step, by the rule of training."""
   inputs = config.inputs
   return train_state.rows_per_step(
     inputs.row_tokens / rollout_tokens, config.train, inputs.row_multiple

@@ -39,14 +39,12 @@ def search(
   device.
 
   Args:
-    config: of a run; its mesh, rematerialization and micro-batches are replaced.
-    topology: TPU slice, such as "v5p:2x2x4".
-    rollout_tokens: mean token slots of a row per rollout.
+    config, topology, rollout_tokens: see `compile_step`.
     compile: replaces `compile_step` in tests.
 
   Raises:
     TopologyError: the slice is unknown, or libtpu is missing.
-    MeshError: no mesh divides the rows of a step.
+    MeshError: the rows of a step do not divide over any mesh.
   """
   devices, rows = slice_devices(topology), step_rows(config, rollout_tokens)
   meshes = [

@@ -41,16 +41,10 @@ def model_card(
   other_rows: str,
   plain: bool = True,
 ) -> str:
-  """Returns the text of the card, Markdown after a YAML header.
+  """Returns the card, Markdown after a YAML header.
 
-  Args:
-    run: the run's config.json.
-    processor: tokenizer, prompt and image preprocessor of the model.
-    manifest: header of the run's manifest.json.
-    evaluation: the run's evaluation.json; None if it was not evaluated.
-    step: training steps of this checkpoint.
-    other_rows: origin of the LM head's rows other than `Yes` and `No`.
-    plain: whether Transformers loads the folder without code of the checkpoint.
+  `run`, `manifest` and `evaluation` are those JSON files of the workdir. `other_rows` is the origin
+  of the LM head's rows other than `Yes` and `No`; `plain`: Transformers loads it without other code.
   """
   return TEMPLATES.get_template(backbones.get(run["model"]["backbone"]).card).render(
     run=run,

@@ -71,8 +71,7 @@ def load(
     overrides: parameters that replace the checkpoint's.
 
   Raises:
-    WeightsError: with every unknown, missing, duplicate, wrong-shape or wrong-dtype key, and every
-      truncated or corrupt file, in one message.
+    WeightsError: the checkpoint does not fit; all faults of files and keys are in one message.
   """
   overrides = dict(overrides or {})
   raw, problems = read_config(folder)
@@ -141,7 +140,6 @@ def _places(
 
 
 def is_hub_id(name: str) -> bool:
-  """Returns whether a name can be a hub id, like Qwen/Qwen2.5-VL-7B-Instruct."""
   return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~"))
 
 

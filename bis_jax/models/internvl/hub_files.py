@@ -13,7 +13,7 @@ from bis_jax.models.internvl.images import MEAN, STD, TOKEN_PATCHES, InternVLIma
 def config_json(
   config: InternVLConfig, processor: Processor, base: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns the base's config.json, such as where the release's code is, updated with ours."""
+  """Returns the base's config.json, which names the release's code, updated with ours."""
   if is_plain(config, base):
     content = config.to_hugging_face("hf") | {
       "image_token_id": processor.prompt.special.image_pad,
