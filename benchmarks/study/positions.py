@@ -26,7 +26,7 @@ from bis_jax.settings import locations
 _RUNS = "*_0.1_seed0/evaluation.json"
 
 
-def share_told(place: np.ndarray, label: np.ndarray) -> float:
+def share_predicted(place: np.ndarray, label: np.ndarray) -> float:
   """Returns 1 - H(label | place) / H(label), in [0, 1]; 0 if all labels are equal.
 
   Args:
@@ -46,7 +46,7 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 
 
 def of_run(workdir: pathlib.Path) -> tuple[int, float, float]:
-  """Returns the number of a run's kept rollouts, the share of mixed ones, and `share_told`."""
+  """Returns the number of a run's kept rollouts, the share of mixed ones, and `share_predicted`."""
   config = ConfigDict(json.loads((workdir / "config.json").read_text()))
   corpus = Corpus.open(locations.locate(config).prepared)
   kept = Manifest.load(workdir / "manifest.json").rollout_indices(corpus)
@@ -62,23 +62,27 @@ def of_run(workdir: pathlib.Path) -> tuple[int, float, float]:
     places.append((source << 32) + (n << 16) + np.arange(n))
     labels.append(positive)
     mixed += 0 < positive.sum() < n
-  return len(kept), mixed / len(kept), share_told(np.concatenate(places), np.concatenate(labels))
+  return (
+    len(kept),
+    mixed / len(kept),
+    share_predicted(np.concatenate(places), np.concatenate(labels)),
+  )
 
 
 def write(folder: pathlib.Path, parts: Iterable[str]) -> None:
   """Writes folder/positions.json: {"part/run": `of_run`} for the tenths of some parts, seed 0."""
   found = sorted(path.parent for part in parts for path in (folder / part).glob(_RUNS))
-  told = {f"{workdir.parent.name}/{workdir.name}": of_run(workdir) for workdir in found}
-  (folder / "positions.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+  predicted = {f"{workdir.parent.name}/{workdir.name}": of_run(workdir) for workdir in found}
+  (folder / "positions.json").write_text(json.dumps(predicted, indent=1) + "\n", encoding="utf-8")
 
 
 def main(*workdirs: str) -> None:
   """Prints a line per run."""
   print(f"{'run':36}{'rollouts':>10}{'mixed':>10}{'by position':>16}")
   for workdir in map(pathlib.Path, workdirs):
-    kept, mixed, told = of_run(workdir)
+    kept, mixed, predicted = of_run(workdir)
     name = f"{workdir.parent.name}/{workdir.name}"
-    print(f"{name:36}{kept:>10,}{100 * mixed:>8.1f} %{100 * told:>14.1f} %")
+    print(f"{name:36}{kept:>10,}{100 * mixed:>8.1f} %{100 * predicted:>14.1f} %")
 
 
 if __name__ == "__main__":

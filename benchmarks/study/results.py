@@ -75,8 +75,8 @@ def find(
   entries: Sequence[Mapping[str, Any]], part: str, strategy: str, fraction: float
 ) -> Mapping[str, Any] | None:
   """Returns the entry of an arm, or None if it has not run."""
-  wanted = part, strategy, fraction
-  return next((e for e in entries if (e["part"], e["strategy"], e["fraction"]) == wanted), None)
+  arm = part, strategy, fraction
+  return next((e for e in entries if (e["part"], e["strategy"], e["fraction"]) == arm), None)
 
 
 def spread(by_seed: BySeed) -> tuple[float, float | None]:

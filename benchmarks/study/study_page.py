@@ -221,10 +221,10 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Tabl
   return page.Table(["arm", "steps", "overall x 100", *_AGAINST.values()], rows)
 
 
-def _positions_table(told: Mapping[str, Sequence[float]]) -> page.Table:
+def _positions_table(predicted: Mapping[str, Sequence[float]]) -> page.Table:
   rows = [
     [name, f"{kept:,}", f"{100 * mixed:.1f} %", f"{100 * share:.1f} %"]
-    for name, (kept, mixed, share) in told.items()
+    for name, (kept, mixed, share) in predicted.items()
   ]
   return page.Table(["run", "rollouts kept", "mixed", "of the labels' entropy"], rows)
 

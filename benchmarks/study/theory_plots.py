@@ -112,7 +112,7 @@ def surface(result: Mapping) -> bytes:
 
 
 def measured_by_tenth(students: Sequence[Mapping]) -> bytes:
-  """Returns signal-to-noise over tenths of p(1-p), R and BIS, a line a student, with intervals."""
+  """Returns signal-to-noise over tenths of p(1-p), R and BIS, one line per student, with intervals."""
   predictors = ("p(1-p)", "R", "BIS")
   figure, panels = style.new_panels(3, width=11, height=4, sharey=True)
   for axes, predictor in zip(panels, predictors, strict=True):

@@ -40,16 +40,16 @@ def _count(group_N: jax.Array, byte_N: jax.Array, active_N: jax.Array, groups: i
   return jax.lax.psum(counts, "rows")
 
 
-def _find_cut(high_N, low_N, group_N, wanted_G):
+def _find_cut(high_N, low_N, group_N, quota_G):
   """Returns uint32[2, G], the lowest key kept, and int32[1, G], rows at it that this device keeps.
 
   Args:
     high_N, low_N: uint32[N], halves of the sort keys.
     group_N: int32[N]; G stands for no group.
-    wanted_G: int32[G], number of rows to keep of each group, at most its size.
+    quota_G: int32[G], number of rows to keep of each group, at most its size.
   """
-  groups = wanted_G.shape[0]
-  words_N, cut_G = (high_N, low_N), [jnp.zeros_like(wanted_G, jnp.uint32) for _ in range(2)]
+  groups = quota_G.shape[0]
+  words_N, cut_G = (high_N, low_N), [jnp.zeros_like(quota_G, jnp.uint32) for _ in range(2)]
   at_cut_N = group_N < groups
   # Per byte, the counts of rows by byte value give that byte of the k-th highest key.
   for word in (0, 1):
@@ -57,9 +57,9 @@ def _find_cut(high_N, low_N, group_N, wanted_G):
       byte_N = (words_N[word] >> shift) & 0xFF
       count_GV = _count(group_N, byte_N.astype(jnp.int32), at_cut_N, groups)
       at_least_GV = jnp.cumsum(count_GV[:, ::-1], axis=1)[:, ::-1]
-      byte_G = jnp.sum(at_least_GV >= wanted_G[:, None], axis=1, dtype=jnp.int32) - 1
+      byte_G = jnp.sum(at_least_GV >= quota_G[:, None], axis=1, dtype=jnp.int32) - 1
       above_GV = at_least_GV - count_GV
-      wanted_G = wanted_G - jnp.take_along_axis(above_GV, byte_G[:, None], axis=1)[:, 0]
+      quota_G = quota_G - jnp.take_along_axis(above_GV, byte_G[:, None], axis=1)[:, 0]
       cut_G[word] = cut_G[word] | (byte_G.astype(jnp.uint32) << shift)
       at_cut_N &= byte_N == byte_G.astype(jnp.uint32).at[group_N].get(mode="clip")
   # Ties at the cut go to the first devices, whose rows come first in the file.
@@ -67,7 +67,7 @@ def _find_cut(high_N, low_N, group_N, wanted_G):
   ties_DG = jax.lax.all_gather(ties_G, "rows")
   earlier_D = jnp.arange(ties_DG.shape[0]) < jax.lax.axis_index("rows")
   before_G = jnp.sum(jnp.where(earlier_D[:, None], ties_DG, 0), axis=0)
-  return jnp.stack(cut_G), jnp.clip(wanted_G - before_G, 0, ties_G)[None]
+  return jnp.stack(cut_G), jnp.clip(quota_G - before_G, 0, ties_G)[None]
 
 
 @functools.cache
@@ -80,10 +80,10 @@ def _jitted_find_cut(mesh: Mesh):
   )
 
 
-def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _kept_rows(keys: np.ndarray, group: np.ndarray, quotas: np.ndarray) -> np.ndarray:
   """Returns bool[rows], True for this process's rows to keep.
 
-  `group` is int32[rows], `wanted.size` for rows that are never kept; `wanted` is the number of rows to
+  `group` is int32[rows], `quotas.size` for rows that are never kept; `quotas` is the number of rows to
   keep over all processes, at most the size of the group.
   """
   mesh = _row_mesh()
@@ -98,9 +98,9 @@ def _kept_rows(keys: np.ndarray, group: np.ndarray, wanted: np.ndarray) -> np.nd
 
   high, low = (keys >> np.uint64(32)).astype(np.uint32), keys.astype(np.uint32)
   replicated = NamedSharding(mesh, P())
-  wanted = jax.make_array_from_process_local_data(replicated, wanted.astype(np.int32))
+  quotas = jax.make_array_from_process_local_data(replicated, quotas.astype(np.int32))
   cut, mine = _jitted_find_cut(mesh)(
-    shard(high, 0), shard(low, 0), shard(group, wanted.size), wanted
+    shard(high, 0), shard(low, 0), shard(group, quotas.size), quotas
   )
   cut = np.asarray(cut.addressable_data(0)).astype(np.uint64)
   cut_keys = np.append((cut[0] << np.uint64(32)) | cut[1], np.uint64(2**64 - 1))[group]
@@ -159,8 +159,8 @@ def select(table: ScoreTable, **rule) -> Manifest:
   rollouts = _sum_over_processes(np.bincount(group[ranked], minlength=groups))
   group[scores == -np.inf] = groups
   eligible = _sum_over_processes(np.bincount(group, minlength=groups + 1)[:groups])
-  wanted = np.minimum([rule.quota(int(m)) for m in rollouts], eligible)
-  kept = _kept_rows(sort_keys(scores), group, wanted)
+  quotas = np.minimum([rule.quota(int(m)) for m in rollouts], eligible)
+  kept = _kept_rows(sort_keys(scores), group, quotas)
   sources = _gather_sources(kept_sources(table, rule, kept))
   return manifest_of(rule, table, _checksum(table), sources)
 

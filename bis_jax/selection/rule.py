@@ -56,10 +56,10 @@ class Rule:
     if self.strategy == "full":
       return rollouts
     # The product is in float64: 0.29 of 100 rollouts is 28.999999999999996, so 28.
-    wanted = self.count or rollouts
+    quota = self.count or rollouts
     if self.fraction is not None:
-      wanted = max(1, int(rollouts * self.fraction))
-    return min(wanted, rollouts)
+      quota = max(1, int(rollouts * self.fraction))
+    return min(quota, rollouts)
 
   def ranked(self, table: ScoreTable) -> np.ndarray:
     """Returns bool[rows]: the rollouts that may be kept; a fraction is a share of them."""

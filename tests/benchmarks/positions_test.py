@@ -21,19 +21,19 @@ def test_the_share_is_the_mutual_information_over_the_entropy():
   label = rng.random(2000) < 0.1 + 0.2 * place
   entropy = mutual_info_score(label, label)
   wanted = mutual_info_score(place, label) / entropy
-  assert positions.share_told(place, label) == pytest.approx(wanted)
+  assert positions.share_predicted(place, label) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
-  "place, label, told",
+  "place, label, predicted",
   [
     ([0, 0, 1, 1], [True, True, False, False], 1.0),
     ([0, 0, 1, 1], [True, False, True, False], 0.0),
     ([0, 1, 2, 3], [True, True, True, True], 0.0),  # there is nothing to tell
   ],
 )
-def test_all_or_nothing_is_told(place, label, told):
-  assert positions.share_told(np.array(place), np.array(label)) == pytest.approx(told)
+def test_all_or_nothing_is_told(place, label, predicted):
+  assert positions.share_predicted(np.array(place), np.array(label)) == pytest.approx(predicted)
 
 
 def _select(workdir: pathlib.Path, strategy: str, cache: pathlib.Path) -> None:
@@ -66,8 +66,8 @@ def test_the_study_tells_of_the_runs_that_are_done(tmp_path):
     _select(tmp_path / part / name, "bis", cache=tmp_path / "cache")
   (tmp_path / "larger" / "bis_0.1_seed0" / "evaluation.json").write_text("{}")
   positions.write(tmp_path, ["larger", "slip_4"])
-  told = json.loads((tmp_path / "positions.json").read_text())
+  predicted = json.loads((tmp_path / "positions.json").read_text())
   kept, mixed, share = positions.of_run(tmp_path / "larger" / "bis_0.1_seed0")
-  assert told == {"larger/bis_0.1_seed0": [kept, mixed, share]}
+  assert predicted == {"larger/bis_0.1_seed0": [kept, mixed, share]}
   row = ["larger/bis_0.1_seed0", f"{kept}", f"{100 * mixed:.1f} %", f"{100 * share:.1f} %"]
-  assert row in study_page._positions_table(told).rows
+  assert row in study_page._positions_table(predicted).rows

@@ -7,7 +7,7 @@ const byId = (id) => document.getElementById(id);
 const state = { run: data.runs[0], source: "", policy: "", find: "", sort: "error", item: "" };
 const LABELS = { "1": ["correct", "✓ correct"], "-1": ["error", "✗ error"], "0": ["neutral", "– neutral"] };
 
-// Makes an element with attributes and children; text stays text, whatever it holds.
+// Makes an element with attributes and children; text is never parsed as HTML.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
