@@ -24,20 +24,13 @@ NOTHING, PREFACE, LOOK, AGAIN, FINAL = 0, 1, 2, 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Habits:
-  """How a policy behaves; every number is a probability.
+  """How a policy behaves; every number is a probability."""
 
-  slip: a look notes a wrong value that nothing in the picture has.
-  mix_up: a slip notes the value of a thing not looked at yet instead, if there is one.
-  again: after a look, one of the things noted so far is looked at again.
-  lapse: a continuation's answer is lost (it does not end, or cannot be parsed).
-  preface: the solution starts by announcing what it will do.
-  """
-
-  slip: float
-  mix_up: float = 0.0
-  again: float = 0.0
-  lapse: float = 0.0
-  preface: float = 0.1
+  slip: float  # a look notes a wrong value that nothing in the picture has
+  mix_up: float = 0.0  # a slip notes the value of a thing not looked at yet instead, if any
+  again: float = 0.0  # after a look, one of the things noted so far is looked at again
+  lapse: float = 0.0  # a continuation does not end, or its answer cannot be parsed
+  preface: float = 0.1  # the solution starts by announcing what it will do
 
   def scaled(self, **factors: float) -> "Habits":
     """Returns the habits with some probabilities multiplied, at most 1."""
@@ -47,42 +40,29 @@ class Habits:
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-  """What N solutions are about.
+  """The problems that N solutions are about; the answer is start + the sum of worth[truth]."""
 
-  truth: int[N, K], the value (0 .. V-1) of each thing, 0 beyond `things`.
-  things: int[N], how many things are looked at.
-  start, worth: int[N], int[N, V]: the answer is start + the sum of worth[truth].
-  absent: bool[N, V], values that nothing has; at least one per problem.
-  """
-
-  truth: np.ndarray
-  things: np.ndarray
-  start: np.ndarray
-  worth: np.ndarray
-  absent: np.ndarray
+  truth: np.ndarray  # int[N, K], the value (0 .. V-1) of each thing, 0 beyond `things`
+  things: np.ndarray  # int[N], how many things are looked at
+  start: np.ndarray  # int[N]
+  worth: np.ndarray  # int[N, V]
+  absent: np.ndarray  # bool[N, V], values that nothing has; at least one per problem
 
   def rows(self, index: np.ndarray) -> "Problems":
-    """Returns the problems at `index`."""
+
     return Problems(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Solutions:
-  """N solutions, slot by slot; all arrays start [N, S].
+  """N solutions, slot by slot; all arrays start [N, S]."""
 
-  event: what happens in the slot (NOTHING: there is no such step).
-  thing, value: the thing that is looked at and the value that is noted.
-  total: start + the worth of the notes so far.
-  right: the note and the total are right.
-  notes: int8[N, S, K], the notes after the slot.
-  """
-
-  event: np.ndarray
-  thing: np.ndarray
-  value: np.ndarray
-  total: np.ndarray
-  right: np.ndarray
-  notes: np.ndarray
+  event: np.ndarray  # what happens in the slot; NOTHING: there is no such step
+  thing: np.ndarray  # the thing that is looked at
+  value: np.ndarray  # the value that is noted
+  total: np.ndarray  # start + the worth of the notes so far
+  right: np.ndarray  # the note and the total are correct
+  notes: np.ndarray  # int8[N, S, K], the notes after the slot
 
 
 def solve(rng: np.random.Generator, problems: Problems, habits: Habits) -> Solutions:

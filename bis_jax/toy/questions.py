@@ -7,59 +7,53 @@ wrong notes is alike, and only the picture distinguishes them.
 """
 
 import dataclasses
-import functools
 import random
-from collections.abc import Callable
 
 from bis_jax.toy.pictures import INKS, MOST_STRIPES, SIDE, Panel
 from bis_jax.toy.policies import Habits
 
+_ALL_SCORES = range(1, MOST_STRIPES + 1)
 SCORES = ("one", "two", "three", "four", "five", "six")
 
 # The panels of each picture of a scene.
 Scene = tuple[tuple[Panel, ...], ...]
+# The panels of a picture: name, first row, first column, rows, columns, in tiles.
+Layout = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One annotation file.
-
-  benchmark: the data_source of such questions in the benchmark.
-  share: fraction of the corpus's rollouts; all shares sum to 1.
-  scene: draws the panels of the pictures.
-  question: its text, with {start} if scores are subtracted.
-  pictures: number of pictures in a scene.
-  sign: 1 if scores are added, -1 if they are subtracted.
-  result: how a step ends, with {total}.
-  """
+  """One annotation file."""
 
   name: str
-  benchmark: str
-  share: float
+  benchmark: str  # the data_source of such questions in the benchmark
+  share: float  # of the corpus's rollouts; all shares sum to 1
   habits: Habits
-  scene: Callable[[random.Random], Scene]
-  question: str
-  pictures: int = 1
-  sign: int = 1
-  result: str = "total {total}"
+  unit: str  # what the question calls a panel
+  layout: Layout = ()  # empty: bars of different inks
+  pictures: int = 1  # in a scene
+  sign: int = 1  # -1 if scores are subtracted
+
+  def scene(self, rng: random.Random) -> Scene:
+    """Draws the panels of the pictures of a scene."""
+    return _laid_out(self.layout, rng, self.pictures) if self.layout else _bars(rng)
+
+  def result(self, total: int) -> str:
+    """Returns the end of a step."""
+    return f"{total} left" if self.sign < 0 else f"total {total}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question about one scene.
-
-  panels: all panels of the scene, in the order in which solutions look at them.
-  start, sign: the answer is start + sign * the sum of the panels' scores.
-  """
+  """One question about one scene; its answer is start + sign * the sum of the panels' scores."""
 
   text: str
-  panels: tuple[Panel, ...]
+  panels: tuple[Panel, ...]  # in the order in which solutions look at them
   start: int
   sign: int
 
   @property
   def answer(self) -> int:
-    """The correct answer."""
     return self.start + self.sign * sum(panel.stripes for panel in self.panels)
 
 
@@ -67,9 +61,12 @@ def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
   """Returns the source's question about a scene, its panels in random order."""
   panels = [panel for picture in scene for panel in picture]
   rng.shuffle(panels)
-  # The result is never negative, whatever is noted.
-  start = MOST_STRIPES * len(panels) + rng.randrange(10) if source.sign < 0 else 0
-  text = f"A tile scores its stripes. {source.question.format(start=start)}"
+  start, task = 0, "Add up"
+  if source.sign < 0:
+    # The result is never negative, whatever is noted.
+    start = MOST_STRIPES * len(panels) + rng.randrange(10)
+    task = f"Start with {start} and take away"
+  text = f"A tile scores its stripes. {task} a tile of each {source.unit}."
   return Question(text, tuple(panels), start, source.sign)
 
 
@@ -78,12 +75,6 @@ def fact(panel: Panel, score: int) -> str:
   return f"The {panel.name} scores {SCORES[score - 1]}"
 
 
-def _draw_scores(rng: random.Random, count: int) -> list[int]:
-  return rng.sample(range(1, MOST_STRIPES + 1), count)
-
-
-# The panels of a picture: name, first row, first column, rows, columns, in units of a tile.
-Layout = tuple[tuple[str, int, int, int, int], ...]
 _HALF = SIDE // 2
 _HALVES: Layout = (("left half", 0, 0, SIDE, _HALF), ("right half", 0, _HALF, SIDE, _HALF))
 _QUARTERS: Layout = (
@@ -97,9 +88,9 @@ _ROWS: Layout = tuple((f"{nth} row", i, 0, 1, SIDE) for i, nth in enumerate(_ORD
 _COLUMNS: Layout = tuple((f"{nth} column", 0, i, SIDE, 1) for i, nth in enumerate(_ORDINALS))
 
 
-def _laid_out(layout: Layout, rng: random.Random, pictures: int = 1) -> Scene:
+def _laid_out(layout: Layout, rng: random.Random, pictures: int) -> Scene:
   """Returns a scene of white panels; names say of which picture if there are several."""
-  scores = iter(_draw_scores(rng, pictures * len(layout)))
+  scores = iter(rng.sample(_ALL_SCORES, pictures * len(layout)))
   of = [f" of picture {number + 1}" if pictures > 1 else "" for number in range(pictures)]
   return tuple(
     tuple(Panel(name + suffix, next(scores), "white", *place) for name, *place in layout)
@@ -111,7 +102,7 @@ def _bars(rng: random.Random) -> Scene:
   count = rng.randint(4, 5)
   slots = [(row, column) for row in range(SIDE) for column in (0, _HALF)]
   inks, places = rng.sample(tuple(INKS), count), rng.sample(slots, count)
-  panels = zip(inks, _draw_scores(rng, count), places, strict=True)
+  panels = zip(inks, rng.sample(_ALL_SCORES, count), places, strict=True)
   return (tuple(Panel(f"{ink} bar", score, ink, *place, 1, _HALF) for ink, score, place in panels),)
 
 
@@ -121,50 +112,48 @@ SOURCES = (
     benchmark="DynaMath",
     share=0.25,
     habits=Habits(slip=0.03, again=0.002, lapse=0.15, preface=0.02),
-    scene=functools.partial(_laid_out, _HALVES),
-    question="Add up a tile of each half.",
+    layout=_HALVES,
+    unit="half",
   ),
   Source(
     name="quarters_sum",
     benchmark="WeMath",
     share=0.2,
     habits=Habits(slip=0.02, again=0.002, lapse=0.1, preface=0.05),
-    scene=functools.partial(_laid_out, _QUARTERS),
-    question="Add up a tile of each quarter.",
+    layout=_QUARTERS,
+    unit="quarter",
   ),
   Source(
     name="rows_sum",
     benchmark="WeMath",
     share=0.15,
     habits=Habits(slip=0.02, again=0.01, lapse=0.03, preface=0.05),
-    scene=functools.partial(_laid_out, _ROWS),
-    question="Add up a tile of each row.",
+    layout=_ROWS,
+    unit="row",
   ),
   Source(
     name="columns_left",
     benchmark="MathVision",
     share=0.15,
     habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
-    scene=functools.partial(_laid_out, _COLUMNS),
-    question="Start with {start} and take away a tile of each column.",
+    layout=_COLUMNS,
+    unit="column",
     sign=-1,
-    result="{total} left",
   ),
   Source(
     name="halves_pair",
     benchmark="MMMU",
     share=0.05,
     habits=Habits(slip=0.025, mix_up=0.1, again=0.01, lapse=0.03),
-    scene=functools.partial(_laid_out, _HALVES, pictures=2),
+    layout=_HALVES,
     pictures=2,
-    question="Add up a tile of each half.",
+    unit="half",
   ),
   Source(
     name="bars_sum",
     benchmark="MathVerse_VO",
     share=0.2,
     habits=Habits(slip=0.025, mix_up=0.1, again=0.02, lapse=0.05),
-    scene=_bars,
-    question="Add up a tile of each bar.",
+    unit="bar",
   ),
 )

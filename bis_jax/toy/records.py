@@ -19,6 +19,7 @@ from bis_jax.toy.questions import SCORES, SOURCES, Question, Source, ask, fact
 # Slip rates of the policies that write the benchmark's solutions.
 BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
 
+# The least value of each setting.
 _LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
 _LEAST |= {"rollouts_a_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
 _TEXT_RECORDS = 400  # per call, for the tokenizer: enough for every word
@@ -31,37 +32,23 @@ _INSTRUCTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-  """The settings of a corpus.
+  """The settings of a corpus; `slip`, `recovery` and `lapse` are factors on every source's rates.
 
-  rollouts: count over all sources, >= 60.
-  images: maximum count, >= 20; if there are more question groups, some share images.
-  seed: an integer >= 0.
-  benchmark_items: count, >= 18 (one per source and policy).
-  n_mc: continuations per step, >= 1.
-  rollouts_a_group: rollouts per question about a scene, >= 1.
-  slip, recovery, lapse: factors (>= 0) on every source's rate of wrong notes, of looking again,
-    and of continuations whose answer is lost.
-  continuation_slip: a further factor (>= 0) on the wrong notes of continuations, for a policy
-    weaker than the one that wrote the solutions.
-  stop_at_zero: steps after one with MC score 0 get no continuations and stay unmeasured.
-
-  Which solutions are written depends on neither n_mc, lapse, continuation_slip nor stop_at_zero.
-
-  Raises:
-    ValueError: one is out of range.
+  The solutions depend on neither n_mc, lapse, continuation_slip nor stop_at_zero.
   """
 
   rollouts: int = 48_000
-  images: int = 16_000
+  images: int = 16_000  # maximum; if there are more question groups, some share images
   seed: int = 0
   benchmark_items: int = 500
-  n_mc: int = 16
-  rollouts_a_group: int = 3
-  slip: float = 1.0
-  recovery: float = 1.0
-  lapse: float = 1.0
+  n_mc: int = 16  # continuations per step
+  rollouts_a_group: int = 3  # per question about a scene
+  slip: float = 1.0  # of wrong notes
+  recovery: float = 1.0  # of looking again
+  lapse: float = 1.0  # of continuations whose answer is lost
+  # A further factor on the wrong notes of continuations: their policy is weaker than the writer.
   continuation_slip: float = 1.0
-  stop_at_zero: bool = False
+  stop_at_zero: bool = False  # steps after one with MC score 0 stay unmeasured
 
   def __post_init__(self):
     for name, least in _LEAST.items():
@@ -71,25 +58,20 @@ class Knobs:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """Consecutive question groups of one source.
+  """Consecutive question groups of one source, and where their pictures go."""
 
-  source: index into SOURCES.
-  first, rollouts, rollouts_a_group: the first group, and the number of rollouts from it on.
-  scenes: number of scenes of the source; group g is about scene g % scenes.
-  root: the folder for pictures; their path in it is that of the records without `prefix`.
-  prefix, folder: the start of a picture's path in the records.
-  seed: RNG seed string; the output is a function of it alone.
-  """
-
-  source: int
-  first: int
+  source: int  # index into SOURCES
+  first: int  # the first group
   rollouts: int
   rollouts_a_group: int
-  scenes: int
-  root: pathlib.Path
-  folder: str
-  prefix: str
-  seed: str
+  scenes: int  # of the source; group g is about scene g % scenes
+  root: pathlib.Path  # folder of the pictures
+  folder: str  # of the source's pictures in `root`
+  prefix: str  # before `folder` in the records
+  seed: str  # the output is a function of it alone
+
+  def rng(self) -> np.random.Generator:
+    return np.random.default_rng([*self.seed.encode(), self.source, self.first])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +98,7 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
   problems = _problems([asked[i] for i in owners])
   writer = source.habits.scaled(slip=knobs.slip, again=knobs.recovery, lapse=knobs.lapse)
   continuer = writer.scaled(slip=knobs.continuation_slip)
-  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  rng = groups.rng()
   solutions = policies.solve(rng, problems, writer)
   counts = policies.count_successes(rng, problems, solutions, continuer, knobs.n_mc)
   records, truths = [], []
@@ -149,7 +131,7 @@ def draw_benchmark(groups: Groups) -> bytes:
   """Draws pictures and returns VisualProcessBench items, one a group, with true labels."""
   source = SOURCES[groups.source]
   asked, _ = _draw_and_ask(groups)
-  rng = np.random.default_rng([*groups.seed.encode(), groups.source, groups.first])
+  rng = groups.rng()
   items: list[dict] = [{}] * len(asked)
   for start, (policy, slip) in enumerate(BENCHMARK_POLICIES.items()):
     mine = range(start, len(asked), len(BENCHMARK_POLICIES))
@@ -248,5 +230,5 @@ def _steps(
       note = fact(panel, solutions.value[row, slot] + 1)
       if event == policies.AGAIN:
         note = f"Look again: {note[0].lower()}{note[1:]}"
-      steps.append(f"{note}, {source.result.format(total=total)}.")
+      steps.append(f"{note}, {source.result(total)}.")
   return steps
