@@ -14,10 +14,10 @@ from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string(
-  "annotations", None, "folder of *.jsonl[.gz|.zst], or a zip of such files"
+  "annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of such files"
 )
-_IMAGES = flags.DEFINE_string("images", None, "image root: a folder, or images.zip")
-_OUT = flags.DEFINE_string("out", None, "folder of the prepared corpus")
+_IMAGES = flags.DEFINE_string("images", "", "image root: a folder, or images.zip")
+_OUT = flags.DEFINE_string("out", "", "folder of the prepared corpus")
 _TAU = flags.DEFINE_float(
   "tau", 0.0, "a step is positive if its MC score > tau", lower_bound=0.0, upper_bound=1.0
 )
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
   start_logging()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: every argument is a flag")
+  if not (_ANNOTATIONS.value and _IMAGES.value and _OUT.value):
+    raise app.UsageError("--annotations, --images and --out are required")
   try:
     prepare(
       _ANNOTATIONS.value,
@@ -63,5 +65,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["annotations", "images", "out"])
   app.run(main)

@@ -18,7 +18,7 @@ from bis_jax.corpus import records
 from bis_jax.corpus.rejections import BadRecord
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, mix64
 
-_ABSENT = -(1 << 40)  # stands for a count that is not given
+_ABSENT = -(1 << 40)  # a count that is not given
 
 
 # A lone image as its reference, several as a tuple.
@@ -27,28 +27,17 @@ _ImageSet = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Columns:
-  """The scorable rollouts (paper sense) of some lines, in file order.
+  """The scorable rollouts (paper sense) of some lines, in file order; steps are ragged."""
 
-  Attributes:
-    line: int32[rows], 0-based line numbers.
-    offset, length: int64[rows], int32[rows], bytes of the line without its end.
-    fingerprint: uint64[rows], equal for equal lines.
-    steps: int32[rows], steps with a numeric score.
-    scores: float64[sum(steps)], their MC scores.
-    measured: bool[sum(steps)], False where a step had no continuations.
-    flags: uint8[rows], bits of `score_table`.
-    image_set: int32[rows], index into a list of image sets, -1 where strict order looks at none.
-  """
-
-  line: np.ndarray
-  offset: np.ndarray
-  length: np.ndarray
-  fingerprint: np.ndarray
-  steps: np.ndarray
-  scores: np.ndarray
-  measured: np.ndarray
-  flags: np.ndarray
-  image_set: np.ndarray
+  line: np.ndarray  # int32[rows], 0-based line numbers
+  offset: np.ndarray  # int64[rows], byte where the line starts
+  length: np.ndarray  # int32[rows], bytes of the line without its line end
+  fingerprint: np.ndarray  # uint64[rows], equal for equal lines
+  steps: np.ndarray  # int32[rows], steps with a numeric score
+  scores: np.ndarray  # float64[sum(steps)], their MC scores
+  measured: np.ndarray  # bool[sum(steps)], False for steps without continuations
+  flags: np.ndarray  # uint8[rows], bits of `score_table`
+  image_set: np.ndarray  # int32[rows], index into a list of image sets, -1 unless STRICT_OK
 
 
 _DTYPES = (np.int32, np.int64, np.int32, np.uint64, np.int32, np.float64, bool, np.uint8, np.int32)
@@ -112,7 +101,7 @@ class BlockReader:
   def _numbers(self, images: list[_ImageSet | None]) -> np.ndarray:
     new = [key for key in dict.fromkeys(images) if key is not None and key not in self.image_sets]
     self.image_sets.update(zip(new, itertools.count(len(self.image_sets))))
-    return np.array([self.image_sets.get(key, -1) for key in images], np.int32)
+    return np.array([-1 if key is None else self.image_sets[key] for key in images], np.int32)
 
   def _read_one_by_one(self, lines: dict[int, bytes]) -> "_Rows":
     """Returns the scorable rows among some lines and notes what strict order rejects."""
@@ -244,8 +233,8 @@ def _read_typed(
 
 def _merge(a: _Rows, b: _Rows) -> _Rows:
   """Returns the rows of both in the order of their lines."""
-  arrays = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
-  both = _Rows(*arrays, a.images + b.images)
+  line, steps, scores, measured, flags = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
+  both = _Rows(line, steps, scores, measured, flags, a.images + b.images)
   return _take(both, np.argsort(both.line))
 
 

@@ -1,10 +1,10 @@
 """A prepared corpus on disk, read by number.
 
-out/corpus.json         digest, inputs, parameters and counts; written last
-out/rollouts/, images/  TFDS datasets (ArrayRecord); see `builders`
+out/corpus.json         digest, inputs and counts; written last
+out/rollouts/, images/  TFDS datasets (ArrayRecord); see `shards`
 out/index.npz           image sizes, and the image numbers of every rollout
 out/score_table.npz     see `score_table`
-out/rejections.jsonl    a line a rejected record; notes.jsonl a line a noted one
+out/rejections.jsonl    one line per rejected record; notes.jsonl: per noted record
 """
 
 import dataclasses
@@ -118,6 +118,7 @@ class Corpus:
       self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
         split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
       )
+    # pyrefly: ignore[missing-attribute]  # in generated code
     return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
 
 

@@ -1,7 +1,7 @@
-"""The image files of a corpus: a folder, or a zip that stays unextracted.
+"""The image files of a corpus: a folder, or a zip that is not extracted.
 
 Nothing outside the root is ever opened: references are resolved by name first, then symbolic links
-are followed and must end inside, and only regular files are read.
+must lead to a place inside, and only regular files are read.
 """
 
 import functools
@@ -26,7 +26,7 @@ def candidates(reference: str) -> tuple[str, ...]:
   """Returns the names, relative to the image root, that a reference may mean, in order.
 
   `VisualPRM400K-v1.1-Raw/<x>` is `<x>`; a bare `images/<x>` is `<x>`, else `nlvr2/images/<x>`, else
-  `nlvr2/<x>` (two-image records); anything else is taken as it stands.
+  `nlvr2/<x>` (two-image records); anything else is used unchanged.
 
   Raises:
     BadRecord: image_outside_root.
@@ -50,27 +50,23 @@ class ImageRoot:
   """Encoded images by name. Pickles as its path, so worker processes open their own."""
 
   def __init__(self, path: str | os.PathLike):
-    """Opens a folder, or a zip whose members may stand in `images/`.
-
-    Raises:
-      CorpusError: there is neither.
-    """
+    """Opens a folder, or a zip whose members may be in `images/`; CorpusError if there is neither."""
     self.path = pathlib.Path(path)
-    self._folder = self._zip = None
+    self._folder = os.path.realpath(self.path)
+    self._zip: zipfile.ZipFile | None = None
     if self.path.is_dir():
-      self._folder = os.path.realpath(self.path)
-    elif not self.path.is_file():
+      return
+    if not self.path.is_file():
       raise CorpusError(f"no image folder or zip at {self.path.absolute()}")
-    else:
-      try:
-        self._zip = zipfile.ZipFile(self.path)
-      except zipfile.BadZipFile as error:
-        raise CorpusError(f"{self.path} is neither a folder nor a zip ({error})") from error
-      self._members = {
-        member.filename.removeprefix(_FOLDER): member
-        for member in self._zip.infolist()
-        if not member.is_dir()
-      }
+    try:
+      self._zip = zipfile.ZipFile(self.path)
+    except zipfile.BadZipFile as error:
+      raise CorpusError(f"{self.path} is neither a folder nor a zip ({error})") from error
+    self._members = {
+      member.filename.removeprefix(_FOLDER): member
+      for member in self._zip.infolist()
+      if not member.is_dir()
+    }
 
   def __reduce__(self):
     found = self.path.stat()
@@ -90,7 +86,7 @@ class ImageRoot:
       real = os.path.realpath(os.path.join(self._folder, name))
       if os.path.commonpath((real, self._folder)) != self._folder:
         raise BadRecord("image_outside_root", f"{reference!r} is a link to {real}")
-      if _is_file(real):
+      if os.path.isfile(real):
         return os.path.relpath(real, self._folder)
     raise BadRecord("missing_image", f"{reference!r} is not in {self.path}")
 
@@ -107,7 +103,7 @@ class ImageRoot:
           yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
-    """Returns what changes when the file does: its size, and its CRC (zip) or time of change."""
+    """Returns what changes with the file: its size, and its CRC (zip) or time of change."""
     if self._zip is not None:
       member = self._members[name]
       return member.file_size, member.CRC
@@ -148,10 +144,3 @@ def _opened(path: pathlib.Path, stamp: tuple[int, int]) -> ImageRoot:
   """Returns the root at `path`: a process reads the list of a large zip once, not once a task."""
   del stamp  # tells a zip that was replaced from the one before
   return ImageRoot(path)
-
-
-def _is_file(path: str) -> bool:
-  try:
-    return stat.S_ISREG(os.stat(path).st_mode)
-  except OSError:
-    return False

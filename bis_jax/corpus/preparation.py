@@ -133,17 +133,11 @@ def _check_rejected(stats: dict[str, Any], limit: float, listing: pathlib.Path) 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Found:
-  """A scan whose images were checked; rows with a bad image are no longer STRICT_OK.
-
-  Attributes:
-    scan: see `scan.Scan`.
-    images: those of the strict rows, each once, in order of first reference.
-    image_ids: for each image set, the numbers of its images, () if it cannot be used.
-  """
+  """A scan whose images were checked; rows with a bad image are no longer STRICT_OK."""
 
   scan: Scan
-  images: list["_Image"]
-  image_ids: list[tuple[int, ...]]
+  images: list["_Image"]  # of the strict rows, each once, in order of first reference
+  image_ids: list[tuple[int, ...]]  # for each image set; () if it cannot be used
 
 
 class _Image(NamedTuple):
@@ -170,10 +164,13 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
   image_ids: list[tuple[int, ...]] = [()] * len(found.image_sets)
   bad: dict[int, BadRecord] = {}
   for at in used:
-    of_set = [images[reference] for reference in found.image_sets[at]]
-    errors = [image for image in of_set if isinstance(image, BadRecord)]
-    if errors:
-      bad[at] = errors[0]
+    of_set = []
+    for reference in found.image_sets[at]:
+      image = images[reference]
+      if isinstance(image, BadRecord):
+        bad[at] = image
+        break
+      of_set.append(image)
     else:
       image_ids[at] = tuple(numbers.setdefault(image, len(numbers)) for image in of_set)
   return _Found(found.reject_image_sets(bad), list(numbers), image_ids)
@@ -181,7 +178,7 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
 
 def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRecord]:
   """Returns the image that each reference leads to, or why it is bad."""
-  checked = []
+  checked: list[_Image | BadRecord] = []
   for reference in references:
     try:
       name = root.locate(reference)

@@ -14,7 +14,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import zstandard
 
@@ -29,24 +29,17 @@ _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard
 
 
 class AnnotationError(CorpusError):
-  """Annotations that are not there, not named as expected, or damaged as files."""
+  """Annotation files that are missing, not named as expected, or damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationFile:
-  """One source: a JSON lines file.
+  """One source: a JSON lines file."""
 
-  Attributes:
-    name: file name, for example "nlvr2_en_20240910.jsonl".
-    path: the file, or the zip that holds it.
-    member: its name in the zip, or None.
-    size: bytes, as stored.
-  """
-
-  name: str
-  path: pathlib.Path
-  member: str | None
-  size: int
+  name: str  # for example "nlvr2_en_20240910.jsonl"
+  path: pathlib.Path  # the file, or the zip that contains it
+  member: str | None  # its name in the zip
+  size: int  # bytes, uncompressed in a zip
 
   @property
   def source(self) -> str:
@@ -55,7 +48,7 @@ class AnnotationFile:
 
   @property
   def plain(self) -> bool:
-    """Whether any byte of it can be reached at once."""
+    """Whether it is stored uncompressed, so that it can be read from any byte."""
     return self.member is None and self.name.endswith(".jsonl")
 
   @property
@@ -65,26 +58,31 @@ class AnnotationFile:
 
   @contextlib.contextmanager
   def open(self) -> Iterator[BinaryIO]:
-    """Gives the uncompressed bytes.
+    """Opens the uncompressed bytes.
 
     Raises:
       AnnotationError: the compressed data are damaged or cut short.
     """
     with contextlib.ExitStack() as stack:
       try:
-        if self.member is None:
-          stream = stack.enter_context(self.path.open("rb"))
-        else:
-          archive = stack.enter_context(zipfile.ZipFile(self.path))
-          stream = stack.enter_context(archive.open(self.member))
-        if self.name.endswith(".gz"):
-          stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
-        elif self.name.endswith(".zst"):
-          stream = _ZstdStream(stream)
-        yield stream if self.plain else io.BufferedReader(stream, BLOCK)
+        yield self._open(stack)
       except _DAMAGE as error:
-        where = self.path if self.member is None else f"{self.path}, member {self.member}"
-        raise AnnotationError(f"{where} is damaged ({error}): get the file again") from error
+        place = self.path if self.member is None else f"{self.path}, member {self.member}"
+        raise AnnotationError(f"{place} is damaged ({error}): get the file again") from error
+
+  def _open(self, stack: contextlib.ExitStack) -> Any:
+    if self.member is None:
+      stream = stack.enter_context(self.path.open("rb"))
+    else:
+      archive = stack.enter_context(zipfile.ZipFile(self.path))
+      stream = stack.enter_context(archive.open(self.member))
+    if self.plain:
+      return stream
+    if self.name.endswith(".gz"):
+      return io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=stream)), BLOCK)
+    if self.name.endswith(".zst"):
+      return io.BufferedReader(_ZstdStream(stream), BLOCK)
+    return io.BufferedReader(cast(io.RawIOBase, stream), BLOCK)
 
   def spans(self) -> list[tuple[int, int | None]]:
     """Returns byte ranges (start, stop) for `blocks` that together hold every line once."""
@@ -119,7 +117,7 @@ class AnnotationFile:
     return block if block.endswith(b"\n") else block + stream.readline()
 
   def read_lines(self, offsets: list[int], lengths: list[int]) -> Iterator[bytes]:
-    """Yields the bytes at rising offsets."""
+    """Yields the bytes at increasing offsets."""
     with self.open() as stream:
       at = 0
       for offset, length in zip(offsets, lengths, strict=True):
@@ -136,7 +134,7 @@ class AnnotationFile:
 
 
 def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
-  """Returns the annotation files of a folder or a zip (or one file), in file-name order.
+  """Returns the annotation files of a folder or a zip (or one file), sorted by name.
 
   Raises:
     AnnotationError: there are none, or two of them have the same stem.
@@ -164,27 +162,27 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   if not files:
     raise AnnotationError(f"{path} holds no annotation file: expected names like x{_SUFFIXES[0]}")
   files.sort(key=lambda file: file.name)
-  names: dict[str, AnnotationFile] = {}
+  by_source: dict[str, AnnotationFile] = {}
   for file in files:
-    if file.source in names:
+    other = by_source.setdefault(file.source, file)
+    if other is not file:
       raise AnnotationError(
-        f"{path}: {names[file.source].name} and {file.name} are one source by their names: "
-        "remove one of them"
+        f"{path}: {other.name} and {file.name} are one source by their names: remove one of them"
       )
-    names[file.source] = file
   return files
 
 
 class _ZstdStream(io.RawIOBase):
-  """Decompresses zstd frames; unlike zstandard's own reader it tells a cut-short file."""
+  """Decompresses zstd frames; unlike zstandard's own reader it detects a file cut short."""
 
-  def __init__(self, stream: BinaryIO):
-    self._stream, self._frame, self._ready = stream, None, b""
+  def __init__(self, stream: IO[bytes]):
+    self._stream, self._ready = stream, b""
+    self._frame: Any = None  # the decompressor inside a frame
 
   def readable(self) -> bool:
     return True
 
-  def readinto(self, out: memoryview) -> int:
+  def readinto(self, out: Any, /) -> int:
     while not self._ready:
       data = self._stream.read(BLOCK)
       if not data:

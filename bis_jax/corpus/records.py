@@ -1,4 +1,4 @@
-"""One raw annotation line -> a rollout, or the reason why it is none.
+"""One raw annotation line -> a rollout, or the reason why it is rejected.
 
 The line is a JSON object in the layout of VisualPRM400K-v1.1-Raw:
 
@@ -36,31 +36,19 @@ _SPECIAL_TOKEN = re.compile(r"<\|\w+\|>|</?(?:prm|image|img|IMG_CONTEXT|quad|ref
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rollout:
-  """One solution of one question about images, split into steps with MC scores.
+  """One solution of one question about images, split into steps with MC scores."""
 
-  Attributes:
-    source: stem of the annotation file.
-    line: 0-based line number in that file.
-    images: image references; names relative to the image root once they are located.
-    question: question text without image placeholders, stripped.
-    steps: step texts, stripped, none empty.
-    scores: MC scores in [0, 1], exactly as stated.
-    measured: False where a step had no continuations (0 of 0); its score is then 0.
-    answer: the reference answer, "" where there is none.
-  """
-
-  source: str
-  line: int
-  images: tuple[str, ...]
-  question: str
-  steps: tuple[str, ...]
-  scores: tuple[float, ...]
-  measured: tuple[bool, ...]
-  answer: str
+  source: str  # stem of the annotation file
+  line: int  # 0-based line number in that file
+  images: tuple[str, ...]  # references; names relative to the image root once located
+  question: str  # without image placeholders, stripped
+  steps: tuple[str, ...]  # stripped, none empty
+  scores: tuple[float, ...]  # in [0, 1], exactly as in the file
+  measured: tuple[bool, ...]  # False for a step without continuations (0 of 0); its score is 0
+  answer: str  # the reference answer, "" if there is none
 
   @property
   def id(self) -> str:
-    """The record's identity, `source:line`."""
     return f"{self.source}:{self.line}"
 
 
@@ -86,9 +74,7 @@ def load_object(raw: bytes) -> dict[str, Any]:
 
 
 def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
-  """Returns the rollout of a record that is right in every point.
-
-  Images are checked by name only; their files are `ImageRoot`'s matter.
+  """Returns the rollout of a record that is valid in every respect; images are checked by name.
 
   Raises:
     BadRecord: no_steps, empty_step, missing_score, score_not_a_number, score_not_finite,
@@ -123,7 +109,7 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
 
 
 def image_references(record: dict[str, Any]) -> tuple[str, ...]:
-  """Returns the record's image references as they are written, at least one.
+  """Returns the record's image references as written, at least one.
 
   Raises:
     BadRecord: no_image.
@@ -138,8 +124,8 @@ def image_references(record: dict[str, Any]) -> tuple[str, ...]:
 def paper_scores(record: dict[str, Any]) -> tuple[list[float], list[bool]]:
   """Returns the scores that the released builder ranks by, and which of them were measured.
 
-  Whatever `float` takes is a score (numbers in strings too); steps without one are left out. The
-  record is scorable if any is left.
+  Whatever `float` accepts is a score, also numbers in strings; steps without one are skipped. The
+  record is scorable if any remains.
   """
   scores, measured = [], []
   for step in _paper_steps(record):
@@ -162,7 +148,7 @@ def paper_writes(record: dict[str, Any]) -> bool:
 
 
 def notes(rollout: Rollout) -> list[tuple[str, str]]:
-  """Returns (note, detail) for what is allowed in a record, but worth knowing; see `NOTES`."""
+  """Returns (name in `NOTES`, detail) of what is allowed in a record, but unusual."""
   found = []
   for name, text in (("question", rollout.question), *_numbered(rollout.steps)):
     token = _SPECIAL_TOKEN.search(text)
@@ -219,7 +205,7 @@ def _score(step: dict[str, Any], at: int) -> float:
 
 
 def _measured(step: dict[str, Any], score: float, at: int) -> bool:
-  """Returns whether the step had continuations; a step without counts is taken to have had some.
+  """Returns whether the step had continuations; a step without counts is assumed to have had some.
 
   The score must equal correct / total in float64, both being whole numbers.
   """

@@ -1,7 +1,4 @@
-"""Why records are rejected: the fixed list of reasons, and where each rejection was.
-
-`rejections.jsonl` of a prepared corpus has one `Rejected` a line, in (file name, line) order.
-"""
+"""Why records are rejected; `rejections.jsonl` has one `Rejected` per line."""
 
 import collections
 import dataclasses
@@ -15,12 +12,12 @@ from bis_jax.errors import UserError
 REASONS = {
   "invalid_utf8": "bytes that are not UTF-8, or half of a surrogate pair",
   "blank_line": "nothing but white space",
-  "not_json": "no JSON",
-  "not_an_object": "JSON, but no object",
-  "no_steps": "steps_with_score is missing, empty or no list",
+  "not_json": "not JSON",
+  "not_an_object": "JSON, but not an object",
+  "no_steps": "steps_with_score is missing, empty or not a list",
   "empty_step": "a step without text",
   "missing_score": "a step without a score",
-  "score_not_a_number": "a score that is no JSON number",
+  "score_not_a_number": "a score that is not a JSON number",
   "score_not_finite": "a score that is NaN or infinite",
   "score_out_of_range": "a score outside [0, 1]",
   "count_mismatch": "a score that is not num_mc_correct / num_mc_total",
@@ -33,11 +30,11 @@ REASONS = {
 
 
 class CorpusError(UserError):
-  """Inputs that no corpus can be prepared from, or a folder that is no prepared corpus."""
+  """Inputs that cannot be prepared, or a folder that is not a prepared corpus."""
 
 
 class BadRecord(ValueError):
-  """A record is wrong: a reason of `REASONS` and what was found."""
+  """An invalid record: a reason of `REASONS` and what was found."""
 
   def __init__(self, reason: str, detail: str):
     super().__init__(f"{reason}: {detail}")
@@ -49,23 +46,15 @@ class BadRecord(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Rejected:
-  """A record that was not taken, or (with a name of `records.NOTES`) one that was noted.
+  """A rejected record, or (with a name of `records.NOTES`) a noted one."""
 
-  Attributes:
-    source: stem of the annotation file.
-    line: 0-based line number.
-    reason: a name of `REASONS`.
-    detail: what was found.
-  """
-
-  source: str
-  line: int
-  reason: str
-  detail: str
+  source: str  # stem of the annotation file
+  line: int  # 0-based
+  reason: str  # a name of REASONS
+  detail: str  # what was found
 
   @property
   def id(self) -> str:
-    """The record's identity, `source:line`."""
     return f"{self.source}:{self.line}"
 
 
@@ -77,5 +66,5 @@ def write_jsonl(rejections: Iterable[Rejected], path: pathlib.Path) -> None:
 
 
 def counts_by_reason(rejections: Iterable[Rejected]) -> dict[str, int]:
-  """Returns how often each reason occurs, most frequent first."""
+  """Returns the count of each reason, most frequent first."""
   return dict(collections.Counter(rejected.reason for rejected in rejections).most_common())

@@ -1,9 +1,10 @@
-"""All annotation files, read by several processes: columns, rejections, and where each line lies."""
+"""All annotation files, read by several processes: columns, rejections and line positions."""
 
 import dataclasses
 import gc
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -19,24 +20,14 @@ _SMALL = 8 << 20  # bytes; fewer are read in this process
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-  """All annotation files, read.
+  """All annotation files, read."""
 
-  Attributes:
-    files: the sources, in file-name order.
-    source: int16[rows], index into `files`.
-    columns: the rows of all files.
-    image_sets: tuples of image references as written; `columns.image_set` points here. A set may
-      stand here more than once.
-    rejections: what strict order rejects, in (file name, line) order.
-    records: how many lines there were, blank ones included.
-  """
-
-  files: tuple[AnnotationFile, ...]
-  source: np.ndarray
-  columns: Columns
-  image_sets: list[tuple[str, ...]]
-  rejections: list[Rejected]
-  records: int
+  files: tuple[AnnotationFile, ...]  # the sources, sorted by name
+  source: np.ndarray  # int16[rows], index into `files`
+  columns: Columns  # the rows of all files
+  image_sets: list[tuple[str, ...]]  # image references as written; sets may repeat
+  rejections: list[Rejected]  # of strict order, in (file name, line) order
+  records: int  # number of lines, including blank ones
 
   @property
   def strict(self) -> np.ndarray:
@@ -54,15 +45,8 @@ class Scan:
     reasons = [bad[at] for at in image_set[rows].tolist()]
     return self.reject(rows, [(error.reason, error.detail) for error in reasons])
 
-  def table(
-    self,
-    *,
-    tau: float = 0.0,
-    unmeasured: str = "negative",
-    rollout: np.ndarray | None = None,
-    digest: str = "",
-  ) -> ScoreTable:
-    """Returns the score table of the rows; see `ScoreTable.from_steps` for the arguments."""
+  def table(self, **options: Any) -> ScoreTable:
+    """Returns the score table of the rows; options are those of `ScoreTable.from_steps`."""
     c = self.columns
     return ScoreTable.from_steps(
       tuple(file.source for file in self.files),
@@ -72,12 +56,9 @@ class Scan:
       scores=c.scores,
       measured=c.measured,
       flags=c.flags,
-      rollout=rollout,
       offset=c.offset,
       length=c.length,
-      tau=tau,
-      unmeasured=unmeasured,
-      digest=digest,
+      **options,
     )
 
   def reject(self, rows: np.ndarray, reasons: list[tuple[str, str]]) -> "Scan":
@@ -95,7 +76,7 @@ class Scan:
     )
 
   def read_lines(self, rows: np.ndarray) -> Iterator[bytes]:
-    """Yields the raw lines of rising `rows`, without their ends."""
+    """Yields the raw lines of increasing `rows`, without line ends."""
     for source, file in enumerate(self.files):
       chosen = rows[self.source[rows] == source]
       if chosen.size:
@@ -111,11 +92,11 @@ def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: 
 
   Args:
     annotations: a folder of *.jsonl, *.jsonl.gz, *.jsonl.zst, or a zip of them, not extracted.
-    whole_lines: whether fingerprints are to depend on every byte of a line (slower), not on samples.
-    workers: processes; 0 for one a core.
+    whole_lines: whether fingerprints hash every byte of a line (slower), not samples.
+    workers: processes; 0 for one per core.
 
   Raises:
-    reading.AnnotationError: no annotations there, or a damaged file.
+    reading.AnnotationError: no annotations, or a damaged file.
   """
   files = tuple(annotation_files(annotations))
   small = sum(file.size for file in files) < _SMALL
@@ -135,7 +116,7 @@ def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lin
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Span:
-  """What one task read. Line numbers count from the span's first line."""
+  """What one task read; line numbers count from the span's first line."""
 
   columns: Columns
   image_sets: list[tuple[str, ...]]

@@ -58,41 +58,23 @@ def positive_and_counted(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreTable:
-  """One row per scorable rollout, sources in file-name order, lines in file order.
+  """One row per scorable rollout, sources in file-name order, lines in file order."""
 
-  Attributes:
-    source_names: annotation file stems, in file-name order.
-    source: int16[rows], index into `source_names`, non-decreasing.
-    line: int32[rows], 0-based line number in the file, strictly increasing within a source.
-    n: int16[rows], scored steps, at least 1.
-    n_pos: int16[rows], positive steps: those of them with an MC score above `tau`.
-    score_sum: float64[rows], sum of the positive steps' MC scores, added in step order.
-    spread_sum: float64[rows], sum of s (1 - s) over the scored steps, added in step order.
-    flags: uint8[rows], bits STRICT_OK and PAPER_OK.
-    rollout: int64[rows], index in the prepared corpus, -1 if the rollout is not stored.
-    offset: int64[rows], byte where the line starts in the uncompressed file, -1 if unknown.
-    length: int32[rows], bytes of the line without its line end, -1 if unknown.
-    tau: threshold of a positive step.
-    unmeasured: "negative" (a step without continuations counts, as not positive) or "ignore".
-    digest: identifies the corpus that the rows describe.
-    inputs: identifies the files that the table was made from, "" if unknown.
-  """
-
-  source_names: tuple[str, ...]
-  source: np.ndarray
-  line: np.ndarray
-  n: np.ndarray
-  n_pos: np.ndarray
-  score_sum: np.ndarray
-  spread_sum: np.ndarray
-  flags: np.ndarray
-  rollout: np.ndarray
-  offset: np.ndarray
-  length: np.ndarray
+  source_names: tuple[str, ...]  # annotation file stems, sorted by file name
+  source: np.ndarray  # int16[rows], index into `source_names`, non-decreasing
+  line: np.ndarray  # int32[rows], 0-based, strictly increasing within a source
+  n: np.ndarray  # int16[rows], scored steps, at least 1
+  n_pos: np.ndarray  # int16[rows], positive ones: MC score above `tau`
+  score_sum: np.ndarray  # float64[rows], of the positive steps' MC scores, in step order
+  spread_sum: np.ndarray  # float64[rows], of s (1 - s) over the scored steps, in step order
+  flags: np.ndarray  # uint8[rows], bits STRICT_OK and PAPER_OK
+  rollout: np.ndarray  # int64[rows], index in the prepared corpus, -1 if not stored
+  offset: np.ndarray  # int64[rows], byte where the line starts, uncompressed; -1 if unknown
+  length: np.ndarray  # int32[rows], bytes of the line without its line end, -1 if unknown
   tau: float = 0.0
-  unmeasured: str = "negative"
-  digest: str = ""
-  inputs: str = ""
+  unmeasured: str = "negative"  # or "ignore": steps without continuations do not count
+  digest: str = ""  # identifies the corpus that the rows describe
+  inputs: str = ""  # identifies the files that the table was made from
 
   def __len__(self) -> int:
     return self.line.size
@@ -102,18 +84,13 @@ class ScoreTable:
     cls,
     source_names: tuple[str, ...],
     *,
-    source: np.ndarray,
-    line: np.ndarray,
     lengths: np.ndarray,
     scores: np.ndarray,
     measured: np.ndarray,
-    flags: np.ndarray,
-    rollout: np.ndarray | None = None,
-    offset: np.ndarray | None = None,
-    length: np.ndarray | None = None,
     tau: float = 0.0,
     unmeasured: str = "negative",
     digest: str = "",
+    **columns: np.ndarray,
   ) -> "ScoreTable":
     """Returns the table of rollouts given as ragged steps.
 
@@ -125,8 +102,8 @@ class ScoreTable:
       scores: float64[sum(lengths)], MC scores.
       measured: bool[sum(lengths)], False for steps without continuations. If they are ignored, a
         rollout without any other step is left out of the table.
-      source_names, source, line, flags, rollout, offset, length, tau, unmeasured, digest: see the
-        class; None for -1 in every row.
+      source_names, tau, unmeasured, digest: see the class.
+      **columns: source, line, flags and, if known, rollout, offset and length; see the class.
 
     Raises:
       ScoreTableError: unknown `unmeasured`; arrays of unequal length; a rollout of more than
@@ -147,7 +124,7 @@ class ScoreTable:
     if rows and lengths.max() > np.iinfo(np.int16).max:
       at = int(lengths.argmax())
       raise ScoreTableError(
-        f"{source_names[source[at]]}:{line[at]} has {lengths[at]} scored steps; a rollout may have "
+        f"{source_names[columns['source'][at]]}:{columns['line'][at]} has {lengths[at]} scored steps; a rollout may have "
         "at most 32767: remove the record"
       )
     ends = np.cumsum(lengths)
@@ -158,23 +135,11 @@ class ScoreTable:
       steps = slice(end - chunk.sum(), end)
       parts.append(_statistics(chunk, scores[steps], positive[steps]))
     n_pos, score_sum, spread_sum = map(np.concatenate, zip(*parts, strict=True))
-    values = {
-      "source": source,
-      "line": line,
-      "n": lengths,
-      "n_pos": n_pos,
-      "score_sum": score_sum,
-      "spread_sum": spread_sum,
-      "flags": flags,
-      "rollout": np.full(rows, -1) if rollout is None else rollout,
-      "offset": np.full(rows, -1) if offset is None else offset,
-      "length": np.full(rows, -1) if length is None else length,
-    }
+    values = dict.fromkeys(("rollout", "offset", "length"), np.full(rows, -1)) | columns
+    values |= {"n": lengths, "n_pos": n_pos, "score_sum": score_sum, "spread_sum": spread_sum}
     scored = lengths > 0
-    columns: dict[str, Any] = {
-      k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()
-    }
-    return cls(tuple(source_names), **columns, tau=tau, unmeasured=unmeasured, digest=digest)
+    kept: dict[str, Any] = {k: np.asarray(values[k])[scored].astype(t) for k, t in _COLUMNS.items()}
+    return cls(tuple(source_names), **kept, tau=tau, unmeasured=unmeasured, digest=digest)
 
   @property
   def is_mixed(self) -> np.ndarray:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from etils import epath
+
 from bis_jax import files
 from bis_jax.corpus.rejections import CorpusError
 
@@ -79,6 +81,7 @@ class BeamWorkers(Workers):
     """
     super().__init__(64)
     try:
+      # pyrefly: ignore[missing-import]  # an optional dependency
       from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
       raise CorpusError(
@@ -87,7 +90,7 @@ class BeamWorkers(Workers):
     self._options, self._out = PipelineOptions(list(options)), out
 
   def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
-    import apache_beam as beam
+    import apache_beam as beam  # pyrefly: ignore[missing-import]
 
     with files.temporary_folder(self._out) as scratch:
       paths = [scratch / f"{at:06d}" for at in range(len(tasks))]
@@ -102,13 +105,13 @@ class BeamWorkers(Workers):
         yield result
 
 
-def _result_of(task: pathlib.Path) -> pathlib.Path:
+def _result_of(task: epath.Path) -> epath.Path:
   return task.with_name(f"{task.name}.result")
 
 
 def _run_task(path: str) -> None:
   """Writes the result of a task atomically: Beam may run a task twice."""
-  task_path = pathlib.Path(path)
+  task_path = epath.Path(path)
   function, task = pickle.loads(task_path.read_bytes())
   try:
     result = function(task)
