@@ -19,7 +19,6 @@ from ml_collections import config_flags
 
 from bis_jax.inputs import pack
 from bis_jax.inputs.pipeline import Example, measure, unlabelled
-from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.processor import make_processor
 from bis_jax.models.qwen2_5_vl.images import UNIT_PATCHES
 
@@ -68,8 +67,7 @@ def main(argv: list[str]) -> None:
   print("|---|---|---|---|---|---|---|")
   for row_tokens in (4096, 8192):
     row_patches = pack.balanced_row_patches(lengths, measured.patch_costs, row_tokens)
-    if isinstance(images, InternVLImages):  # whole tiles
-      row_patches = -(-row_patches // images.tile_patches) * images.tile_patches
+    row_patches = -(-row_patches // images.slot_multiple) * images.slot_multiple
     for lookahead in (1, 64, 512):
       start = time.process_time()
       plan = pack.plan(

@@ -26,6 +26,9 @@ class ImagePatches(Protocol):
 class ImageProcessor(Protocol):
   """A backbone's image preprocessing, the same in training, evaluation and scoring; picklable."""
 
+  @property
+  def slot_multiple(self) -> int: ...  # patch slots of a row are a multiple of this
+
   def cost(self, height: int, width: int) -> tuple[int, int]:
     """Returns (image tokens, patch slots) of a stored image of that size."""
     ...

@@ -11,7 +11,7 @@ encoder that knows no special tokens, and the special ids are put between them.
 
 import abc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,22 @@ import numpy as np
 from tokenizers import Tokenizer as Encoder
 from transformers import PreTrainedTokenizerBase
 
+from bis_jax.errors import UserError
+
 STEP_MARKER = "<prm>"
 POSITIVE, NEGATIVE = "Yes", "No"
+
+
+class TokenizerError(UserError, ValueError):
+  """A tokenizer that lacks something that the prompt needs."""
+
+
+def check_vocabulary(known: Container[str], needed: Iterable[str], name: str, kind: str) -> None:
+  """Raises TokenizerError naming the tokens that a tokenizer lacks."""
+  if missing := [token for token in needed if token not in known]:
+    raise TokenizerError(
+      f"the tokenizer in {name!r} lacks {', '.join(missing)}; use the tokenizer of a {kind} checkpoint"
+    )
 
 
 class Tokenizer(Protocol):

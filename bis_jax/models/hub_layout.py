@@ -21,8 +21,6 @@ REWARD_HEAD_PATH = "reward_head.kernel"
 RowRanges = tuple[tuple[int, int], ...]
 Renames = tuple[tuple[str, str], ...]  # regex and replacement; all are applied, in order
 
-_STACK = r"(visual\.blocks|vision_model\.layers|language_model\.layers)\."
-
 
 @dataclasses.dataclass(frozen=True)
 class HubTensor:
@@ -44,6 +42,7 @@ class Layout:
 
   lm_head: str  # key
   embedding: str  # key
+  stacks: tuple[str, ...]  # prefixes of parameters with an axis over layers
   names: Renames  # from parameter names to keys
   aliases: Renames  # from other spellings of keys to those of `names`
   # Of tensors in the file, by path, if not the parameter's shape or its transpose.
@@ -63,9 +62,10 @@ class Layout:
 
   def _tensor(self, path: str, shape: tuple[int, ...]) -> HubTensor:
     name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)
-    names, stack = [name], re.match(_STACK, name)
+    names = [name]
+    stack = next((stack for stack in self.stacks if name.startswith(stack)), None)
     if stack:
-      names = [f"{stack[0]}{layer}.{name[stack.end() :]}" for layer in range(shape[0])]
+      names = [f"{stack}{layer}.{name.removeprefix(stack)}" for layer in range(shape[0])]
       shape = shape[1:]
     transposed = path.endswith(".kernel")
     shape = self.shapes.get(path, shape[::-1] if transposed else shape)

@@ -74,6 +74,7 @@ def layout(config: InternVLConfig, checkpoint: Mapping[str, Any]) -> Layout:
   return Layout(
     lm_head=f"language_model.{head}.weight",
     embedding=f"language_model.model.{table}.weight",
+    stacks=("vision_model.layers.", "language_model.layers."),
     names=names,
     aliases=_IN_MEMORY,
     shapes={

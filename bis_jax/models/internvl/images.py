@@ -64,7 +64,7 @@ class InternVLImages:
   tile: int = 448  # pixels along a side of a tile, a multiple of 28
 
   @property
-  def tile_patches(self) -> int:
+  def slot_multiple(self) -> int:
     return (self.tile // PATCH) ** 2  # 1024 at 448 pixels
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class InternVLImages:
     return self._cost(self.max_tiles)
 
   def _cost(self, tiles: int) -> tuple[int, int]:
-    slots = (tiles + (tiles > 1)) * self.tile_patches  # with the thumbnail
+    slots = (tiles + (tiles > 1)) * self.slot_multiple  # with the thumbnail
     return slots // TOKEN_PATCHES, slots
 
   def patches(self, image: Image.Image) -> Tiles:

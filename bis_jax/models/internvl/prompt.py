@@ -31,6 +31,8 @@ from bis_jax.inputs.prompt import (
   Frame,
   Prompt,
   SpecialTokens,
+  TokenizerError,
+  check_vocabulary,
   plain_encoder,
 )
 
@@ -77,9 +79,6 @@ def load_tokenizer(folder: str) -> TextTokenizer:
   """Returns the tokenizer of an InternVL checkpoint: InternLM2.5's if it has a `tokenizer.model`.
 
   Nothing in the folder is run as code.
-
-  Raises:
-    ValueError: it is neither InternLM2.5's nor Qwen2.5's tokenizer.
   """
   model = pathlib.Path(folder).expanduser() / "tokenizer.model"
   return _internlm(model) if model.exists() else _qwen(folder)
@@ -101,7 +100,9 @@ def _internlm(file: pathlib.Path) -> TextTokenizer:
   pieces = {**_INTERNLM_TURNS, POSITIVE: POSITIVE, NEGATIVE: NEGATIVE}
   ids = {name: processor.piece_to_id(piece) for name, piece in pieces.items()}
   if processor.unk_id() in ids.values():
-    raise ValueError(f"{file} is not the tokenizer of InternLM2.5: it lacks {[*pieces.values()]}")
+    raise TokenizerError(
+      f"{file} is not the tokenizer of InternLM2.5: it lacks {[*pieces.values()]}"
+    )
   added = {token: size + i for i, token in enumerate(ADDED)}
   return TextTokenizer(
     encode=processor.encode,
@@ -130,11 +131,7 @@ def _qwen(folder: str) -> TextTokenizer:
   tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in ADDED])
   vocabulary = tokenizer.get_vocab()
   names = (*ADDED, _TURN_START, _TURN_END, POSITIVE, NEGATIVE)
-  missing = [name for name in names if name not in vocabulary]
-  if missing:
-    raise ValueError(
-      f"the tokenizer in {folder!r} lacks {', '.join(missing)}; use that of an InternVL checkpoint"
-    )
+  check_vocabulary(vocabulary, names, folder, "InternVL")
   return TextTokenizer(
     encode=plain_encoder(tokenizer),
     ids={name: vocabulary[name] for name in names},

@@ -48,11 +48,11 @@ def _config_faults(config: ConfigDict, images: InternVLImages) -> list[str]:
       f"{allows} {patches} patches, thumbnail included, more than config.inputs.row_patches "
       f"({inputs.row_patches}) holds: lower max_tiles, or raise row_patches to at least {patches}"
     )
-  if inputs.row_patches % images.tile_patches:
+  if inputs.row_patches % images.slot_multiple:
     faults.append(
       f"config.inputs.row_patches ({inputs.row_patches}) is not a whole number of tiles, of "
-      f"{images.tile_patches} patches each: make it {inputs.row_patches // images.tile_patches + 1}"
-      f" * {images.tile_patches}"
+      f"{images.slot_multiple} patches each: make it {inputs.row_patches // images.slot_multiple + 1}"
+      f" * {images.slot_multiple}"
     )
   return faults
 

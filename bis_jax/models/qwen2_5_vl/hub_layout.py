@@ -18,6 +18,7 @@ def layout(config: Qwen2_5_VLConfig, checkpoint: Mapping[str, Any]) -> Layout:
   return Layout(
     lm_head="lm_head.weight",
     embedding="model.embed_tokens.weight",
+    stacks=("visual.blocks.", "language_model.layers."),
     names=((r"^language_model\.", "model."),),
     aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
     shapes={"visual.patch_embed.proj.kernel": (vision.hidden_size, vision.in_channels, *patch)},

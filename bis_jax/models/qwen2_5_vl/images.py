@@ -75,6 +75,10 @@ class QwenImages:
   min_pixels: int
   max_pixels: int
 
+  @property
+  def slot_multiple(self) -> int:
+    return BLOCK
+
   def grid(self, height: int, width: int) -> tuple[int, int]:
     """Returns (rows, columns) of merge units of a stored image of that size."""
     # Past the longest aspect ratio that Transformers accepts, the image is squeezed to it.

@@ -6,7 +6,8 @@
 wrapped by the tokenizer's own chat template with its default system prompt.
 """
 
-from dataclasses import dataclass
+import functools
+import re
 from typing import Any
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ from bis_jax.inputs.prompt import (
   Frame,
   Prompt,
   SpecialTokens,
+  TokenizerError,
+  check_vocabulary,
   plain_encoder,
 )
 
@@ -43,7 +46,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-  """Returns the ids of the special tokens; raises ValueError naming those that are missing."""
+  """Returns the ids of the special tokens; raises TokenizerError naming those that are missing."""
   names = {
     "prm": STEP_MARKER,
     "image_pad": IMAGE_PAD,
@@ -53,12 +56,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     "no": NEGATIVE,
   }
   vocabulary = tokenizer.get_vocab()
-  missing = [text for text in names.values() if text not in vocabulary]
-  if missing:
-    raise ValueError(
-      f"The tokenizer in {tokenizer.name_or_path!r} lacks {', '.join(missing)}; "
-      "use the tokenizer of a Qwen2.5-VL checkpoint."
-    )
+  check_vocabulary(vocabulary, names.values(), tokenizer.name_or_path, "Qwen2.5-VL")
   return SpecialTokens(**{field: vocabulary[text] for field, text in names.items()})
 
 
@@ -66,62 +64,31 @@ class QwenPrompt(Prompt):
   def __init__(self, tokenizer: PreTrainedTokenizerBase, *, separator: str = "\n\n"):
     super().__init__(special_tokens(tokenizer), plain_encoder(tokenizer), separator)
     self._tokenizer = tokenizer
-    self._templates: dict[int, _Template] = {}
+    self._openings: dict[int, list[list[int] | str]] = {}
 
   def frame(self, question: str, images: int) -> Frame:
-    if images not in self._templates:
-      self._templates[images] = _render(self._tokenizer, images)
-    template = self._templates[images]
-    text = f"{template.before_question}Question: {question}{template.after_question}"
-    opening = (template.head, text, template.middle)
-    return Frame(opening, f"{template.before_process}Process: ")
+    if images not in self._openings:
+      self._openings[images] = self._render(images)
+    *parts, last = self._openings[images]
+    question = f"Question: {question}"
+    opening = (p.replace(_QUESTION_SLOT, question) if isinstance(p, str) else p for p in parts)
+    return Frame(tuple(opening), f"{last}Process: ")
 
-
-@dataclass(frozen=True)
-class _Template:
-  """What the chat template puts around the user's text, for some number of images.
-
-  `head` and `middle` are token ids; the four texts touch the user's text without a special token
-  between, so they are encoded together with it.
-  """
-
-  head: tuple[int, ...]
-  before_question: str
-  after_question: str
-  middle: tuple[int, ...]
-  before_process: str
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, images: int) -> _Template:
-  content = [{"type": "image"}] * images + [{"type": "text", "text": _QUESTION_SLOT}]
-  messages: Any = [
-    {"role": "user", "content": content},
-    {"role": "assistant", "content": [{"type": "text", "text": _PROCESS_SLOT}]},
-  ]
-  text: Any = tokenizer.apply_chat_template(messages, tokenize=False)
-  if text.count(_QUESTION_SLOT) != 1 or text.count(_PROCESS_SLOT) != 1:
-    raise ValueError(
-      f"The chat template of the tokenizer in {tokenizer.name_or_path!r} does not render a user "
-      "turn followed by an assistant turn; use the template released with Qwen2.5-VL."
-    )
-  before, rest = text.split(_QUESTION_SLOT)
-  between = rest.split(_PROCESS_SLOT)[0]
-  added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-  head, before_question = _cut_after_last(before, added)
-  middle, before_process = _cut_after_last(between, added)
-  after_question = middle[
-    : min((middle.find(token) for token in added if token in middle), default=0)
-  ]
-  return _Template(
-    head=tuple(tokenizer.encode(head, add_special_tokens=False)),
-    before_question=before_question,
-    after_question=after_question,
-    middle=tuple(tokenizer.encode(middle[len(after_question) :], add_special_tokens=False)),
-    before_process=before_process,
-  )
-
-
-def _cut_after_last(text: str, tokens: set[str]) -> tuple[str, str]:
-  """Splits text behind its last special token; ("", text) if there is none."""
-  end = max((text.rfind(token) + len(token) for token in tokens if token in text), default=0)
-  return text[:end], text[end:]
+  def _render(self, images: int) -> list[list[int] | str]:
+    """Returns the chat template up to the process: token ids, and the texts that touch the user's."""
+    tokenizer = self._tokenizer
+    content = [{"type": "image"}] * images + [{"type": "text", "text": _QUESTION_SLOT}]
+    messages: Any = [
+      {"role": "user", "content": content},
+      {"role": "assistant", "content": [{"type": "text", "text": _PROCESS_SLOT}]},
+    ]
+    text: Any = tokenizer.apply_chat_template(messages, tokenize=False)
+    if text.count(_QUESTION_SLOT) != 1 or text.count(_PROCESS_SLOT) != 1:
+      raise TokenizerError(
+        f"The chat template of the tokenizer in {tokenizer.name_or_path!r} does not render a user "
+        "turn followed by an assistant turn; use the template released with Qwen2.5-VL."
+      )
+    added = "|".join(re.escape(token.content) for token in tokenizer.added_tokens_decoder.values())
+    *parts, last = re.split(f"({added})", text.partition(_PROCESS_SLOT)[0])
+    encode = functools.partial(tokenizer.encode, add_special_tokens=False)
+    return [*(part if _QUESTION_SLOT in part else encode(part) for part in parts if part), last]
