@@ -19,6 +19,7 @@ import msgspec
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem, Steps
+from bis_jax.inputs.texts import question_text
 
 
 class _Record(msgspec.Struct):
@@ -60,7 +61,7 @@ def _parse(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
     raise EvaluationError(f"`label` is {label}; it must be -1 or one of the {steps} steps")
   return BenchmarkItem(
     index=index,
-    question=record.problem.strip(),
+    question=question_text(record.problem),
     images=(),
     image_sizes=(),
     steps=record.steps,

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -23,12 +22,12 @@ from bis_jax import images
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
+from bis_jax.inputs.texts import question_text
 
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
 ANNOTATIONS = "test.jsonl"
 CANVAS_COLUMNS = 3
 MODES = ("multi", "canvas", "first")  # what is shown of an item with several images
-_IMAGE_PLACEHOLDER = re.compile(r"<image\d*>")
 
 Label = Annotated[int, msgspec.Meta(ge=-1, le=1)]
 Steps = Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -104,12 +103,6 @@ def load(
   )
 
 
-def without_numbered_placeholders(question: str) -> str:
-  """Returns the question without `<image>`, `<image1>`, ... and without outer blanks."""
-  # Benchmarks number their placeholders; in the corpus only `<image>` is one (`corpus.records`).
-  return _IMAGE_PLACEHOLDER.sub("", question).strip()
-
-
 def encoded_images(item: BenchmarkItem, mode: str = "multi") -> tuple[bytes, ...]:
   """Returns the encoded images that the model is shown; "canvas" makes one PNG of several."""
   encoded = [image.read() for image in _shown(item.images, mode)]
@@ -170,7 +163,7 @@ def _parse(index: int, line: bytes, root: ImageRoot) -> BenchmarkItem:
   found = tuple(BenchmarkImage(root, root.locate(name)) for name in record.image)
   return BenchmarkItem(
     index=index,
-    question=without_numbered_placeholders(record.question),
+    question=question_text(record.question),
     images=found,
     image_sizes=tuple(map(_size, found)),
     steps=steps,

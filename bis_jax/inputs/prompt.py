@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Encoder
 from transformers import PreTrainedTokenizerBase
 
 from bis_jax.errors import UserError
+from bis_jax.inputs.texts import question_text, step_text
 
 STEP_MARKER = "<prm>"
 POSITIVE, NEGATIVE = "Yes", "No"
@@ -119,6 +120,8 @@ class Prompt(abc.ABC):
     tokens are dropped whole, marker included. If not even the first step fits, the sample has no
     marker and may be longer than `max_length`.
     """
+    # Here and nowhere else, so that a text has the same ids by every way in.
+    texts = [(question_text(question), [*map(step_text, steps)]) for question, steps in texts]
     frames, pieces = [], []
     for (question, steps), counts in zip(texts, image_token_counts, strict=True):
       frame = self.frame(question, len(counts))

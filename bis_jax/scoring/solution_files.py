@@ -51,7 +51,7 @@ def score_file(
     open(target if writes else os.devnull, "ab") as out,
     ProgressBar("score", total, initial=done, unit="solution") as bar,
   ):
-    lines = (_read(raw, root) for raw in itertools.islice(_raw_lines(source), done, None))
+    lines = (read_line(raw, root) for raw in itertools.islice(_raw_lines(source), done, None))
     while batch := list(itertools.islice(lines, chunk)):
       for record in _scored(scorer, batch):
         errors += "error" in record
@@ -74,7 +74,7 @@ def _scored(
       yield {"id": identity, "scores": [float(score) for score in result]}
 
 
-def _read(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
+def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
   record = _record(raw)
   if isinstance(record, SolutionError):
     return None, record

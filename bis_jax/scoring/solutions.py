@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bis_jax.errors import UserError
-from bis_jax.evaluation.visual_process_bench import without_numbered_placeholders
 from bis_jax.images import ImageError, decode
 from bis_jax.inputs.pipeline import unlabelled
+from bis_jax.inputs.texts import question_text
 from bis_jax.scoring.step_scorer import Scorer
 
 
@@ -61,7 +61,7 @@ class Solution:
       except ImageError as error:
         raise SolutionError(f"image {position}: {error}") from error
       sizes.append((image.height, image.width))
-    return cls(without_numbered_placeholders(question), tuple(steps), tuple(images), tuple(sizes))
+    return cls(question_text(question), tuple(steps), tuple(images), tuple(sizes))
 
   def read_images(self) -> tuple[bytes, ...]:
     return self.images

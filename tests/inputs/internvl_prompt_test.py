@@ -9,6 +9,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from bis_jax.inputs.prompt import SpecialTokens
+from bis_jax.inputs.texts import question_text
 from bis_jax.models.internvl import prompt as internvl_prompt
 
 SYSTEM = (
@@ -62,8 +63,8 @@ def qwen(shared):
 def _released_text(question, steps, counts, separator):
   """The released wrapping as one string, cut behind the last marker."""
   images = "".join(f"<img>{'<IMG_CONTEXT>' * count}</img>\n" for count in counts)
-  process = separator.join(step + "<prm>" for step in steps)
-  return f"{OPENING}{images}Question: {question}\nProcess: {process}"
+  process = separator.join(step.strip() + "<prm>" for step in steps)
+  return f"{OPENING}{images}Question: {question_text(question)}\nProcess: {process}"
 
 
 def _reference_ids(processor, text):

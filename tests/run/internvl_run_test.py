@@ -21,7 +21,7 @@ from transformers import InternVLForConditionalGeneration
 from bis_jax import export
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.hub import hf_folder, weights
-from bis_jax.inputs import pipeline
+from bis_jax.inputs import pipeline, texts
 from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones, param_tree
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
@@ -141,7 +141,7 @@ def test_the_cards_example_gives_our_scores(config, unbroken, folder):
   for i in single[:5]:
     image = folder.parent / "image.png"
     image.write_bytes(items[i].images[0].read())
-    question = visual_process_bench.without_numbered_placeholders(items[i].question)
+    question = texts.question_text(items[i].question)
     names = {"folder": folder, "image": image, "question": question, "steps": items[i].steps}
     exec(card.split("```python\n")[1].split("```")[0], names)
     differences.append(np.abs(names["scores"].numpy() - written[i]).max())
