@@ -144,6 +144,8 @@ def test_named_files_exist(page):
 
 @pages
 def test_named_config_keys_exist(page):
+  if page.name == "CHANGELOG.md":
+    return  # names keys that are gone
   keys = workdir.flat_keys(config_of([]).to_dict())
   sections = "|".join({key.split(".")[0] for key in keys})
   for word in re.findall(rf"`((?:{sections})\.[a-z_.0-9]+)", page.read_text()):
