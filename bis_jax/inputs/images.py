@@ -1,4 +1,4 @@
-"""What inputs need of a backbone's image preprocessor, and what both preprocessors share."""
+"""The protocol of a backbone's image preprocessor, and what both preprocessors share."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,8 +10,6 @@ Batch = dict[str, np.ndarray]
 
 
 class ImagePatches(Protocol):
-  """One image as a vision tower reads it."""
-
   @property
   def image_tokens(self) -> int: ...
 
@@ -33,30 +31,24 @@ class ImageProcessor(Protocol):
     """Returns (image tokens, patch slots) of a stored image of that size."""
     ...
 
-  def patches(self, image: Image.Image) -> ImagePatches:
-    """Returns the patches of an RGB image."""
-    ...
+  def patches(self, image: Image.Image) -> ImagePatches: ...
 
   def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
-    """Returns the arrays of empty rows that only this backbone has, or in a shape of its own."""
+    """Returns the arrays that only this backbone has, or in a shape of its own, for empty rows."""
     ...
 
   def positions(self, length: int, spans: np.ndarray, images: Sequence[Any]) -> np.ndarray:
-    """Returns int32[..., length]: the positions of a sample's tokens.
+    """Returns int32[..., length], the positions of a sample's tokens.
 
-    Args:
-      length: tokens of the sample.
-      spans: int[images, 2], (start, length) of each image's tokens, in order.
-      images: its images, from `patches`.
+    `spans` is int[images, 2], the (start, length) of each image's tokens, in order; `images` are
+    from `patches`.
     """
     ...
 
 
 def patchify(image: Image.Image, rows: int, columns: int, side: int) -> np.ndarray:
-  """Returns uint8[rows * columns, side ** 2, 3, pixels]: the patches of an RGB image by cells.
-
-  Cells of `side` x `side` patches are in reading order, and so are the patches of a cell.
-  """
+  """Returns uint8[rows * columns, side ** 2, 3, pixels]: the patches of an RGB image by cells."""
+  # Cells of `side` x `side` patches are in reading order, and so are the patches of a cell.
   patch = image.height // (rows * side)
   # [cell rows, patch rows, pixel rows, cell columns, patch columns, pixel columns, channel]
   pixels = np.asarray(image).reshape(rows, side, patch, columns, side, patch, 3)

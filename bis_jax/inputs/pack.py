@@ -1,10 +1,10 @@
 """The row plan: which examples share a packed row, known in full before the first step.
 
 Every example has a token length, a cost in patch slots and a number of step markers; every row has
-a budget of each. A row takes the oldest waiting example first, so none waits for ever, and then,
-among the next `lookahead` examples, whichever leaves the smallest rest of the token and the patch
-budget (squares summed), until none fits. This is norm-based greedy vector packing (Panigrahy et
-al. 2011, "Heuristics for Vector Bin Packing") over a bounded window.
+a budget of each. Norm-based greedy vector bin packing (Panigrahy et al. 2011, "Heuristics for
+Vector Bin Packing") over a window of `lookahead` examples: each row starts with the oldest unpacked
+example, so that no example starves, and adds the one that leaves the smallest sum of squared rests
+of the token and patch budgets, until none fits.
 
     lengths 60 50 40 30 in this order, rows of 100 tokens:  rows [0, 2] and [1, 3]
 """
@@ -21,25 +21,17 @@ _PATCH_BLOCK = 64
 
 @dataclass(frozen=True)
 class Plan:
-  """The rows of a whole run. Examples are indices into the source of examples.
+  """The rows of a whole run. Examples are indices into the source of examples."""
 
-  Attributes:
-    offsets: int64[rows + 1]; row r holds `examples[offsets[r] : offsets[r + 1]]`.
-    examples: int64[...], in the order of their row.
-    epoch_rows: int64[epochs + 1], the first row of each epoch, and the end.
-    row_tokens, row_patches, row_markers: the budgets of a row.
-    token_padding, patch_padding: share of the rows' tokens and patch slots that is left empty.
-    too_long: example -> why it is in no row, e.g. "9000 tokens, a row holds 8192".
-  """
-
-  offsets: np.ndarray
-  examples: np.ndarray
-  epoch_rows: np.ndarray
+  offsets: np.ndarray  # int64[rows + 1]; row r holds examples[offsets[r] : offsets[r + 1]]
+  examples: np.ndarray  # int64[...], sorted by row
+  epoch_rows: np.ndarray  # int64[epochs + 1], the first row of each epoch, and the end
   row_tokens: int
   row_patches: int
   row_markers: int
-  token_padding: float
-  patch_padding: float
+  token_padding: float  # share of the rows' tokens that is unused
+  patch_padding: float  # share of the rows' patch slots that is unused
+  # example -> why it is in no row, such as "9000 tokens, a row holds 8192"
   too_long: Mapping[int, str] = field(default_factory=dict)
 
   def __len__(self) -> int:
@@ -68,15 +60,14 @@ def plan(
 ) -> Plan:
   """Returns the plan of `epochs` passes over all examples, a pure function of its arguments.
 
+  Raises ValueError if no example fits a row (the first few are listed) or a budget is invalid.
+
   Args:
     token_lengths, patch_costs, marker_counts: int[n], what each example takes of a row.
-    row_tokens, row_patches, row_markers: what a row has.
+    row_tokens, row_patches, row_markers: the budgets of a row.
     seed: with the epoch, decides the order; every epoch is shuffled and packed anew.
     shuffle: False packs in the order given, as scoring does.
     lookahead: examples that a row may choose from, >= 1.
-
-  Raises:
-    ValueError: no example fits a row (the first few are listed), or a budget makes no sense.
   """
   if min(row_tokens, row_patches, row_markers, lookahead) < 1 or row_patches % _PATCH_BLOCK:
     raise ValueError(
@@ -116,11 +107,9 @@ def plan(
 def balanced_row_patches(
   token_lengths: np.ndarray, patch_costs: np.ndarray, row_tokens: int, *, slack: float = 1.03
 ) -> int:
-  """Returns the `row_patches` at which these examples fill tokens and patches alike.
+  """Returns the `row_patches` that fill tokens and patches equally, a multiple of 64.
 
-  With fewer, tokens stay empty; with more, patches do. `slack` gives patches a little more room
-  than their share, which costs patch padding and saves token padding. A multiple of 64, and never
-  less than the largest example needs.
+  `slack` > 1 trades patch padding for less token padding.
   """
   share = np.sum(patch_costs, dtype=np.float64) / max(1, np.sum(token_lengths, dtype=np.float64))
   wanted = max(share * row_tokens * slack, np.max(patch_costs, initial=0), 1)
@@ -141,16 +130,13 @@ def _too_long(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:
 
 
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-  """Returns a permutation that any version of numpy computes alike (raw Philox bits, sorted)."""
+  # Raw Philox bits, sorted: the same permutation with every version of NumPy.
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
   return np.argsort(bits, kind="stable")
 
 
 def _pack(costs: np.ndarray, budgets: np.ndarray, lookahead: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (examples in row order, examples a row) for int64[n, 3] costs that all fit a row.
-
-  The window holds the waiting examples; a taken one is replaced by the next of the order.
-  """
+  """Returns (examples in row order, examples per row) for int64[n, 3] costs that all fit a row."""
   n = len(costs)
   size = min(lookahead, n)
   waiting = np.arange(size)  # numbers in the order; n where the window has run empty

@@ -1,4 +1,4 @@
-"""From examples to batches: measure, plan (see `pack`), then read batches through Grain.
+"""From examples to batches (see `rows`): measure, plan (see `pack`), then read them through Grain.
 
     measured = measure(examples, prompt, images, max_length=...)
     plan = measured.plan_rows(config.inputs, seed=..., epochs=...)
@@ -6,8 +6,6 @@
 
 Batch number n of a run is a pure function of (examples, plan, n), so a run resumes at any batch, on
 any number of processes and workers.
-
-What a batch holds is said in `rows`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +27,15 @@ from bis_jax.inputs.rows import RowWriter, empty_batch
 
 @dataclass(frozen=True)
 class Example:
-  """One question with its images and the n steps of one answer.
+  """One question with its images and the n steps of one answer."""
 
-  Attributes:
-    id: names the example in errors, "source:line".
-    image_sizes: upright (height, width) of every image.
-    read_images: returns the encoded images; picklable where worker processes are used.
-    targets: float32[n], probability that the step is correct, in [0, 1].
-    weights: float32[n], 1 if the step is labelled, else 0.
-  """
-
-  id: str
+  id: str  # names the example in errors, "source:line"
   question: str
   steps: tuple[str, ...]
-  image_sizes: Sequence[tuple[int, int]]
-  read_images: Callable[[], Sequence[bytes]]
-  targets: np.ndarray
-  weights: np.ndarray
+  image_sizes: Sequence[tuple[int, int]]  # upright (height, width) of every image
+  read_images: Callable[[], Sequence[bytes]]  # returns encoded images; picklable
+  targets: np.ndarray  # float32[n] in [0, 1], probability that the step is correct
+  weights: np.ndarray  # float32[n], 1 if the step is labelled, else 0
 
 
 def unlabelled(
@@ -55,16 +45,12 @@ def unlabelled(
   image_sizes: Sequence[tuple[int, int]],
   read_images: Callable[[], Sequence[bytes]],
 ) -> Example:
-  """Returns an example with targets and weights 0, for scoring."""
   zeros = np.zeros(len(steps), np.float32)
   return Example(id, question, tuple(steps), image_sizes, read_images, zeros, zeros)
 
 
 class Examples(Protocol):
-  """A list of examples, or anything that makes example i when asked; no image is read for that.
-
-  Picklable where worker processes are used.
-  """
+  """Examples made on access without reading images; picklable if worker processes are used."""
 
   def __len__(self) -> int: ...
 
@@ -77,46 +63,30 @@ class InputError(UserError):
 
 @dataclass(frozen=True)
 class Measured:
-  """Examples with their costs in a row and their tokens, one `image_pad` per image.
-
-  Attributes:
-    examples, images: the source and how its images become patches.
-    token_lengths, patch_costs, marker_counts: int64[n].
-    dropped_steps: int64[n], trailing steps beyond the length limit.
-    tokens: int32[...], all examples concatenated; offsets: int64[n + 1] into it.
-    special: the ids that `tokens` was made with.
-  """
+  """Examples with their costs in a row and their tokens, one `image_pad` per image."""
 
   examples: Examples
   images: ImageProcessor
-  token_lengths: np.ndarray
+  token_lengths: np.ndarray  # int64[n], like the next three
   patch_costs: np.ndarray
   marker_counts: np.ndarray
-  dropped_steps: np.ndarray
-  tokens: np.ndarray
-  offsets: np.ndarray
+  dropped_steps: np.ndarray  # trailing steps beyond the length limit
+  tokens: np.ndarray  # int32[...], all examples concatenated
+  offsets: np.ndarray  # int64[n + 1], into `tokens`
   special: SpecialTokens
 
   @property
   def costs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the first three arguments of `pack.plan`."""
     return self.token_lengths, self.patch_costs, self.marker_counts
 
   def sample(self, i: int, image_token_counts: Sequence[int]) -> Sample:
-    """Returns the tokenised sample of example i."""
     compact = self.tokens[self.offsets[i] : self.offsets[i + 1]]
     return expand(compact, image_token_counts, self.special, int(self.dropped_steps[i]))
 
   def plan_rows(
     self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: int
   ) -> pack.Plan:
-    """Returns the row plan of these examples with the row budgets of `config.inputs`.
-
-    Args:
-      inputs: `config.inputs`.
-      only: int64[k], the examples to plan; None: all.
-      options: seed, epochs and shuffle of `pack.plan`.
-    """
+    """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`."""
     plan = pack.plan(
       *(self.costs if only is None else [cost[only] for cost in self.costs]),
       row_tokens=inputs.row_tokens,
@@ -139,10 +109,8 @@ def measure(
 ) -> Measured:
   """Returns the tokens and costs of all examples; reads texts and image sizes, no pixels.
 
-  Args:
-    max_length: tokens of one sample; trailing steps beyond it are dropped and counted.
-    progress: show a progress bar.
-    chunk: examples tokenised at once.
+  Samples have at most `max_length` tokens: trailing steps beyond it are dropped and counted.
+  `chunk` examples are tokenized at once.
   """
   patch_costs, marker_counts, lengths, dropped_steps, tokens = [], [], [], [], []
   with ProgressBar(
@@ -176,11 +144,9 @@ def measure(
 
 @dataclass(frozen=True)
 class BatchSource:
-  """The batches of a run by number, each assembled when it is asked for.
+  """The batches of a run by number, assembled on access; the last one is filled with empty rows.
 
-  Attributes:
-    first_row, rows: this process reads rows first_row .. first_row + rows of every global batch
-      of `rows_per_batch`. The last batch of the run is filled up with empty rows.
+  This process reads rows first_row .. first_row + rows of every global batch of `rows_per_batch`.
   """
 
   measured: Measured
@@ -240,13 +206,10 @@ def batches(
   """Returns the iterator over a run's batches, for training and for scoring.
 
   Args:
-    rows_per_batch: rows of a global batch, over all processes.
+    rows_per_batch: rows of a global batch, over all processes; ValueError if they do not divide.
     share: (i, n) reads the i-th of n contiguous shares of every global batch.
     workers: processes that assemble batches; 0 uses threads of this process.
-    prefetch: batches assembled ahead; 0 assembles each when it is asked for.
-
-  Raises:
-    ValueError: the rows of a batch do not divide over the processes.
+    prefetch: batches assembled ahead; 0 assembles each on demand.
   """
   index, count = share
   rows, left_over = divmod(rows_per_batch, count)
@@ -260,11 +223,10 @@ def batches(
 
 
 class BatchIterator(Iterator[Batch]):
-  """Iterates over batches; its only state is the number of the next global batch.
+  """Iterates over batches; its only state is the number of the next global batch."""
 
-  That number is the same on every process and for any number of processes and workers, so a
-  checkpoint of one process resumes them all.
-  """
+  # The number is the same on every process and for any number of processes and workers, so a
+  # checkpoint of one process resumes them all.
 
   def __init__(self, source: BatchSource, *, workers: int, prefetch: int):
     self.next_batch = 0
@@ -272,7 +234,6 @@ class BatchIterator(Iterator[Batch]):
     self._reader: grain.DatasetIterator | None = None
 
   def __len__(self) -> int:
-    """Returns the number of batches of the whole run."""
     return len(self._source)
 
   def __next__(self) -> Batch:
@@ -283,14 +244,14 @@ class BatchIterator(Iterator[Batch]):
     return batch
 
   def seek(self, next_batch: int) -> None:
-    """Continues at this global batch; raises IndexError past the run's end."""
+    """Sets the next global batch; raises IndexError past the run's end."""
     if not 0 <= next_batch <= len(self):
       raise IndexError(f"batch {next_batch} of a run of {len(self)} batches")
     self.close()
     self.next_batch = next_batch
 
   def close(self) -> None:
-    """Stops reading ahead; the next call of `next` starts it again."""
+    """Stops reading ahead; `next` starts it again."""
     if self._reader is not None:
       self._reader.close()
       self._reader = None

@@ -1,9 +1,8 @@
 """The prompt formatter: question and steps to token ids, with a step marker after every step.
 
-Training, evaluation and scoring all build their text here, so a step is read in the same words
-everywhere. A backbone's formatter adds only what it wraps around the question and the first step.
-What a chat template writes after the last marker is left out: attention is causal, so nothing after
-a marker can change its score.
+Training, evaluation and scoring all build their text here. A backbone's formatter adds what is
+around the question and the first step. What a chat template writes after the last marker is left
+out: attention is causal, so nothing after a marker can change its score.
 
 User text never becomes a special token. Pieces between special tokens are encoded separately by an
 encoder that knows no special tokens, and the special ids are put between them.
@@ -70,7 +69,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Frame:
-  """What a backbone puts around the text of one sample."""
+  """The token ids and texts that a backbone puts around one sample."""
 
   opening: tuple[Sequence[int] | str, ...]  # token ids, and texts to encode, before the first step
   first: str  # text that is encoded together with the first step's
@@ -115,10 +114,9 @@ class Prompt(abc.ABC):
   ) -> list[tuple[np.ndarray, int]]:
     """Returns (compact tokens, dropped steps) per (question, steps).
 
-    Compact tokens, int32, hold a single `image_pad` per image; `expand` makes the sample of them.
-    Lengths are counted with the images expanded. Trailing steps that do not fit into `max_length`
-    tokens are dropped whole, marker included. If not even the first step fits, the sample has no
-    marker and may be longer than `max_length`.
+    Compact tokens, int32, hold one `image_pad` per image; `expand` makes the sample of them.
+    Trailing steps that do not fit into `max_length` expanded tokens are dropped, marker included.
+    If not even the first step fits, the sample has no marker and may be longer than `max_length`.
     """
     # Here and nowhere else, so that a text has the same ids by every way in.
     texts = [(question_text(question), [*map(step_text, steps)]) for question, steps in texts]
@@ -156,13 +154,12 @@ def expand(
   special: SpecialTokens,
   dropped_steps: int = 0,
 ) -> Sample:
-  """Returns the sample of compact tokens, each image spread over its number of tokens.
+  """Returns the sample of compact tokens, each image expanded to its number of tokens.
 
       compact  [start, pad, end, 7, prm]  with counts [3]
       tokens   [start, pad, pad, pad, end, 7, prm], markers [6], image_spans [[1, 3]]
 
-  Raises:
-    ValueError: the tokens hold another number of images than there are counts.
+  Raises ValueError if the tokens hold another number of images.
   """
   is_image = compact == special.image_pad
   if is_image.sum() != len(image_token_counts):
@@ -182,10 +179,8 @@ def expand(
 
 
 def plain_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-  """Returns the same byte-pair encoding with no added tokens, for text of users.
-
-  (`split_special_tokens=True` would still turn `<tool_call>` and other added tokens into one id.)
-  """
+  """Returns the same byte-pair encoding with no added tokens, for text of users."""
+  # `split_special_tokens=True` would still turn `<tool_call>` and other added tokens into one id.
   state = json.loads(tokenizer.backend_tokenizer.to_str())
   state["added_tokens"] = []
   state["post_processor"] = None

@@ -30,7 +30,6 @@ HOST_KEYS = ("example_index", "step_index")
 
 
 def device_arrays(batch: Batch) -> Batch:
-  """Returns the arrays that the model and the loss read."""
   return {key: array for key, array in batch.items() if key not in HOST_KEYS}
 
 
@@ -41,7 +40,6 @@ def empty_batch(
   row_patches: int,
   row_markers: int,
 ) -> Batch:
-  """Returns a batch of rows that hold nothing, for what `images` makes of images."""
   batch = {
     "tokens": np.zeros((rows, row_tokens), np.int32),
     "segment_ids": np.zeros((rows, row_tokens), np.int32),
@@ -57,10 +55,10 @@ def empty_batch(
 
 
 class RowWriter:
-  """Puts samples one behind the other into the arrays of one row."""
+  """Appends samples to the arrays of one row; the row must have room, which the plan ensures."""
 
   def __init__(self, images: ImageProcessor, arrays: Batch):
-    """Takes the views of an empty batch that belong to the row, without the axis B."""
+    """`arrays` are views of one row of an empty batch, without the axis B."""
     self._processor, self._arrays = images, arrays
     self._samples = self._tokens = self._patches = self._images = self._markers = 0
 
@@ -73,10 +71,7 @@ class RowWriter:
     *,
     example_index: int,
   ) -> None:
-    """Adds a sample with its images and float32[n] labels, of which the kept steps are used.
-
-    The row must have room; the plan sees to that.
-    """
+    """Adds a sample with its images and float32[n] labels, of which the kept steps are used."""
     arrays, start = self._arrays, self._tokens
     here = slice(start, start + len(sample.tokens))
     self._samples += 1

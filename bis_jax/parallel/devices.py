@@ -1,7 +1,6 @@
-"""Peaks of chips, and TPU slices of them that need not be there.
+"""Peak rates of chips, and TPU slices without hardware.
 
-A slice made by `slice_devices` has no hardware behind it: the real TPU compiler builds programs for
-it on any machine with libtpu.
+The real TPU compiler builds programs for the devices of `slice_devices` on any machine with libtpu.
 """
 
 import dataclasses
@@ -17,28 +16,19 @@ from bis_jax.errors import UserError
 
 
 class TopologyError(UserError):
-  """A slice that cannot be described here; the message says what can."""
+  """An unknown slice; the message lists the known ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip can do at most.
+  """Peak rates of one chip."""
 
-  Attributes:
-    device_kind: how JAX names the device of one chip.
-    cores: TensorCores; two work as one device.
-    hbm_bytes: bytes of memory, counted low where the source says GB.
-    flops: bfloat16 operations a second.
-    hbm_bandwidth: bytes a second.
-    link_bandwidth: bytes a second to all neighbours together, one way.
-  """
-
-  device_kind: str
-  cores: int
-  hbm_bytes: float
-  flops: float
-  hbm_bandwidth: float
-  link_bandwidth: float
+  device_kind: str  # JAX's name of the device of one chip
+  cores: int  # TensorCores; two work as one device
+  hbm_bytes: float  # rounded down where the source says GB
+  flops: float  # bfloat16 FLOP/s
+  hbm_bandwidth: float  # bytes per second
+  link_bandwidth: float  # bytes per second to all neighbours together, one way
 
 
 # Source: Google Cloud TPU documentation, "System architecture" of TPU v4, v5e, v5p and v6e
@@ -75,11 +65,7 @@ _NO_HARDWARE = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Returns the bfloat16 operations a second of one device, or None where it is not known.
-
-  Args:
-    device_kind: of a `jax.Device`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3".
-  """
+  """Returns the bfloat16 FLOP/s of a `jax.Device.device_kind`, None if it is not known."""
   for name, chip in CHIPS.items():
     if device_kind in (chip.device_kind, f"TPU {name}"):
       return chip.flops
@@ -87,11 +73,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def chip_of(topology: str) -> Chip:
-  """Returns the chip of a slice such as "v5p:2x2x4".
-
-  Raises:
-    TopologyError: the text is no slice, or the chip is not known.
-  """
+  """Returns the chip of a slice such as "v5p:2x2x4"; raises TopologyError if it is not known."""
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
   if not match or match[1] not in CHIPS:
     raise TopologyError(
@@ -102,10 +84,9 @@ def chip_of(topology: str) -> Chip:
 
 
 def slice_devices(topology: str) -> list[Any]:
-  """Returns one compile-only device a chip of a slice such as "v5p:2x2x4".
+  """Returns one compile-only device per chip of a slice such as "v5p:2x2x4".
 
-  Raises:
-    TopologyError: there is no such slice, or libtpu is not installed.
+  Raises TopologyError if the slice does not exist or libtpu is not installed.
   """
   chip = chip_of(topology)
   if importlib.util.find_spec("libtpu") is None:

@@ -23,11 +23,10 @@ class Preempted(Exception):
 
 
 class StopRequest:
-  """Whether any process of the run received a stop signal; a context manager that listens.
+  """Whether any process of the run received a stop signal; a context manager that listens."""
 
-  Within the context the first SIGTERM or SIGINT is a request; a second one, like any outside of the
-  context, does what it always does.
-  """
+  # The first SIGTERM or SIGINT within the context is a request; a second one, like any outside of
+  # the context, has its default effect.
 
   def __init__(self):
     self._requested = False
@@ -51,10 +50,8 @@ class StopRequest:
     self._previous = {}
 
   def on_any_process(self) -> jax.Array | bool:
-    """Returns a replicated bool[] (asynchronous): True if any process received a stop signal.
-
-    Every process must call this equally often, in the same order as its other work on devices.
-    """
+    """Returns a replicated bool[] (asynchronous): True if any process received a stop signal."""
+    # Every process must call this equally often, in the same order as its other work on devices.
     if jax.process_count() == 1:
       return self._requested
     split, any_of = _over_all_devices()
@@ -64,7 +61,6 @@ class StopRequest:
 
 @functools.cache
 def _over_all_devices() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-  """Returns the sharding of bool[devices], one per device, and the jitted `any` of such an array."""
   mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
   replicated = NamedSharding(mesh, PartitionSpec())
   return NamedSharding(mesh, PartitionSpec("all")), jax.jit(jnp.any, out_shardings=replicated)

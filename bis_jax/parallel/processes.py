@@ -1,22 +1,20 @@
-"""Starting and ending the processes of one run: one a host, or one a GPU.
+"""Starts and ends the processes of one run: one per host, or one per GPU.
 
-Every process runs the same command. Who they are is found, first match wins, in
+Every process runs the same command. The first of these that is present says which process it is:
 
-1. three environment variables, the same address and count for all, a number of its own for each:
+1. three environment variables, with the same address and count for all and a different id for each:
 
        JAX_COORDINATOR_ADDRESS=10.0.0.1:8476 JAX_NUM_PROCESSES=4 JAX_PROCESS_ID=0
 
-   `JAX_NUM_PROCESSES=1` alone is a run of one process, whatever the surroundings say;
-2. what the surroundings say, as `jax.distributed.initialize` reads it: SLURM (under `srun`), Open
-   MPI, Cloud TPU metadata, GKE. There JAX_COORDINATOR_ADDRESS or JAX_COORDINATOR_PORT may be set on
-   its own, and JAX_LOCAL_DEVICE_IDS gives a SLURM process more GPUs than one;
-3. nothing: a run of one process.
+   `JAX_NUM_PROCESSES=1` alone is a run of one process, regardless of the environment below;
+2. SLURM (under `srun`), Open MPI, Cloud TPU metadata or GKE, as `jax.distributed.initialize` reads
+   them. JAX_COORDINATOR_ADDRESS or JAX_COORDINATOR_PORT may be set alone, and JAX_LOCAL_DEVICE_IDS
+   gives a SLURM process several GPUs;
+3. otherwise the run has one process.
 
-A process that dies makes the others stop: JAX's coordination service, which lives in process 0,
-notices a missing process after `HEARTBEAT_SECONDS` and ends the rest with an error (SIGABRT); where
-process 0 dies, the others notice at once. So does a process that waits for a dead one over TCP. A
-process that hangs without dying counts as dead only if its heartbeats, sent by a thread of their
-own, stop as well.
+If a process dies, JAX's coordination service in process 0 ends the others with an error (SIGABRT)
+after `HEARTBEAT_SECONDS`; they notice the death of process 0, or of a process that they wait for
+over TCP, at once. A process that hangs counts as dead only if its heartbeat thread stops as well.
 """
 
 import os
@@ -38,21 +36,17 @@ _COUNT, _INDEX, _ADDRESS = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINAT
 
 
 class DistributedError(UserError):
-  """The environment names the processes of a run by half, or its hosts do not share a folder."""
+  """The environment names the run's processes incompletely, or its hosts do not share a folder."""
 
 
 def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
   """Joins this process to the others of its run; must come before the first use of a device.
 
-  JAX's own preemption notice is turned off: it holds SIGTERM back for the life of the process and
-  is deaf before the first step. See `preemption`.
-
-  Args:
-    heartbeat_seconds: of silence after which a process is taken for dead.
-
-  Raises:
-    DistributedError: the environment variables are incomplete or no numbers.
+  A process that is silent for `heartbeat_seconds` counts as dead. Raises DistributedError if the
+  environment variables are incomplete or not numbers.
   """
+  # JAX's own preemption notice is turned off: it holds SIGTERM back for the life of the process and
+  # ignores it before the first step. See `preemption`.
   jax.config.update("jax_enable_preemption_service", False)
   timeouts = {
     "heartbeat_timeout_seconds": heartbeat_seconds,
@@ -104,23 +98,17 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-  """Waits until every process has come here, however long the slowest works before.
-
-  The wait is at the coordination service. One on the devices would break off, on CPU after 30
-  seconds, while process 0 prepares a corpus.
-
-  Args:
-    name: of this place in the program; no two waits of a run share one.
-  """
+  """Waits, without a time limit, for every process; `name` must be unique within the run."""
+  # The wait uses the coordination service. A collective on the devices would time out, on CPU after
+  # 30 seconds, while process 0 prepares a corpus.
   everyone = set(range(jax.process_count()))
   ocp.multihost.sync_global_processes(name, timeout=_WAIT_SECONDS, processes=everyone)
 
 
 def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
-  """Lets process 0 make a file or folder while the others wait, then all go on.
+  """Process 0 makes a file or folder while the others wait.
 
-  Raises:
-    DistributedError: this process does not see it.
+  Raises DistributedError if this process does not see it afterwards.
   """
   if is_first():
     make()
@@ -133,11 +121,9 @@ def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-  """Ends this process with a message on stderr and exit code 1.
-
-  Where there are others it ends at once: an orderly end would wait for them, while they wait for
-  this one. They stop as the module says.
-  """
+  """Ends this process with a message on stderr and exit code 1."""
+  # With other processes it ends at once: an orderly end would wait for them, while they wait for
+  # this one. They stop as the module's docstring says.
   if not jax.distributed.is_initialized():
     sys.exit(message)
   print(message, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The device mesh and where every array of a run lives on it.
+"""The device mesh and the sharding of every array of a run.
 
 Parameters are a flat dict `{"visual.blocks.attn.qkv.kernel": array}`; a table of (regex,
-PartitionSpec) says how each is split. First match wins and an unmatched path raises.
+PartitionSpec) says how each is split. The first match wins; a path without a match raises.
 """
 
 import dataclasses
@@ -26,8 +26,7 @@ class MeshError(UserError):
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
   """Returns a mesh with the axes data, fsdp, tensor; one size may be -1, all that are left.
 
-  Raises:
-    MeshError: the sizes do not multiply to the number of devices.
+  Raises MeshError if the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -45,11 +44,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
 
 
 def first_match(rules: tuple[tuple[str, Any], ...], path: str) -> Any:
-  """Returns the value of the first rule whose regex is found in `path`.
-
-  Raises:
-    KeyError: no rule matches.
-  """
+  """Returns the value of the first rule whose regex is found in `path`; raises KeyError."""
   for pattern, value in rules:
     if re.search(pattern, path):
       return value
@@ -76,10 +71,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_rows(
   arrays: Mapping[str, np.ndarray], mesh: Mesh, micro_batches: int = 1
 ) -> dict[str, jax.Array]:
-  """Returns this process's rows [B, ...] as global arrays [A, B / A, ...] of A micro-batches.
-
-  Micro-batch a takes rows a, a + A, a + 2 A, ...: the same rows on any number of processes.
-  """
+  """Returns this process's rows [B, ...] as global arrays [A, B / A, ...] of A micro-batches."""
+  # Micro-batch a takes rows a, a + A, a + 2 A, ...: the same rows on any number of processes.
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(
@@ -106,11 +99,9 @@ class OnMesh:
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-  """Returns activations [B, ...] with B split over the batch axes of the mesh in context, if any.
-
-  Left to itself the compiler may split their width as the parameters are split, and sum every
-  product over all devices: on 8 TPUs the vision tower then moved 755 MB a projection.
-  """
+  """Returns activations [B, ...] with B split over the batch axes of a mesh in context."""
+  # Otherwise XLA may propagate the parameters' sharding to the feature axis and all-reduce after
+  # every matmul: on 8 TPUs the vision tower then moved 755 MB per projection.
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
@@ -123,11 +114,10 @@ def split_attention(
   v_BTKH: jax.Array,
   segment_BT: jax.Array,
 ) -> jax.Array:
-  """Returns kernel(q, k, v, segment) [B, T, N, H], every device computing its rows and heads.
-
-  The compiler does not partition kernels, so over several devices their mesh must be in context
-  (`jax.set_mesh`). Rows are split over its batch axes, and heads over "tensor" where key heads divide.
-  """
+  """Returns kernel(q, k, v, segment) [B, T, N, H], every device computing its rows and heads."""
+  # The compiler does not partition kernels, so over several devices their mesh must be in context
+  # (`jax.set_mesh`). Rows are split over its batch axes, and heads over "tensor" if key heads
+  # divide.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return kernel(q_BTNH, k_BTKH, v_BTKH, segment_BT)
@@ -141,21 +131,14 @@ def split_attention(
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns into how many parts the rows of a micro-batch are split."""
   return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """Returns (i, n): a process reads part i of the n parts of the rows of every batch.
+  """Returns (i, n): a process (None: this one) reads part i of the n parts of every batch's rows.
 
-  Processes that hold the same rows read the same part, as where the tensor axis spans hosts.
-
-  Args:
-    mesh: the devices of all processes.
-    process: whose part; None: this process's.
-
-  Raises:
-    MeshError: two processes share some rows but not all.
+  Processes that hold the same rows, as with a tensor axis that spans hosts, read the same part.
+  Raises MeshError if two processes share some rows but not all.
   """
   shards = {}
   for shard, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):

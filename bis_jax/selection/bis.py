@@ -17,10 +17,7 @@ def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
 def reliability(
   n_pos: np.ndarray, score_sum: np.ndarray, if_no_positive: float = 1.0
 ) -> np.ndarray:
-  """Returns R, the mean MC score of the positive steps: float64.
-
-  `score_sum` is the sum over them; `if_no_positive` is R without any, 1 in the paper.
-  """
+  """Returns R, the mean MC score of the positive steps, `if_no_positive` without any."""
   return np.where(n_pos > 0, score_sum / np.maximum(n_pos, 1), if_no_positive)
 
 

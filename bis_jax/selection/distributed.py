@@ -28,7 +28,6 @@ def sort_keys(scores: np.ndarray) -> np.ndarray:
 
 
 def _row_mesh() -> Mesh:
-  """Returns a mesh of one axis, with the devices of a process together and processes in order."""
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
 
@@ -41,13 +40,9 @@ def _count(group_N: jax.Array, byte_N: jax.Array, active_N: jax.Array, groups: i
 
 
 def _find_cut(high_N, low_N, group_N, quota_G):
-  """Returns uint32[2, G], the lowest key kept, and int32[1, G], rows at it that this device keeps.
-
-  Args:
-    high_N, low_N: uint32[N], halves of the sort keys.
-    group_N: int32[N]; G stands for no group.
-    quota_G: int32[G], number of rows to keep of each group, at most its size.
-  """
+  """Returns uint32[2, G], the lowest key kept, and int32[1, G], rows at it kept on this device."""
+  # Arguments: uint32[N] halves of the sort keys, int32[N] group (G: no group), and int32[G] number
+  # of rows to keep of each group, at most its size.
   groups = quota_G.shape[0]
   words_N, cut_G = (high_N, low_N), [jnp.zeros_like(quota_G, jnp.uint32) for _ in range(2)]
   at_cut_N = group_N < groups
@@ -81,11 +76,9 @@ def _jitted_find_cut(mesh: Mesh):
 
 
 def _kept_rows(keys: np.ndarray, group: np.ndarray, quotas: np.ndarray) -> np.ndarray:
-  """Returns bool[rows], True for this process's rows to keep.
-
-  `group` is int32[rows], `quotas.size` for rows that are never kept; `quotas` is the number of rows to
-  keep over all processes, at most the size of the group.
-  """
+  """Returns bool[rows], True for this process's rows to keep."""
+  # `group` is int32[rows], `quotas.size` for rows that are never kept; `quotas` is the number of
+  # rows to keep over all processes, at most the size of the group.
   mesh = _row_mesh()
   local = jax.local_device_count()
   most = int(multihost_utils.process_allgather(np.int32(keys.size)).max())
@@ -119,7 +112,6 @@ def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
 
 
 def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
-  """Returns the sources with the kept rollouts of all processes, in process order."""
   counts = np.array([[s.scorable, s.dropped, s.lines.size] for s in sources], np.int32)
   counts = multihost_utils.process_allgather(counts)  # [processes, sources, 3]
   sizes = counts[:, :, 2]
@@ -144,10 +136,8 @@ def _gather_sources(sources: tuple[KeptSource, ...]) -> tuple[KeptSource, ...]:
 def select(table: ScoreTable, **rule) -> Manifest:
   """Returns on every process the manifest that `rule.select` returns for the whole table.
 
-  `table` is this process's slice, as read by `ScoreTable.load(path, part=(process, processes))`.
-
-  Raises:
-    UserError: see `rule.select`; or the processes have other rules or tables.
+  `table` is this process's slice, from `ScoreTable.load(path, part=(process, processes))`. Raises
+  UserError as `rule.select` does, or if the processes have different rules or tables.
   """
   rule = Rule(**rule)
   same = dataclasses.astuple(rule) + (table.source_names, table.tau, table.unmeasured, table.digest)

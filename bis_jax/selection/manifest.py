@@ -19,8 +19,6 @@ class ManifestError(UserError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptSource:
-  """The kept rollouts of one annotation file."""
-
   name: str  # stem of the file
   scorable: int  # ranked rollouts
   dropped: int  # rollouts ranked high enough but invalid (`paper` order only)
@@ -50,7 +48,6 @@ class Manifest:
 
   @property
   def digest(self) -> str:
-    """64 hex digits of everything in the manifest."""
     head = self._head()
     if head["none_positive"] == 1:  # manifests written before the setting existed lack it
       del head["none_positive"]
@@ -69,7 +66,6 @@ class Manifest:
     return {"rollouts": len(self)} | head
 
   def save(self, path: epath.PathLike) -> None:
-    """Writes the manifest as JSON atomically, the kept lines of a source on one line."""
     head = self._head() | {"digest": self.digest}
     lines = [
       msgspec.json.encode(s.name) + b": " + msgspec.json.encode(s.lines.tolist())
@@ -81,12 +77,7 @@ class Manifest:
 
   @classmethod
   def load(cls, path: epath.PathLike) -> "Manifest":
-    """Reads a manifest.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ManifestError: the file is not a manifest, or does not match its own digest.
-    """
+    """Reads a manifest; ManifestError if it is not one or does not match its own digest."""
     try:
       held = msgspec.json.decode(epath.Path(path).read_bytes())
       digest, lines = held.pop("digest"), held.pop("lines")
@@ -106,8 +97,7 @@ class Manifest:
   def rollout_indices(self, corpus: Any) -> np.ndarray:
     """Returns int64[kept], indices of the kept rollouts in a prepared corpus, in file order.
 
-    Raises:
-      ManifestError: another corpus than the manifest's, or one that lacks a kept rollout.
+    Raises ManifestError if the corpus is not the manifest's, or lacks a kept rollout.
     """
     if corpus.digest != self.corpus_digest:
       raise ManifestError(

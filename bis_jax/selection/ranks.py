@@ -20,10 +20,8 @@ def rank_table(
   """Returns the rank of every possible rollout: int32[n, n_pos, sum of counts].
 
   A higher score has a higher rank, and scores that tie in float64 share one; -1 for impossible
-  triples. `steps` is the maximum number of scored steps, `continuations` that of each step.
-
-  Raises:
-    ValueError: `continuations` is not a power of two up to 128.
+  triples. `steps` is the maximum number of scored steps, `continuations` (a power of two up to 128)
+  that of each step.
   """
   # Sums of other fractions would depend on the order of the steps.
   if continuations not in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -42,9 +40,9 @@ def rank_table(
 
 @jax.jit
 def step_ranks(counts_SB: jax.Array, ranks: jax.Array) -> jax.Array:
-  """Returns the BIS rank of each rollout: int32[B].
+  """Returns int32[B], the BIS rank of each rollout, from a `rank_table` for S steps.
 
-  `counts_SB` is uint8, correct continuations per step or NO_STEP; `ranks` a `rank_table` for S steps.
+  `counts_SB` is uint8, correct continuations per step or NO_STEP.
   """
   # S is first so that a vector register holds one step of many rollouts.
   scored_SB = counts_SB != NO_STEP

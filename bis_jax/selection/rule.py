@@ -99,7 +99,6 @@ def kept_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
 
 
 def written_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
-  """Returns bool[rows] of the rollouts that are written: valid ones that the rule keeps."""
   return _valid(table, rule, kept_rows(table, rule))
 
 
@@ -108,7 +107,6 @@ def _valid(table: ScoreTable, rule: Rule, kept: np.ndarray) -> np.ndarray:
 
 
 def kept_sources(table: ScoreTable, rule: Rule, kept: np.ndarray) -> tuple[KeptSource, ...]:
-  """Returns the record of each source, the kept rows given by `kept` (bool[rows])."""
   ranked, written = rule.ranked(table), _valid(table, rule, kept)
   return tuple(
     KeptSource(
@@ -139,12 +137,9 @@ def manifest_of(
 
 
 def select(table: ScoreTable, **rule) -> Manifest:
-  """Returns the manifest of a selection; `rule` holds the fields of `Rule`.
+  """Returns the manifest of a selection, such as select(table, strategy="bis", fraction=0.1).
 
-    select(table, strategy="bis", fraction=0.1, alpha=0.2)
-
-  Raises:
-    UserError: a parameter outside its range, or no rollout to rank.
+  `rule` holds the fields of `Rule`. Raises UserError for an invalid one, or no rollout to rank.
   """
   rule = Rule(**rule)
   sources = kept_sources(table, rule, kept_rows(table, rule))

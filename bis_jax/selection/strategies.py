@@ -41,7 +41,6 @@ def _random(table: ScoreTable, alpha: float, if_no_positive: float, seed: int) -
 
 
 def _mixed(table: ScoreTable, alpha: float, if_no_positive: float, seed: int) -> np.ndarray:
-  """Random among the mixed rollouts, then random among the rest."""
   return table.is_mixed + _uniform(table, seed, "mixed")
 
 

@@ -42,8 +42,7 @@ def kept_lines(
 ) -> Iterator[Line]:
   """Yields the lines of the kept rollouts in file-name order and file order.
 
-  Raises:
-    reading.AnnotationError: a file is damaged, or has changed since the table was made.
+  Raises AnnotationError if a file is damaged or has changed since the table was made.
   """
   by_source = {file.source: file for file in annotations}
   for index, kept in enumerate(manifest.sources):
@@ -57,7 +56,6 @@ def kept_lines(
 
 
 def write_raw(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
-  """Writes the kept records unchanged, one per line."""
   _write_lines(path, (line for _, _, line in lines))
 
 
@@ -110,7 +108,6 @@ def _conversation(record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 
 def _row(source: str, number: int, record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-  """Returns a row of the dataset, of the types in `_COLUMNS`."""
   image, answer = record["image"], record.get("answer")
   scores, _ = records.paper_scores(record)
   return {
@@ -126,7 +123,6 @@ def _row(source: str, number: int, record: dict[str, Any], manifest: Manifest) -
 
 
 def _card(manifest: Manifest) -> str:
-  """Returns the dataset card: content, selection and use."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     undefined=jinja2.StrictUndefined,
@@ -143,6 +139,5 @@ def _card(manifest: Manifest) -> str:
 
 
 def _size_category(rows: int) -> str:
-  """Returns the hub's name for a number of rows."""
   bounds = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6))
   return next((name for name, bound in bounds if rows < bound), "1M<n<10M")

@@ -1,8 +1,7 @@
-"""Orbax checkpoints.
+"""Orbax checkpoints: `WORKDIR/checkpoints/STEP/`, and once `WORKDIR/frozen/` for frozen parameters.
 
-`WORKDIR/checkpoints/STEP/` holds the training state, `WORKDIR/frozen/` the frozen parameters, once.
-The position in the data needs no storage of its own: batch n is a function of the config and n, and
-a run that has done n steps resumes at batch n, on any number of processes.
+The position in the data is not stored: batch n is a function of the config and n, and a run that
+has done n steps resumes at batch n, on any number of processes.
 """
 
 from typing import Any, TypeVar
@@ -18,25 +17,19 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 def manager(workdir: epath.Path, *, every: int, keep: int) -> ocp.CheckpointManager:
-  """Returns the manager of a run's checkpoints; the last `keep` are kept."""
   options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=keep)
   return ocp.CheckpointManager(workdir / "checkpoints", options=options)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
-  """Saves the state after `step` steps; it is written while training continues."""
+  """Saves the state after `step` steps, asynchronously."""
   if step != checkpoints.latest_step():
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     checkpoints.save(step, args=args, force=True)
 
 
 def restore(checkpoints: ocp.CheckpointManager, shapes: T) -> T | None:
-  """Returns the latest saved state, or None if there is none.
-
-  Args:
-    checkpoints: the run's manager.
-    shapes: pytree of shapes with shardings; the restored arrays have these shardings.
-  """
+  """Returns the latest saved state in the shardings of `shapes`, None if there is none."""
   step = checkpoints.latest_step()
   if step is None:
     return None
@@ -47,13 +40,9 @@ def restore(checkpoints: ocp.CheckpointManager, shapes: T) -> T | None:
 def restore_params(
   workdir: epath.Path, trained: Shapes, frozen: Shapes
 ) -> tuple[int, Params] | None:
-  """Returns (step, all parameters) of the latest checkpoint, or None if there is none.
+  """Returns (step, all parameters) of the latest checkpoint, None if there is none.
 
-  The optimizer state is not read.
-
-  Args:
-    workdir: the run's.
-    trained, frozen: shapes of the trainable and the frozen parameters, with shardings.
+  The shapes carry the shardings. The optimizer state is not read.
   """
   with ocp.CheckpointManager(workdir / "checkpoints") as checkpoints:
     step = checkpoints.latest_step()
@@ -70,7 +59,6 @@ def restore_params(
 
 
 def save_frozen(workdir: epath.Path, frozen: Params) -> None:
-  """Saves the frozen parameters if there are any and they are not saved yet."""
   if frozen and not (workdir / "frozen").exists():
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(workdir / "frozen", frozen)

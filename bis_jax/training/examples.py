@@ -16,7 +16,7 @@ class RolloutExamples:
   """The kept rollouts of a corpus, labelled as `labels.step_labels` says."""
 
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
-    """Holds rollouts `indices` int64[k] of `corpus`; `config` is the run's whole config."""
+    """`indices` int64[k] are rollouts of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices
     self._labels = config.labels.to_dict()
     by_truth = config.labels.kind == "truth"

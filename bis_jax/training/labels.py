@@ -14,19 +14,13 @@ def step_labels(
   unmeasured: str,
   truth: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (targets, weights) of the steps of a rollout, float32[n] each.
+  """Returns (targets, weights) of the n steps of a rollout, float32[n] each.
 
-  A target is the probability of "correct", a weight is 1 for labelled steps, else 0.
-
-  Args:
-    scores: float64[n], MC scores in [0, 1].
-    measured: bool[n], False if no continuation was sampled.
-    labels: `config.labels`; kind "hard" is 1 if MC > tau (arXiv 2602.04145, section 3), "soft" the
-      MC score itself, "banded" 1 above `band_high`, 0 at or below `band_low`, and no label between;
-      "truth" is `truth`, for unmeasured steps too.
-    tau: threshold of positive steps.
-    unmeasured: "negative" labels unmeasured steps 0, "ignore" gives them weight 0.
-    truth: [n], 1 for a correct step, else 0; read by kind "truth" only.
+  A target is the probability of "correct", a weight is 1 for labelled steps, else 0. With
+  `labels.kind` "hard" the target is 1 if MC > tau (arXiv 2602.04145, section 3), with "soft" the MC
+  score itself, with "banded" 1 above `band_high`, 0 at or below `band_low`, and unlabelled between,
+  with "truth" it is `truth` [n], also for steps that were not `measured`. `unmeasured` "negative"
+  labels those 0, "ignore" does not label them.
   """
   if labels.kind == "truth":
     return np.asarray(truth, np.float32), np.ones(len(scores), np.float32)

@@ -54,22 +54,17 @@ def train(
 ) -> Trained:
   """Trains on every batch of `iterator`, or resumes the run in `workdir`.
 
+  Raises NonFiniteLossError if the loss or the gradient norm is not finite, and Preempted, with the
+  last step saved, if the run received a stop signal.
+
   Args:
-    config: the run's config.
-    workdir: where metrics and checkpoints go.
-    mesh: the devices.
-    model_config: the backbone's config.
     initial_checkpoint: returns the safetensors folder to initialize from (None: random). Not called
       on resume.
     special: ids that initialization needs; see `first_params`.
     examples: the source of the batches, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
-    evaluate: (step, parameters) -> metrics, which are logged as `evaluation/NAME`; called every
+    evaluate: (step, parameters) -> metrics, logged as `evaluation/NAME`; called every
       `config.evaluation.every` steps and after the last, on every process. None: never.
-
-  Raises:
-    NonFiniteLossError: the loss or the gradient norm is not finite.
-    Preempted: the run received a stop signal; it is saved after its last step.
   """
   steps = min(len(iterator), config.train.steps or len(iterator))
   train_step = step_of(config, model_config, mesh, steps)
@@ -117,7 +112,7 @@ def train(
       writer.write(step, {f"evaluation/{name}": value for name, value in values.items()})
 
     def write_metrics(step: int, metrics: Metrics, batch: Batch) -> None:
-      """Waits for the step, so it is called once the next step is on the device."""
+      # Waits for the step, so it is called once the next step is on the device.
       _check_finite(step, metrics, batch, examples)
       rates.count(**batch_counts(batch, model_config, stages, shares))
       bar.update()
@@ -168,7 +163,6 @@ def train(
 
 
 def _check_finite(step: int, metrics: Metrics, batch: Batch, examples: Examples) -> None:
-  """Raises NonFiniteLossError, naming the records of the non-finite rows of this process."""
   if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
     return
   shards = {shard.index[1].start or 0: shard for shard in metrics["row_loss"].addressable_shards}

@@ -20,16 +20,14 @@ Line = dict[str, float]
 class MetricWriter:
   """Writes one JSON object per logged step, and the same numbers as TensorBoard events.
 
-  On resume, lines after the restored step are dropped, so that each step is in the file once. Object
-  stores cannot append: a remote workdir gets the whole file at every `flush`, and no events.
-
-  Attributes:
-    found: every line that earlier starts of the run left, those after the restored step included.
-    history: the lines of the run.
+  `history` are the run's lines; `found` are those of earlier starts, including lines after the
+  restored step, which are dropped from the file so that each step is in it once.
   """
 
+  # Object stores cannot append: a remote workdir gets the whole file at every `flush`, and no
+  # events.
+
   def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
-    """Reads the lines of earlier starts; with `write` False nothing is written."""
     self._path = workdir / "metrics.jsonl"
     self.found: list[Line] = []
     if self._path.exists():
@@ -62,7 +60,6 @@ class MetricWriter:
       self._write_all()
 
   def flush(self) -> None:
-    """Writes the lines that a remote workdir does not have yet."""
     if self._write and not self._local:
       self._write_all()
 
@@ -76,11 +73,9 @@ class MetricWriter:
 
 
 class Rates:
-  """Work and waiting time between two log lines.
+  """Work and waiting time between two log lines; `clock` returns seconds.
 
-  Args:
-    peak_flops: FLOP/s of all devices of the run; None: unknown, no `mfu`.
-    clock: returns seconds.
+  `peak_flops` is FLOP/s of all devices of the run; None: unknown, no `mfu`.
   """
 
   def __init__(
@@ -108,15 +103,14 @@ class Rates:
     self._paused += self._clock() - start
 
   def count(self, **amounts: float) -> None:
-    """Adds the amounts of one step; see `batch_counts`."""
     self._counts.update(amounts, steps=1)
 
   def take(self) -> dict[str, float]:
     """Returns the rates since the last call and starts over.
 
     Keys: step_seconds and data_wait_seconds, per step; data_wait, the share of the time spent
-    waiting for data; tokens, rollouts and model FLOPs per second; mfu; the unused share of token and
-    patch slots; productive_seconds, the time in steps without data wait and pauses.
+    waiting for data; tokens, rollouts and model FLOPs per second; mfu; the unused share of token
+    and patch slots; productive_seconds, the time in steps without data wait and pauses.
     """
     seconds, counts = self._clock() - self._start - self._paused, self._counts
     rates = {
@@ -140,13 +134,8 @@ class Goodput:
   """Goodput = productive step time / wall time since the run was first launched.
 
   Start-up, compilation, data wait, checkpointing, evaluation and steps lost to a crash are not
-  productive. Log lines carry what a resumed run needs: `run_started`, in seconds since 1970, and
-  `productive_seconds`.
-
-  Args:
-    lines: every log line that earlier starts of the run left.
-    resume_step: the step to resume from; the work of later lines is lost.
-    clock: returns seconds since 1970.
+  productive. A resumed run reads `run_started` (seconds since 1970) and `productive_seconds` from
+  the `lines` that earlier starts logged; the work of lines after `resume_step` is lost.
   """
 
   def __init__(self, lines: list[Line], resume_step: int, clock: Callable[[], float] = time.time):
@@ -168,13 +157,9 @@ class Goodput:
 def batch_counts(
   batch: dict[str, np.ndarray], model_config: Any, trained: set[str], shares: int = 1
 ) -> dict[str, float]:
-  """Returns the work in a global batch, for `Rates.count`.
+  """Returns the work in a global batch of `shares` equally full shares, for `Rates.count`.
 
-  Args:
-    batch: this process's share, arrays [..., T] and [..., P].
-    model_config: the backbone's.
-    trained: stages with trained kernels; see `model_flops.step_flops`.
-    shares: number of such shares in the global batch, all taken to be equally full.
+  `batch` is this process's share, arrays [..., T] and [..., P]; `trained` as in `step_flops`.
   """
   index = batch["example_index"]
   flops = step_flops(

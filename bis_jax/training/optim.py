@@ -31,13 +31,7 @@ def _decays(params: dict[str, jax.Array]) -> dict[str, bool]:
 def optimizer(
   optim: ConfigDict, steps: int, factor: dict[str, float]
 ) -> optax.GradientTransformation:
-  """Returns AdamW with gradients clipped by their global norm.
-
-  Args:
-    optim: `config.optim`.
-    steps: length of the run, for the schedule.
-    factor: learning-rate factor of at least every trainable parameter.
-  """
+  """Returns AdamW with gradients clipped by their global norm, for a run of `steps` steps."""
 
   def scale(updates, state, params=None):
     del params

@@ -1,15 +1,13 @@
-"""Caption pre-training: the backbone of the embedded corpus learns to see before it meets a label.
+"""Caption pre-training of the toy corpus's backbone, which is randomly initialized.
 
-A published backbone can see and read; one with random weights finds out how often steps are right,
-and stays there: in the time of a run no label teaches it to look. So it first predicts, token by
-token, captions of the corpus's own pictures: no step, no label, none of the benchmark's pictures.
-What comes out is a Hugging Face folder beside the corpus, and training starts from it by the same
-path as from a published checkpoint. All runs on the same pictures share it, however they are
-solved.
+A randomly initialized backbone only learns the label prior. It is therefore first trained on
+captions of the corpus's own pictures, without steps, labels or pictures of the benchmark, which
+gives it visual features. The result is a Hugging Face folder beside the corpus, from which training
+starts as from a published checkpoint; all runs on the same pictures share it.
 
-Its LM head is the embedding table, but for two rows: `Yes` and `No` are in no caption, so the loss
-has pushed their rows the same way, and a reward head that starts from equal rows hardly learns.
-They are the random reward head that the model was made with.
+Its LM head is the embedding table except for two rows: `Yes` and `No` are in no caption, so the
+loss pushes their rows the same way, and a reward head that starts from equal rows hardly learns.
+They are the random reward head that the model was initialized with.
 """
 
 import functools
@@ -81,7 +79,7 @@ def _read(paths: list[pathlib.Path]) -> list[bytes]:
 
 
 def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
-  """Returns where the pre-trained backbone of a config lies, beside its drawn corpus."""
+  """Returns the folder of a config's pre-trained backbone, beside its toy corpus in `drawn`."""
   model, inputs = config.model, config.inputs
   seen = [drawn / "captions.jsonl", drawn / "tokenizer" / "tokenizer.json"]
   made_of = (
@@ -103,15 +101,8 @@ def _seed(config: ConfigDict) -> int:
 
 
 def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
-  """Writes the pre-trained backbone as a Hugging Face folder, whole or not at all.
-
-  Uses one device of this process, so its result depends neither on the mesh nor on the processes.
-
-  Args:
-    config: the run's; what matters of it is in `folder`.
-    drawn: folder of the embedded corpus.
-    out: folder to write; one that is there is kept as it is.
-  """
+  """Writes the pre-trained backbone as the Hugging Face folder `out`, unless it exists."""
+  # Uses one device of this process, so its result depends neither on the mesh nor on the processes.
   if out.exists():
     log.info("reusing the pre-trained backbone in %s", out)
     return
@@ -164,7 +155,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
 def _batches(
   config: ConfigDict, captions: Sequence[Example], processor: Processor
 ) -> pipeline.BatchIterator:
-  """Returns batches of packed captions, in passes that each have an order of their own."""
+  # Every pass is shuffled anew.
   own = config.pretrain
   inputs = ConfigDict(config.inputs.to_dict() | {"row_tokens": own.row_tokens})
   measured = pipeline.measure(

@@ -8,17 +8,11 @@ from etils import epath
 
 
 class Profile:
-  """Traces steps `first` to `first + count - 1`; a context manager that ends an open trace.
+  """Traces steps `first` (from 1; 0: none) to `first + count - 1`, on processes with `write`.
 
-  The trace holds what this process and its devices did. Open it with XProf or TensorBoard's profile
-  plugin (`pip install xprof; xprof --logdir=WORKDIR/profile`), or its *.trace.json.gz at
-  ui.perfetto.dev. A run that resumes after step `first` traces nothing.
-
-  Args:
-    folder: of the trace; a remote workdir needs a jaxlib that can write there.
-    first: step, from 1; 0: no trace.
-    count: number of steps.
-    write: whether this process traces.
+  Open `folder` with XProf or TensorBoard's profile plugin (`pip install xprof; xprof
+  --logdir=WORKDIR/profile`), or its *.trace.json.gz at ui.perfetto.dev. A run that resumes after
+  step `first` traces nothing. A remote folder needs a jaxlib that can write there.
   """
 
   def __init__(self, folder: epath.Path, first: int, count: int, *, write: bool):
@@ -32,12 +26,11 @@ class Profile:
     self._trace.close()
 
   def before(self, step: int) -> None:
-    """Starts the trace if `step` is the first of it."""
     if step == self._first:
       self._trace.enter_context(jax.profiler.trace(str(self._folder)))
 
   def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Ends the trace once `step` is done if it is the last of it."""
+    # The trace must hold the device's work, so it ends once the step is done.
     if step == self._last:
       jax.block_until_ready(metrics)
       self._trace.close()

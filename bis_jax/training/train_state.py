@@ -1,4 +1,4 @@
-"""The state of training: made, read and placed on the devices; batches to arrays."""
+"""The state of training: initialized or restored, sharded over the devices."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from bis_jax.parallel.sharding import MeshError, batch_shards
 
 
 class TrainState(NamedTuple):
-  """What training changes: int32[] steps done, trainable parameters, optimiser state."""
+  """What training changes: int32[] steps done, trainable parameters, optimizer state."""
 
   step: jax.Array
   params: Params
@@ -25,10 +25,8 @@ class TrainState(NamedTuple):
 
 
 def rows_per_step(rollouts_per_row: float, train: ConfigDict, multiple: int) -> int:
-  """Returns how many packed rows make a step of about `global_batch` rollouts.
-
-  It does not depend on the devices, so that a run gives the same result on any number of them.
-  """
+  """Returns the number of packed rows per step of about `global_batch` rollouts."""
+  # It does not depend on the devices, so that a run gives the same result on any number of them.
   return max(1, round(train.global_batch / rollouts_per_row / multiple)) * multiple
 
 
@@ -51,15 +49,10 @@ def first_params(
   seed: int,
   marker_noise: float = 0.0,
 ) -> Params:
-  """Returns the parameters before the first step, made or read where they live.
+  """Returns the parameters before the first step, initialized or read in the shardings of `shapes`.
 
-  Args:
-    model_config: the backbone's config.
-    shapes: from `backbones.structure`.
-    checkpoint: safetensors folder; None: the parameters are random.
-    special: ids of the words whose LM head rows start the reward head, and of the step marker.
-    seed: of random parameters.
-    marker_noise: `config.model.marker_noise`; see `weights.load`.
+  `checkpoint` is a safetensors folder, None for random parameters from `seed`. `special` and
+  `marker_noise` as in `weights.load`.
   """
   if checkpoint is None:
     shardings = {path: shape.sharding for path, shape in shapes.items()}
@@ -79,12 +72,9 @@ def first_params(
 def abstract_state(
   optimizer: optax.GradientTransformation, shapes: dict[str, jax.ShapeDtypeStruct], mesh: Mesh
 ) -> TrainState:
-  """Returns what a training state is and where it lives; moments live where their parameters do.
+  """Returns shapes and shardings of a training state; moments are sharded as their parameters.
 
-  Args:
-    optimizer: of the trainable parameters.
-    shapes: of the trainable parameters, with shardings.
-    mesh: where everything else is, whole on every device.
+  `shapes` are those of the trainable parameters; everything else is replicated over `mesh`.
   """
   everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -102,7 +92,6 @@ def abstract_state(
 
 
 def first_state(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
-  """Returns the state before the first step."""
   shapes = {
     path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
     for path, array in params.items()

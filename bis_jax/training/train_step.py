@@ -25,10 +25,8 @@ Metrics = dict[str, jax.Array]
 def marker_loss(logits_BR2: jax.Array, target_BR: jax.Array, weight_BR: jax.Array) -> jax.Array:
   """Returns the weighted cross-entropy of every step marker, float32[B, R], 0 at unused markers.
 
-  Args:
-    logits_BR2: float32, ("correct", "wrong").
-    target_BR: float32, the probability of "correct" in [0, 1].
-    weight_BR: float32, 1 at labelled markers, else 0.
+  The logits are float32 ("correct", "wrong"), the target is the probability of "correct", float32
+  in [0, 1], and the weight float32, 1 at labelled markers, else 0.
   """
   log_p_BR2 = jax.nn.log_softmax(logits_BR2)
   loss_BR = -(target_BR * log_p_BR2[..., 0] + (1 - target_BR) * log_p_BR2[..., 1])
@@ -40,11 +38,8 @@ def next_token_loss(
 ) -> jax.Array:
   """Returns the mean cross-entropy, float32[], of every token that follows another of its segment.
 
-  Args:
-    logits_BTV: float32, at each token for the one behind it.
-    tokens_BT: int32.
-    segment_BT: int32, 0 for padding.
-    is_image_BT: bool, tokens that stand for image features: nothing has to predict them.
+  Float32 logits at each token predict the next one; segment 0 is padding, and image tokens are not
+  predicted.
   """
   next_BS = tokens_BT[:, 1:]
   log_p_BSV = jax.nn.log_softmax(logits_BTV[:, :-1])
@@ -68,16 +63,12 @@ def _micro_loss(
 def loss_and_grads(
   graph: nnx.GraphDef, params: Params, frozen: Params, batch: dict[str, jax.Array], normalise: str
 ) -> tuple[jax.Array, Params, Metrics]:
-  """Returns the loss of a global batch, its gradients and what else the step measured.
+  """Returns the loss of a global batch (arrays [A, B, ...]), its gradients and metrics.
 
-  Args:
-    graph: from `state.split`.
-    params: trainable parameters; the gradients have their paths and dtypes.
-    frozen: all others.
-    batch: arrays [A, B, ...]; see `bis_jax.inputs.pipeline`.
-    normalise: "global" divides by the labelled markers of the whole batch, so the loss does not
-      depend on how rows are packed, split into micro-batches or spread over devices; "micro"
-      averages the means of the micro-batches, as the paper's released code does.
+  Gradients have the paths and dtypes of `params`, the trainable parameters; `frozen` are the
+  others. `normalise` "global" divides by the labelled markers of the whole batch, so the loss does
+  not depend on how rows are packed, split into micro-batches or spread over devices; "micro"
+  averages the means of the micro-batches, as the paper's released code does.
   """
   count_A = batch["marker_weight"].sum(axis=(1, 2))
   if normalise == "global":
@@ -103,25 +94,17 @@ def loss_and_grads(
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-  """The training step of a config and the shapes of its arguments, with shardings.
+  """The training step of a config and the shapes of its arguments, with shardings."""
 
-  Attributes:
-    step: (state, frozen, batch) -> (state, metrics); see `make_train_step`.
-    optimizer: of the trainable parameters.
-    factors: learning-rate factor of every parameter.
-    state: shapes of the training state.
-    frozen: shapes of the frozen parameters.
-  """
-
-  step: OnMesh
+  step: OnMesh  # (state, frozen, batch) -> (state, metrics); see `make_train_step`
   optimizer: optax.GradientTransformation
-  factors: dict[str, float]
+  factors: dict[str, float]  # learning-rate factor of every parameter
   state: TrainState
   frozen: dict[str, jax.ShapeDtypeStruct]
 
 
 def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> TrainStep:
-  """Returns the training step of a run of `steps` steps; makes no array."""
+  """Returns the training step of a run of `steps` steps; allocates no array."""
   graph, shapes = backbones.structure(model_config, mesh)
   factors = optim.factors(config.model.learning_rates, list(shapes))
   optimizer = optim.optimizer(config.optim, steps, factors)
@@ -148,7 +131,7 @@ def make_train_step(
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss
   float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
-  gets a `random_key` of its own.
+  gets a different `random_key`.
   """
 
   def train_step(state, frozen, batch):
