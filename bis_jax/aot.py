@@ -21,6 +21,7 @@ from bis_jax.console import start_logging
 from bis_jax.errors import UserError
 from bis_jax.models import backbones
 from bis_jax.settings.config_check import check
+from bis_jax.settings.keys import check_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -91,5 +92,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  check_flags(sys.argv)
   flags.mark_flag_as_required("config")
   app.run(main)

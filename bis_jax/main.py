@@ -22,6 +22,7 @@ from bis_jax.errors import UserError
 from bis_jax.parallel import processes
 from bis_jax.parallel.preemption import EXIT_CODE, Preempted
 from bis_jax.run import stages
+from bis_jax.settings.keys import check_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "config file, such as configs/toy_bis10.py", lock_config=True
@@ -56,5 +57,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  check_flags(sys.argv)
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main)

@@ -16,7 +16,7 @@ from bis_jax.corpus.rejections import REASONS
 from bis_jax.evaluation import best_of_n, step_evaluation
 from bis_jax.hub import card
 from bis_jax.selection.strategies import STRATEGIES
-from bis_jax.settings import config_check, workdir
+from bis_jax.settings import config_check, keys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -144,13 +144,11 @@ def test_named_files_exist(page):
 
 @pages
 def test_named_config_keys_exist(page):
-  if page.name == "CHANGELOG.md":
-    return  # names keys that are gone
-  keys = workdir.flat_keys(config_of([]).to_dict())
-  sections = "|".join({key.split(".")[0] for key in keys})
+  names = keys.flatten(config_of([]).to_dict())
+  sections = "|".join({key.split(".")[0] for key in names})
   for word in re.findall(rf"`((?:{sections})\.[a-z_.0-9]+)", page.read_text()):
     if not word.endswith((".json", ".jsonl", ".py", ".md", ".html", ".safetensors")):
-      assert word in keys, f"{page.name}: {word}"
+      assert word in names, f"{page.name}: {word}"
 
 
 @pages

@@ -86,7 +86,12 @@ ABLATIONS = (
         "unreliable positives, by recovery x 30",
         {"corpus.toy.recovery": 30.0},
       ),
-      ("plain_r", ("bis",), "R = 0 without positives", {"selection.none_positive": 0.0}),
+      (
+        "plain_r",
+        ("bis",),
+        "R = 0 without positives",
+        {"selection.reliability_if_no_positive": 0.0},
+      ),
     )
   ),
   Part(LARGER, _OTHERS, (0.1,), _LARGER | _THREE, f"{_OF_48}, three passes"),

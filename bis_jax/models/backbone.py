@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from bis_jax.inputs.images import ImageProcessor
 from bis_jax.inputs.prompt import Prompt
 from bis_jax.models.hub_layout import Layout
+from bis_jax.models.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,6 @@ class Processor:
   tokenizer: Any  # of the backbone's own class, an `inputs.prompt.Tokenizer`
   prompt: Any  # likewise, an `inputs.prompt.Prompt`
   images: Any  # likewise, an `inputs.images.ImageProcessor`
-
-
-@dataclass(frozen=True)
-class Setting:
-  """A key of the backbone's own section of a run's config."""
-
-  default: Any  # in full recipes
-  toy: Any  # in the toy form
-  holds: Callable[[Any], bool]  # whether a value is in range
-  words: str  # the range in words
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
     strategy=s.strategy,
     fraction=s.fraction,
     alpha=s.alpha,
-    reliability_if_no_positive=s.none_positive,
+    reliability_if_no_positive=s.reliability_if_no_positive,
     scope="per_source" if s.per_source else "global",
     seed=config.seed,
   )
@@ -289,7 +289,7 @@ def write_page(
     history=history,
     selection=(
       bis.mixture(table.n, table.n_pos),
-      bis.reliability(table.n_pos, table.score_sum, s.none_positive),
+      bis.reliability(table.n_pos, table.score_sum, s.reliability_if_no_positive),
       np.isin(table.rollout, manifest.rollout_indices(corpus)),
     ),
     alpha=s.alpha if s.strategy == "bis" else None,

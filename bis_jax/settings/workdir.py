@@ -1,4 +1,4 @@
-"""The folder of one run: who owns it, and how files are written into it."""
+"""The folder of one run, and the config that it belongs to."""
 
 import json
 from typing import Any
@@ -9,17 +9,9 @@ from ml_collections import ConfigDict
 from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.models.backbones import BACKBONES
+from bis_jax.settings.keys import RENAMED, flatten, nest
 
-# Keys of older workdirs, and what they are called now.
-RENAMED_KEYS = {
-  "inputs.min_pixels": "qwen2_5_vl.min_pixels",
-  "inputs.max_pixels": "qwen2_5_vl.max_pixels",
-  "inputs.max_tiles": "internvl.max_tiles",
-  "inputs.system": "internvl.system",
-  "model.drop_path": "internvl.drop_path",
-}
-
-# Keys that change how a run is carried out but not what comes out of it.
+# Keys that do not change the result of a run, so that it may resume with other values.
 FREE_KEYS = (
   "corpus.workers",
   "inputs.workers",
@@ -35,22 +27,12 @@ FREE_KEYS = (
 
 
 class WorkdirError(UserError):
-  """The workdir belongs to another run, or does not hold what is asked of it."""
-
-
-def flat_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns {"a": {"b": 1}} as {"a.b": 1}."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= (
-      flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    )
-  return flat
+  """The workdir belongs to another run, or does not hold what is needed of it."""
 
 
 def _stored(path: epath.Path) -> dict[str, Any]:
-  """Returns {key: value} of a config.json under today's keys, of whatever version it is."""
-  flat = {RENAMED_KEYS.get(k, k): v for k, v in flat_keys(json.loads(path.read_text())).items()}
+  """Returns {key: value} of a config.json of this version or an older one."""
+  flat = {RENAMED.get(k, k): v for k, v in flatten(json.loads(path.read_text())).items()}
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   return flat
 
@@ -64,30 +46,19 @@ def read_config(workdir: epath.Path) -> ConfigDict:
   path = workdir / "config.json"
   if not path.exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
-  config: dict[str, Any] = {}
-  for key, value in _stored(path).items():
-    *sections, name = key.split(".")
-    section = config
-    for part in sections:
-      section = section.setdefault(part, {})
-    section[name] = value
-  return ConfigDict(config)
+  return nest(_stored(path))
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
-  """Makes the workdir this run's: writes config.json, or checks that the one there is the same.
-
-  Args:
-    workdir: the folder; made if absent.
-    config: the run's config.
+  """Writes config.json into a new workdir, or checks that the existing one is equal.
 
   Raises:
-    WorkdirError: config.json is of another run, or the folder holds other things.
+    WorkdirError: config.json is of another config, or the folder holds other files.
   """
   ours = json.loads(config.to_json())
   path = workdir / "config.json"
   if path.exists():
-    there, here = _stored(path), flat_keys(ours)
+    there, here = _stored(path), flatten(ours)
     free = (*FREE_KEYS, *(f"{name}." for name in BACKBONES if name != config.model.backbone))
     differ = [
       f"config.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
@@ -102,8 +73,8 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
       )
   elif workdir.exists() and any(workdir.iterdir()):
     raise WorkdirError(
-      f"{workdir} holds files but no config.json, so it is no run's workdir: name an empty or new "
-      "folder as --workdir"
+      f"{workdir} holds files but no config.json, so it is not the workdir of a run: name an empty or "
+      "new folder as --workdir"
     )
   else:
     workdir.mkdir(parents=True, exist_ok=True)

@@ -132,14 +132,14 @@ def _append(path: pathlib.Path, data: bytes) -> None:
 def _corpus_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
   counts = zip(SOURCES, _shares(knobs.rollouts), _shares(knobs.images), strict=True)
   for source, (about, rollouts, images) in enumerate(counts):
-    size = knobs.rollouts_a_group
+    size = knobs.rollouts_per_group
     n_groups = -(-rollouts // size)
     for first in range(0, n_groups, _GROUPS_PER_TASK):
       yield Groups(
         source=source,
         first=first,
         rollouts=min(rollouts - first * size, _GROUPS_PER_TASK * size),
-        rollouts_a_group=size,
+        rollouts_per_group=size,
         scenes=max(1, images // about.pictures),
         root=part / "images",
         folder=about.name,
@@ -156,7 +156,7 @@ def _benchmark_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       source=source,
       first=0,
       rollouts=items,
-      rollouts_a_group=1,
+      rollouts_per_group=1,
       scenes=items,
       root=part / "benchmark" / "images",
       folder=f"{about.benchmark}/{about.name}",

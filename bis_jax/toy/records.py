@@ -21,7 +21,7 @@ BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-
 
 # The least value of each setting.
 _LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
-_LEAST |= {"rollouts_a_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
+_LEAST |= {"rollouts_per_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
 _TEXT_RECORDS = 400  # per call, for the tokenizer: enough for every word
 _CAPTION_QUESTION = "What is to be seen?"
 _INSTRUCTION = (
@@ -42,7 +42,7 @@ class Knobs:
   seed: int = 0
   benchmark_items: int = 500
   n_mc: int = 16  # continuations per step
-  rollouts_a_group: int = 3  # per question about a scene
+  rollouts_per_group: int = 3  # per question about a scene
   slip: float = 1.0  # of wrong notes
   recovery: float = 1.0  # of looking again
   lapse: float = 1.0  # of continuations whose answer is lost
@@ -63,7 +63,7 @@ class Groups:
   source: int  # index into SOURCES
   first: int  # the first group
   rollouts: int
-  rollouts_a_group: int
+  rollouts_per_group: int
   scenes: int  # of the source; group g is about scene g % scenes
   root: pathlib.Path  # folder of the pictures
   folder: str  # of the source's pictures in `root`
@@ -94,7 +94,7 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
   """Draws pictures and returns VisualPRM400K records, the truth of their steps, and captions."""
   source = SOURCES[groups.source]
   asked, captions = _draw_and_ask(groups)
-  owners = np.arange(groups.rollouts) // groups.rollouts_a_group
+  owners = np.arange(groups.rollouts) // groups.rollouts_per_group
   problems = _problems([asked[i] for i in owners])
   writer = source.habits.scaled(slip=knobs.slip, again=knobs.recovery, lapse=knobs.lapse)
   continuer = writer.scaled(slip=knobs.continuation_slip)
@@ -106,7 +106,7 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
     about = asked[owner]
     slots = np.flatnonzero(solutions.event[row])
     steps = _steps(source, about, solutions, row, slots)
-    line = groups.first * groups.rollouts_a_group + row
+    line = groups.first * groups.rollouts_per_group + row
     records.append(
       {
         "id": line,  # two rollouts may have the same text; a line must not repeat
@@ -174,7 +174,7 @@ def _json_lines(records: list[dict]) -> bytes:
 def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
   """Returns the question and images of each group, and the captions of the pictures drawn."""
   source = SOURCES[groups.source]
-  n_groups = -(-groups.rollouts // groups.rollouts_a_group)
+  n_groups = -(-groups.rollouts // groups.rollouts_per_group)
   asked, captions = [], []
   for group in range(groups.first, groups.first + n_groups):
     index = group % groups.scenes

@@ -15,7 +15,7 @@ def factors(rules: tuple[tuple[str, float], ...], paths: list[str]) -> dict[str,
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then cosine decay to 0 at `steps`."""
-  warmup = max(1, round(optim.warmup * steps))
+  warmup = max(1, round(optim.warmup_fraction * steps))
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=optim.learning_rate,

@@ -41,7 +41,13 @@ from bis_jax.training.train_step import next_token_loss
 
 # Not the run's: every run on the same pictures starts from the same backbone.
 _OPTIM = dict(
-  warmup=0.03, weight_decay=0.05, b1=0.9, b2=0.98, eps=1e-8, clip=1.0, moment_dtype="float32"
+  warmup_fraction=0.03,
+  weight_decay=0.05,
+  b1=0.9,
+  b2=0.98,
+  eps=1e-8,
+  clip=1.0,
+  moment_dtype="float32",
 )
 # Keys of `config.inputs` that decide what a batch of captions holds.
 _INPUTS = ("separator", "row_patches", "row_markers", "lookahead")

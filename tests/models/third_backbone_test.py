@@ -12,10 +12,10 @@ import pytest
 
 from bis_jax import export
 from bis_jax.models import backbones
-from bis_jax.models.backbone import Setting
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from bis_jax.models.qwen2_5_vl.record import QWEN2_5_VL
+from bis_jax.models.setting import Setting
 from bis_jax.run import stages
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings import config_check
@@ -26,16 +26,12 @@ class Third(Qwen2_5_VL):
   """A model of its own class."""
 
 
-def _side(value):
-  return value % 28 == 0
-
-
 RECORD = dataclasses.replace(
   QWEN2_5_VL,
   name="third",
   sizes={"toy": dataclasses.replace(QWEN2_5_VL.sizes["tiny"], backbone="third")},
   model=Third,
-  settings={"side": Setting(448, 112, _side, "a multiple of 28")},
+  settings={"side": Setting(448, "multiple of 28", "pixels of an image side", toy=112)},
   make_images=lambda model, own: QwenImages(28**2, own.side**2),
 )
 

@@ -29,7 +29,7 @@ RUNS = [
     lambda s, n, t: s,
   ),
   (
-    {"labels.kind": "banded", "corpus.toy.n_mc": 64, "selection.none_positive": 0.0},
+    {"labels.kind": "banded", "corpus.toy.n_mc": 64, "selection.reliability_if_no_positive": 0.0},
     lambda s, n, t: None if 0 < s <= 0.5 else s > 0.5,
   ),
   ({"corpus.toy.stop_at_zero": True, "labels.kind": "truth"}, lambda s, n, t: t),
@@ -54,7 +54,7 @@ def test_a_run_trains_on_the_labels_asked_for(small_config, tmp_path, changes, l
   corpus, truth = Corpus.open(where.prepared), drawing.read_truth(where.toy)
   manifest = Manifest.load(tmp_path / "run" / "manifest.json")
   assert manifest.tau == config.corpus.tau and manifest.unmeasured == config.corpus.unmeasured
-  assert manifest.reliability_if_no_positive == config.selection.none_positive
+  assert manifest.reliability_if_no_positive == config.selection.reliability_if_no_positive
   shares = {source.lines.size / source.scorable for source in manifest.sources}
   assert (max(shares) < 0.11) == config.selection.per_source
   indices = manifest.rollout_indices(corpus)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bis_jax.parallel import preemption
-from bis_jax.settings import workdir
+from bis_jax.settings import keys
 from configs import qwen_bis10
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ class Pod:
       config.optim.eps = 1e-5
       config.train.checkpoint_every = 100  # only where a run is told to stop, and at its end
     ours, recipe = (
-      workdir.flat_keys(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
+      keys.flatten(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
     )
     self._flags = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]
     (folder / "main.py").write_text(RECORDING_MAIN)

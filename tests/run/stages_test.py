@@ -20,7 +20,7 @@ from bis_jax.run import stages
 from bis_jax.scoring import solution_files
 from bis_jax.scoring.restore import load_run
 from bis_jax.selection.manifest import Manifest, ManifestError
-from bis_jax.settings import workdir
+from bis_jax.settings import keys, workdir
 from bis_jax.training import loop
 from configs import qwen_bis10
 
@@ -107,7 +107,7 @@ def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_con
   """kill -9 while it trains, once a checkpoint is there; then the same command."""
   folder = tmp_path / "run"
   ours, recipe = (
-    workdir.flat_keys(json.loads(config.to_json()))
+    keys.flatten(json.loads(config.to_json()))
     for config in (small_config, qwen_bis10.get_config("toy"))
   )
   changes = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]

@@ -36,7 +36,7 @@ def test_every_recipe_is_in_range_in_every_form(name):
     ("selection.fraction", 1.5),
     ("selection.strategy", "best"),
     ("selection.alpha", -0.1),
-    ("selection.none_positive", 1.5),
+    ("selection.reliability_if_no_positive", 1.5),
     ("corpus.toy.n_mc", 0),
     ("labels.kind", "true"),
     ("corpus.tau", 1.0),
@@ -56,10 +56,10 @@ def test_a_value_outside_its_range_is_named(key, value):
     config_check.check(c)
 
 
-def test_the_truth_is_known_of_the_embedded_corpus_alone():
+def test_the_truth_is_known_for_the_toy_corpus_only():
   c = common.get_config()
   c.labels.kind = "truth"
-  with pytest.raises(config_check.ConfigError, match="only the embedded corpus knows it"):
+  with pytest.raises(config_check.ConfigError, match="only the toy corpus knows it"):
     config_check.check(c)
   c = common.in_form(c, "toy")
   config_check.check(c)

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from bis_jax import files
-from bis_jax.settings import workdir
+from bis_jax.settings import keys, workdir
 from configs import common
 
 
@@ -63,4 +63,4 @@ def test_a_workdir_of_the_first_version_still_opens_and_resumes(tmp_path, recipe
   own = config.model.backbone
   assert read[own] == config[own]
   assert read.to_dict().keys() == config.to_dict().keys()
-  assert set(workdir.RENAMED_KEYS) <= set(workdir.flat_keys(old))
+  assert set(keys.RENAMED) <= set(keys.flatten(old))

@@ -183,7 +183,7 @@ def test_the_bytes_are_those_of_this_version(tmp_path):
   """Change VERSION with what is drawn: users' cached corpora and backbones depend on it."""
   knobs = dict(rollouts=240, images=60, benchmark_items=24, seed=3, slip=1.5, recovery=2.0)
   drawn = drawing.draw(
-    tmp_path / "drawn", workers=1, **knobs, stop_at_zero=True, rollouts_a_group=2
+    tmp_path / "drawn", workers=1, **knobs, stop_at_zero=True, rollouts_per_group=2
   )
   state = hashlib.sha256()
   for path in sorted(drawn.rglob("*")):
@@ -250,7 +250,7 @@ def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
     {"rollouts": 3},
     {"slip": -0.1},
     {"n_mc": 0},
-    {"rollouts_a_group": 0},
+    {"rollouts_per_group": 0},
     {"continuation_slip": -1},
   ],
 )
@@ -317,7 +317,7 @@ def test_annotation_can_stop_at_the_first_zero(tmp_path):
 
 
 def test_a_group_has_as_many_rollouts_as_asked_for(tmp_path):
-  records, _ = draw_records(tmp_path / "five", rollouts_a_group=5)
+  records, _ = draw_records(tmp_path / "five", rollouts_per_group=5)
   bars = [r for r in records if str(r["image"]).split("/")[1] == "bars_sum"]
   asked = [(r["image"], r["question_orig"]) for r in bars]
   assert len(bars) == 72

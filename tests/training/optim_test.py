@@ -18,7 +18,7 @@ def _config(**changes):
 
 
 def test_schedule_warms_up_then_falls_to_zero():
-  schedule = optim.schedule(_config(learning_rate=2.0, warmup=0.1), steps=100)
+  schedule = optim.schedule(_config(learning_rate=2.0, warmup_fraction=0.1), steps=100)
   assert schedule(0) == 0
   assert schedule(5) == pytest.approx(1.0)
   assert schedule(10) == pytest.approx(2.0)
@@ -33,7 +33,7 @@ def test_a_run_of_few_steps_still_learns(steps):
 
 
 def test_one_matrix_follows_torch_adamw():
-  c = _config(learning_rate=1e-2, warmup=0.0, weight_decay=0.1, clip=1e9)
+  c = _config(learning_rate=1e-2, warmup_fraction=0.0, weight_decay=0.1, clip=1e9)
   rng = np.random.default_rng(0)
   start = rng.normal(size=(4, 3)).astype(np.float32)
   gradients = rng.normal(size=(6, 4, 3)).astype(np.float32)
@@ -66,7 +66,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_factors_scale_and_only_matrices_decay():
-  c = _config(weight_decay=0.5, warmup=0.0, learning_rate=1.0)
+  c = _config(weight_decay=0.5, warmup_fraction=0.0, learning_rate=1.0)
   factor = {"slow.kernel": 0.1, "fast.kernel": 1.0, "norm.scale": 1.0, "x.bias": 1.0}
   optimizer = optim.optimizer(c, 10, factor)
   params = {path: jnp.ones((2, 2)) for path in factor}

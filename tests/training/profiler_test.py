@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bis_jax.inputs import pipeline
 from bis_jax.run import stages
-from bis_jax.settings import workdir
+from bis_jax.settings import keys
 from bis_jax.training.examples import RolloutExamples
 from configs import qwen_bis10
 
@@ -101,7 +101,7 @@ def test_a_run_over_mixed_sizes_and_lengths_compiles_one_step(ran):
 
 def test_another_process_finds_the_step_on_disk(ran, config, tmp_path):
   ours, recipe = (
-    workdir.flat_keys(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
+    keys.flatten(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
   )
   ours["train.profile_steps"] = recipe["train.profile_steps"]
   changes = [f"--config.{key}={value}" for key, value in ours.items() if recipe[key] != value]

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bis_jax.models.backbone import Backbone, Setting
+from bis_jax.models.backbone import Backbone
 from bis_jax.models.internvl import hub_files
 from bis_jax.models.internvl.config import SIZES
 from bis_jax.models.internvl.flops import STAGES, vision_flops
@@ -10,6 +10,7 @@ from bis_jax.models.internvl.hub_layout import layout
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.internvl.model import InternVL
 from bis_jax.models.internvl.prompt import SYSTEM, InternVLPrompt, load_tokenizer
+from bis_jax.models.setting import Setting
 from bis_jax.parallel.sharding import P
 
 _SHARDING = (
@@ -23,14 +24,10 @@ _SHARDING = (
 )
 
 _SETTINGS = {
-  # Of one image, the thumbnail not counted; 256 image tokens each.
-  "max_tiles": Setting(6, 4, lambda value: value >= 1, "at least 1"),
-  # System prompt; "": the released one, whose Chinese words the toy corpus's tokenizer lacks.
-  "system": Setting(
-    "", "You are a helpful assistant.", lambda value: isinstance(value, str), "a string"
-  ),
-  # Of the vision tower, see `InternVLConfig`; the released run has 0.1 by accident.
-  "drop_path": Setting(0.0, 0.0, lambda value: 0 <= value < 1, "in [0, 1)"),
+  "max_tiles": Setting(6, ">= 1", "per image without its thumbnail; 256 tokens each", toy=4),
+  # The tokenizer of the toy corpus lacks the Chinese words of the released prompt.
+  "system": Setting("", None, 'system prompt; "": released', toy="You are a helpful assistant."),
+  "drop_path": Setting(0.0, ">= 0 and < 1", "of the vision tower; the release has 0.1 by accident"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bis_jax.models.backbone import Backbone, Setting
+from bis_jax.models.backbone import Backbone
 from bis_jax.models.qwen2_5_vl import hub_files
 from bis_jax.models.qwen2_5_vl.config import SIZES
 from bis_jax.models.qwen2_5_vl.flops import STAGES, vision_flops
@@ -10,6 +10,7 @@ from bis_jax.models.qwen2_5_vl.hub_layout import layout
 from bis_jax.models.qwen2_5_vl.images import UNIT, UNIT_PATCHES, QwenImages
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from bis_jax.models.qwen2_5_vl.prompt import QwenPrompt, load_tokenizer
+from bis_jax.models.setting import Setting
 from bis_jax.parallel.sharding import P
 
 _SHARDING = (
@@ -21,9 +22,10 @@ _SHARDING = (
 )
 
 _SETTINGS = {
-  # Of one image after the resize; at most max_pixels / 784 image tokens.
-  "min_pixels": Setting(4 * UNIT**2, UNIT**2, lambda value: value >= 1, "at least 1"),
-  "max_pixels": Setting(1280 * UNIT**2, 140**2, lambda value: value >= UNIT**2, "at least 784"),
+  "min_pixels": Setting(4 * UNIT**2, ">= 1", "of an image after the resize", toy=UNIT**2),
+  "max_pixels": Setting(
+    1280 * UNIT**2, f">= {UNIT**2}", f"likewise; {UNIT**2} per image token", toy=140**2
+  ),
 }
 
 
