@@ -1,4 +1,4 @@
-"""The main job on the embedded corpus, from nothing: time, memory, and whether the model looks.
+"""The main job on the toy corpus, from nothing: time, memory, and whether the model looks.
 
   python -m benchmarks.main_job [configs/internvl_bis10.py:toy]
 

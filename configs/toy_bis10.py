@@ -1,4 +1,4 @@
-"""BIS 10 % on the embedded corpus with a toy Qwen2.5-VL: the main job, whole, on two CPU cores.
+"""BIS 10 % on the toy corpus with a toy Qwen2.5-VL: the main job, whole, on two CPU cores.
 
 python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
 """

@@ -86,9 +86,7 @@ def flip_rates(rates: Mapping[str, Sequence[float]], measured: Mapping | None) -
       for c, rate in enumerate(measured["rate"])
       if c and rate is not None and measured["steps"][c] >= 20
     ]
-    axes.plot(
-      *zip(*points, strict=True), "s", color=style.INK, markersize=5, label="embedded corpus"
-    )
+    axes.plot(*zip(*points, strict=True), "s", color=style.INK, markersize=5, label="toy corpus")
   axes.set(xlim=(0, 1), ylim=(0, 1.02))
   style.add_legend(axes)
   return style.png_bytes(figure)

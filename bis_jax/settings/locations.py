@@ -27,7 +27,7 @@ class Locations:
   tokenizer: str  # folder or hub id
   checkpoint: str  # safetensors folder or hub id; "": random weights, or pre-trained ones
   benchmark: pathlib.Path | None  # None: do not evaluate
-  toy: pathlib.Path | None  # folder to draw the embedded corpus in; None: files on disk
+  toy: pathlib.Path | None  # folder to draw the toy corpus in; None: files on disk
 
 
 def _key(*parts: object) -> str:

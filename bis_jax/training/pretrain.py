@@ -53,7 +53,7 @@ _OPTIM = dict(
 _INPUTS = ("separator", "row_patches", "row_markers", "lookahead")
 # Increase it when the same settings pre-train other parameters: cached backbones are made anew.
 VERSION = 1
-_CARD = """# A small {backbone} for the embedded corpus of bis_jax
+_CARD = """# A small {backbone} for the toy corpus of bis_jax
 
 Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
 {loss:.3f}, {seconds:.0f} s. It is a place to start from and has seen no step label.

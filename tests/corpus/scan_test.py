@@ -98,6 +98,9 @@ _SPOILED = [
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5, "num_mc_total": 16}]}',
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.3, "num_mc_correct": 3,'
   b' "num_mc_total": 10}]}',
+  # Counts that are -(1 << 40) stand for absent ones in the columns.
+  b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5,'
+  b' "num_mc_correct": -1099511627776, "num_mc_total": -1099511627776}]}',
   b' {"steps_with_score": [{"score": 0, "step": "x", "num_mc_correct": 0, "num_mc_total": 0}],'
   b' "image": ["\xe6\xb1\x82.png", "b.png"]} ',
 ]
@@ -141,6 +144,15 @@ def test_scan_is_the_line_by_line_reading(tmp_path, lines, newline, ended, marke
   assert found.records == len(lines)
   raw = list(found.read_lines(np.arange(len(rows))))
   assert raw == [lines[row[0]] for row in rows]
+
+
+@pytest.mark.parametrize("line", _SPOILED)
+def test_a_spoiled_line_beside_good_ones(write_files, line_of, line):
+  lines = [line_of(), line, line_of()[:-1] + b', "x": 1}']
+  found = scan.scan(write_files({"x.jsonl": b"\n".join(lines)}))
+  rows, bad = reference(lines)
+  assert repr(rows_of(found)) == repr(rows)
+  assert [(rejected.line, rejected.reason) for rejected in found.rejections] == bad
 
 
 def test_blocks_that_are_right_take_the_fast_way(write_files, line_of, monkeypatch):

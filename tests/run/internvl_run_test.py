@@ -1,4 +1,4 @@
-"""InternVL through every command, on a small embedded corpus: train, resume, evaluate, score, export.
+"""InternVL through every command, on a small toy corpus: train, resume, evaluate, score, export.
 
 Mutations that these tests caught (each tried once): rows and columns of tiles exchanged; the thumbnail
 first; neighbouring image tokens with one feature; scores read one token before the marker; the rows

@@ -1,4 +1,4 @@
-"""The whole run on a small embedded corpus: what it leaves, how it goes on, what it refuses."""
+"""The whole run on a small toy corpus: what it leaves, how it goes on, what it refuses."""
 
 import json
 import os
@@ -194,7 +194,7 @@ def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, 
   [
     (["--config.selection.fraction=0"], "config.selection.fraction is 0"),
     (["--config.selection.fractoin=0.1"], "fractoin"),
-    (["--config.corpus.name=visualprm"], "only the embedded corpus has captions"),
+    (["--config.corpus.name=visualprm"], "only the toy corpus has captions"),
     (["--config.corpus.name=visualprm", "--config.pretrain.steps=0"], "hf download"),
   ],
 )

@@ -159,5 +159,5 @@ def test_captions_are_not_of_the_benchmark(drawn):
 def test_a_corpus_without_captions_is_refused(config):
   c = qwen_bis10.get_config()
   c.pretrain.steps = 10
-  with pytest.raises(ConfigError, match="only the embedded corpus has captions"):
+  with pytest.raises(ConfigError, match="only the toy corpus has captions"):
     check(c)
