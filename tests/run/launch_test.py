@@ -23,6 +23,16 @@ from configs import qwen_bis10
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
+# Every line of a run of process 0, without the time.
+OUTPUT = (
+  r"\d+ cpu devices?, \d+ process(es)?",
+  r"(prepared 1,000 rollouts with \d+ images in|reusing the (toy )?corpus in) .*",
+  r"bis keeps 100 of 1,?000 rollouts",
+  r"100 rollouts, 2 epochs: .*",
+  r"step \d of 6: loss [\d.]+",
+  r"(fixed_0.5|tuned_on_test) .*",
+  r"see .*/index.html",
+)
 
 # `bis_jax.main` that writes down the examples of every training batch, and that is hit by a signal
 # as it asks for one: HIT="BATCH PROCESS SIGNAL".
@@ -64,6 +74,7 @@ class Pod:
 
   def __init__(self, config, folder: pathlib.Path):
     self._folder = folder
+    self.lines: dict[str, list[str]] = {}  # written by the latest run in a workdir
     config = config.copy_and_resolve_references()
     with config.unlocked():
       config.pretrain.steps = 0
@@ -120,6 +131,7 @@ class Pod:
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)  # the script and all its processes
       raise
+    self.lines[name] = (err + out).splitlines()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
   def __getitem__(self, name: str) -> pathlib.Path:
@@ -187,6 +199,16 @@ def unbroken(pod) -> str:
   done = pod.run("unbroken", 2, 4, evaluate=True)
   assert done.returncode == 0, done.stderr[-3000:]
   return "unbroken"
+
+
+def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, alone, unbroken):
+  """Neither lines of libraries nor of the second process, and no line twice."""
+  for name in (alone, unbroken):
+    shown = "\n".join(pod.lines[name])
+    lines = [re.sub(r"^\[0\] ([-\d]{10} [:\d]{8} )?", "", line) for line in pod.lines[name]]
+    assert all(any(re.fullmatch(p, line) for p in OUTPUT) for line in lines), shown
+    assert all(any(re.fullmatch(p, line) for line in lines) for p in OUTPUT), shown
+    assert len(set(lines)) == len(lines), shown
 
 
 @pytest.fixture(scope="module")
