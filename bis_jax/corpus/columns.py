@@ -45,7 +45,6 @@ _EMPTY = Columns(*(np.zeros(0, dtype) for dtype in _DTYPES))
 
 
 def concatenate(parts: list[Columns]) -> Columns:
-  """Returns the rows of all parts, one part after the other."""
   names = [field.name for field in dataclasses.fields(Columns)]
   return Columns(
     *(np.concatenate([getattr(part, name) for part in (_EMPTY, *parts)]) for name in names)
@@ -55,14 +54,12 @@ def concatenate(parts: list[Columns]) -> Columns:
 class BlockReader:
   """Reads consecutive blocks of one source; lines are numbered from the first block on.
 
-  Attributes:
-    lines: how many lines were read, including blank ones.
-    image_sets: {image references as written: number}, in order of first use by a strict row.
-    rejections: (line, reason, detail) of what strict order rejects.
+  `lines` counts blank ones too; `image_sets` numbers image references, as written, by their first
+  use in a strict row; `rejections` are the (line, reason, detail) of strict order.
   """
 
   def __init__(self, source: str, *, whole_lines: bool):
-    """Starts at line 0. `whole_lines`: fingerprints hash every byte of a line, not samples."""
+    """With `whole_lines` fingerprints hash every byte of a line, not samples."""
     self.lines = 0
     self.image_sets: dict[_ImageSet, int] = {}
     self.rejections: list[tuple[int, str, str]] = []
@@ -70,7 +67,6 @@ class BlockReader:
     self._parts: list[Columns] = []
 
   def columns(self) -> Columns:
-    """Returns all rows read so far."""
     return concatenate(self._parts)
 
   def read(self, offset: int, block: bytes) -> None:
@@ -104,7 +100,7 @@ class BlockReader:
     return np.array([-1 if key is None else self.image_sets[key] for key in images], np.int32)
 
   def _read_one_by_one(self, lines: dict[int, bytes]) -> "_Rows":
-    """Returns the scorable rows among some lines and notes what strict order rejects."""
+    """Returns the scorable rows among some lines; collects rejections of strict order."""
     rows, scores, measured, images = [], [], [], []
     for line, raw in lines.items():
       flags, image_set, record = 0, None, {}
@@ -163,7 +159,7 @@ _NUMBERS = (
 
 
 def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Returns int64[lines], int64[lines]: where lines start and end, without CR LF or LF."""
+  """Returns int64[lines] starts and ends of the lines, without CR LF or LF."""
   ends, find = [], block.find
   at = find(b"\n")
   while at >= 0:
@@ -178,7 +174,7 @@ def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_Record] | None:
-  """Returns the records of all lines, None if any of them is not right."""
+  """Returns the records of all lines, None if any of them is invalid."""
   data = np.frombuffer(block, np.uint8)
   # A record that went on in the next line would do so between a } and a {, which is no JSON.
   if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
@@ -204,7 +200,7 @@ def _decode_line(line: bytes) -> _Record | None:
 def _read_typed(
   block: bytes, starts: np.ndarray, ends: np.ndarray, known_images: Container[_ImageSet]
 ) -> _Rows:
-  """Returns the rows of the lines that are right in every point, in their order."""
+  """Returns the rows of the valid lines, in their order."""
   found = _decode_block(block, starts, ends)
   line = np.arange(starts.size)
   if found is None:
@@ -232,14 +228,12 @@ def _read_typed(
 
 
 def _merge(a: _Rows, b: _Rows) -> _Rows:
-  """Returns the rows of both in the order of their lines."""
   line, steps, scores, measured, flags = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
   both = _Rows(line, steps, scores, measured, flags, a.images + b.images)
   return _take(both, np.argsort(both.line))
 
 
 def _take(rows: _Rows, index: np.ndarray) -> _Rows:
-  """Returns the rows at `index`, with their steps."""
   first, steps = (np.cumsum(rows.steps) - rows.steps)[index], rows.steps[index]
   of_rows = [np.arange(start, start + n) for start, n in zip(first, steps, strict=True)]
   at = np.concatenate([np.zeros(0, np.int64), *of_rows])
@@ -250,7 +244,7 @@ def _take(rows: _Rows, index: np.ndarray) -> _Rows:
 
 
 def _odd_images(image_sets: list[_ImageSet]) -> set[_ImageSet]:
-  """Returns the sets with a reference that may not be inside the image root, or without any."""
+  """Returns the sets that are empty or have a reference that may be outside the image root."""
   if _are_plain(image_sets):
     return set()
   return {key for key in image_sets if not _are_plain([key])}
@@ -275,7 +269,7 @@ def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) ->
 
 
 def _samples(block: bytes, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """Returns uint64[rows] from each line's length and three samples of 8 bytes."""
+  # Hashes each line's length and three samples of 8 bytes.
   if not offset.size:
     return _EMPTY.fingerprint
   data = np.frombuffer(block, np.uint8)
@@ -287,7 +281,6 @@ def _samples(block: bytes, offset: np.ndarray, length: np.ndarray) -> np.ndarray
 
 
 def _hashes(block: bytes, offset: np.ndarray, length: np.ndarray) -> np.ndarray:
-  """Returns uint64[rows], a hash of each line's bytes."""
   lines = (block[at : at + size] for at, size in zip(offset.tolist(), length.tolist(), strict=True))
   digests = [hashlib.blake2b(line, digest_size=8).digest() for line in lines]
   return np.frombuffer(b"".join(digests), np.uint64)

@@ -39,11 +39,7 @@ class Corpus:
   """Rollouts and images by number. Pickles as its path, so worker processes open their own."""
 
   def __init__(self, path: str | os.PathLike):
-    """Opens the corpus in a folder.
-
-    Raises:
-      CorpusError: there is none, or one of another version.
-    """
+    """Opens the corpus in a folder; CorpusError if there is none, or one of another version."""
     self.path = pathlib.Path(path)
     try:
       held = json.loads((self.path / "corpus.json").read_text())
@@ -61,7 +57,6 @@ class Corpus:
 
   @classmethod
   def open(cls, path: str | os.PathLike) -> "Corpus":
-    """Returns the corpus in a folder; see `Corpus`."""
     return cls(path)
 
   def __reduce__(self):
@@ -91,7 +86,6 @@ class Corpus:
     return tuple(self._index["image_ids"][start:stop].tolist())
 
   def rollout(self, i: int) -> StoredRollout:
-    """Returns rollout i."""
     feature = self._features("rollouts", i)
     return StoredRollout(
       source=feature["source"].bytes_list.value[0].decode(),
@@ -110,7 +104,7 @@ class Corpus:
     return self._features("images", image_id)["image"].bytes_list.value[0]
 
   def _features(self, dataset: str, i: int) -> Any:
-    """Returns the tf.Example features of an example. (TFDS's own decoding takes 5 times longer.)"""
+    # TFDS's own decoding takes 5 times longer.
     if self._process != os.getpid():  # open readers do not survive a fork
       self._readers, self._process = {}, os.getpid()
     if dataset not in self._readers:

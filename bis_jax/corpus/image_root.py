@@ -1,7 +1,7 @@
 """The image files of a corpus: a folder, or a zip that is not extracted.
 
-Nothing outside the root is ever opened: references are resolved by name first, then symbolic links
-must lead to a place inside, and only regular files are read.
+Nothing outside the root is opened: references are resolved by name, symbolic links must lead to a
+place inside, and only regular files are read.
 """
 
 import functools
@@ -26,10 +26,8 @@ def candidates(reference: str) -> tuple[str, ...]:
   """Returns the names, relative to the image root, that a reference may mean, in order.
 
   `VisualPRM400K-v1.1-Raw/<x>` is `<x>`; a bare `images/<x>` is `<x>`, else `nlvr2/images/<x>`, else
-  `nlvr2/<x>` (two-image records); anything else is used unchanged.
-
-  Raises:
-    BadRecord: image_outside_root.
+  `nlvr2/<x>` (two-image records); anything else is used unchanged. Raises BadRecord
+  (image_outside_root).
   """
   if reference.startswith(_RELEASE):
     names = (reference.removeprefix(_RELEASE),)
@@ -75,8 +73,7 @@ class ImageRoot:
   def locate(self, reference: str) -> str:
     """Returns the name of the file that a reference means, links resolved.
 
-    Raises:
-      BadRecord: image_outside_root or missing_image.
+    Raises BadRecord (image_outside_root or missing_image).
     """
     for name in candidates(reference):
       if self._zip is not None:
@@ -103,7 +100,7 @@ class ImageRoot:
           yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
-    """Returns what changes with the file: its size, and its CRC (zip) or time of change."""
+    """Returns the size and CRC (zip) or time of change of a file, to detect changes."""
     if self._zip is not None:
       member = self._members[name]
       return member.file_size, member.CRC
@@ -111,11 +108,7 @@ class ImageRoot:
     return found.st_size, found.st_mtime_ns
 
   def read(self, name: str) -> bytes:
-    """Returns the encoded bytes of a located image.
-
-    Raises:
-      BadRecord: unreadable_image.
-    """
+    """Returns the encoded bytes of a located image; raises BadRecord (unreadable_image)."""
     try:
       if self.stamp(name)[0] > MAX_BYTES:
         raise BadRecord("unreadable_image", f"{name}: more than {MAX_BYTES:,} bytes")
@@ -128,11 +121,7 @@ class ImageRoot:
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-  """Returns the upright (height, width) of an encoded image that is decoded once as a check.
-
-  Raises:
-    BadRecord: unreadable_image.
-  """
+  """Returns the upright (height, width) of an encoded image; BadRecord if it does not decode."""
   try:
     return images.upright_size(data, whole=True)
   except images.ImageError as error:
@@ -141,6 +130,6 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: pathlib.Path, stamp: tuple[int, int]) -> ImageRoot:
-  """Returns the root at `path`: a process reads the list of a large zip once, not once a task."""
+  # Cached: a process reads the directory of a large zip once, not once per task.
   del stamp  # tells a zip that was replaced from the one before
   return ImageRoot(path)

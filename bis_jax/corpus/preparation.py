@@ -46,6 +46,9 @@ def prepare(
 ) -> Corpus:
   """Prepares a corpus in `out` and returns it; reuses one made from the same inputs.
 
+  Raises TooManyRejectedError, or CorpusError if the inputs are missing or damaged, no record can be
+  used, or `out` holds files that are not a corpus.
+
   Args:
     annotations: a folder of JSON lines files (plain, gzip, zstd), or a zip of it.
     images: the image root, a folder or a zip; nothing outside it is read.
@@ -55,11 +58,6 @@ def prepare(
       written.
     workers: processes; 0 for one per core.
     beam: options of Apache Beam, which then does the work instead; [] runs it on this machine.
-
-  Raises:
-    TooManyRejectedError: see above.
-    CorpusError: the inputs are missing or damaged, no record can be used, or `out` holds files
-      that are not a corpus.
   """
   out = pathlib.Path(out)
   sources = tuple(annotation_files(annotations))
@@ -102,7 +100,7 @@ def prepare(
 
 
 def _held(out: pathlib.Path) -> Corpus | None:
-  """Returns the corpus in `out`, None if it cannot be used; refuses a folder of something else."""
+  """Returns the corpus in `out`, None if unusable; raises for a folder of something else."""
   if not out.exists():
     return None
   try:
@@ -177,7 +175,7 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
 
 
 def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRecord]:
-  """Returns the image that each reference leads to, or why it is bad."""
+  """Returns the image of each reference, or why it is bad."""
   checked: list[_Image | BadRecord] = []
   for reference in references:
     try:
@@ -210,7 +208,6 @@ def _write(
   digest: str,
   workers: Workers,
 ) -> None:
-  """Writes everything but corpus.json."""
   write_jsonl(found.scan.rejections, out / "rejections.jsonl")
   c = found.scan.columns
   rows = np.flatnonzero(found.scan.strict)
@@ -249,7 +246,7 @@ def _write(
 
 
 def _runs(sizes: np.ndarray, groups: np.ndarray) -> list[slice]:
-  """Returns slices of neighbours of one group, each of about `_SHARD_BYTES`."""
+  """Returns slices of consecutive members of one group, each of about `_SHARD_BYTES`."""
   slot = np.cumsum(np.maximum(sizes, _EXAMPLE_BYTES), dtype=np.int64) // _SHARD_BYTES
   new = np.flatnonzero((np.diff(slot) != 0) | (np.diff(groups) != 0)) + 1
   bounds = [0, *new.tolist(), sizes.size]

@@ -34,8 +34,6 @@ class AnnotationError(CorpusError):
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationFile:
-  """One source: a JSON lines file."""
-
   name: str  # for example "nlvr2_en_20240910.jsonl"
   path: pathlib.Path  # the file, or the zip that contains it
   member: str | None  # its name in the zip
@@ -53,16 +51,12 @@ class AnnotationFile:
 
   @property
   def stamp(self) -> tuple[str, int, int]:
-    """What changes with the file: its name, its size and its (or its zip's) time of change."""
+    """Name, size and (its or its zip's) time of change, to detect changes."""
     return self.name, self.size, self.path.stat().st_mtime_ns
 
   @contextlib.contextmanager
   def open(self) -> Iterator[BinaryIO]:
-    """Opens the uncompressed bytes.
-
-    Raises:
-      AnnotationError: the compressed data are damaged or cut short.
-    """
+    """Opens the uncompressed bytes; AnnotationError if the data are damaged or truncated."""
     with contextlib.ExitStack() as stack:
       try:
         yield self._open(stack)
@@ -107,7 +101,7 @@ class AnnotationFile:
         at += len(block)
 
   def _whole_lines(self, stream: BinaryIO, at: int, size: int) -> bytes:
-    """Returns `size` bytes from `at` on, where the stream is, and the rest of the last line."""
+    # `stream` is at offset `at`; reads `size` bytes and the rest of the last line.
     if self.plain:  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
       size += len(stream.readline()) - 1
@@ -136,8 +130,7 @@ class AnnotationFile:
 def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   """Returns the annotation files of a folder or a zip (or one file), sorted by name.
 
-  Raises:
-    AnnotationError: there are none, or two of them have the same stem.
+  Raises AnnotationError if there are none, or two of them have the same stem.
   """
   path = pathlib.Path(path)
   if path.is_dir():

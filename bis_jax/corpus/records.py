@@ -5,9 +5,9 @@ The line is a JSON object in the layout of VisualPRM400K-v1.1-Raw:
     {"image": "VisualPRM400K-v1.1-Raw/Geometry3K/1.png", "question_orig": "...", "answer": "52",
      "steps_with_score": [{"step": "...", "score": 0.125, "num_mc_correct": 2, "num_mc_total": 16}]}
 
-Two readings exist. The strict one (`parse_rollout`) accepts a record or names what is wrong with
-it. The paper's (`paper_scores`, `paper_writes`) does what the released subset builder does, and
-looks at no image file, no Monte Carlo counts and no value range.
+The strict reading (`parse_rollout`) accepts a record or names what is wrong with it. The paper's
+(`paper_scores`, `paper_writes`) is that of the released subset builder, which checks no image file,
+Monte Carlo count or value range.
 
 Sources: the VisualPRM400K-v1.1-Raw release; `scripts/build_bis_subset.py` of the code released with
 arXiv 2602.04145.
@@ -55,8 +55,7 @@ class Rollout:
 def load_object(raw: bytes) -> dict[str, Any]:
   """Returns the JSON object of a line; NaN and Infinity are numbers, as in Python's json.
 
-  Raises:
-    BadRecord: blank_line, invalid_utf8, not_json or not_an_object.
+  Raises BadRecord: blank_line, invalid_utf8, not_json or not_an_object.
   """
   try:
     text = raw.decode()
@@ -76,10 +75,9 @@ def load_object(raw: bytes) -> dict[str, Any]:
 def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
   """Returns the rollout of a record that is valid in every respect; images are checked by name.
 
-  Raises:
-    BadRecord: no_steps, empty_step, missing_score, score_not_a_number, score_not_finite,
-      score_out_of_range, count_mismatch, no_image, image_outside_root, or invalid_utf8 for an
-      escaped half of a surrogate pair.
+  Raises BadRecord: no_steps, empty_step, missing_score, score_not_a_number, score_not_finite,
+  score_out_of_range, count_mismatch, no_image, image_outside_root, or invalid_utf8 for an escaped
+  half of a surrogate pair.
   """
   steps = record.get("steps_with_score")
   if not isinstance(steps, list) or not steps:
@@ -109,11 +107,7 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
 
 
 def image_references(record: dict[str, Any]) -> tuple[str, ...]:
-  """Returns the record's image references as written, at least one.
-
-  Raises:
-    BadRecord: no_image.
-  """
+  """Returns the record's image references as written; BadRecord (no_image) if there are none."""
   image = record.get("image")
   references = image if isinstance(image, list) else [image]
   if not references or not all(isinstance(name, str) and name for name in references):
@@ -124,8 +118,8 @@ def image_references(record: dict[str, Any]) -> tuple[str, ...]:
 def paper_scores(record: dict[str, Any]) -> tuple[list[float], list[bool]]:
   """Returns the scores that the released builder ranks by, and which of them were measured.
 
-  Whatever `float` accepts is a score, also numbers in strings; steps without one are skipped. The
-  record is scorable if any remains.
+  Anything that `float` accepts is a score, also numbers in strings; steps without one are skipped.
+  The record is scorable if any remains.
   """
   scores, measured = [], []
   for step in _paper_steps(record):
@@ -169,7 +163,6 @@ def _numbered(steps: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-  """Returns a value for an error message, cut to a readable length."""
   text = repr(value)
   return text if len(text) <= 80 else text[:77] + "..."
 
@@ -205,10 +198,8 @@ def _score(step: dict[str, Any], at: int) -> float:
 
 
 def _measured(step: dict[str, Any], score: float, at: int) -> bool:
-  """Returns whether the step had continuations; a step without counts is assumed to have had some.
-
-  The score must equal correct / total in float64, both being whole numbers.
-  """
+  """Returns whether the step had continuations; assumed for a step without counts."""
+  # The score must equal correct / total in float64, both being whole numbers.
   correct, total = step.get("num_mc_correct"), step.get("num_mc_total")
   if total is None:
     return True

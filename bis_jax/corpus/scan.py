@@ -20,8 +20,6 @@ _SMALL = 8 << 20  # bytes; fewer are read in this process
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-  """All annotation files, read."""
-
   files: tuple[AnnotationFile, ...]  # the sources, sorted by name
   source: np.ndarray  # int16[rows], index into `files`
   columns: Columns  # the rows of all files
@@ -35,7 +33,6 @@ class Scan:
     return self.columns.flags & STRICT_OK != 0
 
   def used_image_sets(self) -> list[int]:
-    """Returns the sorted indices of the image sets of the strict rows."""
     return np.unique(self.columns.image_set[self.strict]).tolist()
 
   def reject_image_sets(self, bad: dict[int, BadRecord]) -> "Scan":
@@ -62,7 +59,7 @@ class Scan:
     )
 
   def reject(self, rows: np.ndarray, reasons: list[tuple[str, str]]) -> "Scan":
-    """Returns the scan with STRICT_OK taken from `rows`, for a (reason, detail) each."""
+    """Returns the scan with STRICT_OK taken from `rows`, with a (reason, detail) per row."""
     flags = self.columns.flags.copy()
     flags[rows] &= ~np.uint8(STRICT_OK)
     rejections = self.rejections + [
@@ -87,16 +84,13 @@ class Scan:
 def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: int = 0) -> Scan:
   """Reads all annotations once and returns what selection needs of them.
 
-  Image references are checked by name, not by file. Memory: the columns (about 100 bytes a
-  rollout) and a block per process.
+  Image references are checked by name, not by file. Uses about 100 bytes of memory per rollout and
+  a block per process. Raises AnnotationError if there are no annotations or a file is damaged.
 
   Args:
     annotations: a folder of *.jsonl, *.jsonl.gz, *.jsonl.zst, or a zip of them, not extracted.
     whole_lines: whether fingerprints hash every byte of a line (slower), not samples.
     workers: processes; 0 for one per core.
-
-  Raises:
-    reading.AnnotationError: no annotations, or a damaged file.
   """
   files = tuple(annotation_files(annotations))
   small = sum(file.size for file in files) < _SMALL
@@ -105,7 +99,6 @@ def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: 
 
 
 def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lines: bool) -> Scan:
-  """Returns the scan of `files`; see `scan`."""
   owner = [at for at, file in enumerate(files) for _ in file.spans()]
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
@@ -142,7 +135,7 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
 def _join(
   files: tuple[AnnotationFile, ...], owner: list[int], spans: list[_Span], whole_lines: bool
 ) -> Scan:
-  """Returns the scan of all files; `owner` names the file of each span."""
+  # `owner` names the file of each span.
   image_sets: list[tuple[str, ...]] = []
   parts, rejections, source = [], [], []
   first = dict.fromkeys(owner, 0)

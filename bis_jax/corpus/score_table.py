@@ -1,4 +1,4 @@
-"""What selection knows of a corpus: one row of numbers per rollout, no text.
+"""One row of numbers per rollout, without text: the input of selection.
 
 Source of the statistics: arXiv 2602.04145, the Balanced-Information Score.
 """
@@ -95,19 +95,15 @@ class ScoreTable:
     """Returns the table of rollouts given as ragged steps.
 
     Two rollouts with MC scores (1/16, 1/2) and (0, 1/4, 1) have `lengths` [2, 3] and `scores`
-    [1/16, 1/2, 0, 1/4, 1]. Sums are float64 and run in step order, as a plain loop adds them.
+    [1/16, 1/2, 0, 1/4, 1]. Raises ScoreTableError for unknown `unmeasured`, arrays of unequal
+    length or a rollout of more than 32,767 steps.
 
     Args:
       lengths: int[rollouts], steps with a numeric score.
       scores: float64[sum(lengths)], MC scores.
       measured: bool[sum(lengths)], False for steps without continuations. If they are ignored, a
         rollout without any other step is left out of the table.
-      source_names, tau, unmeasured, digest: see the class.
       **columns: source, line, flags and, if known, rollout, offset and length; see the class.
-
-    Raises:
-      ScoreTableError: unknown `unmeasured`; arrays of unequal length; a rollout of more than
-        32,767 steps.
     """
     lengths, scores = np.asarray(lengths), np.asarray(scores, np.float64)
     if scores.size != lengths.sum() or scores.size != len(measured):
@@ -147,12 +143,10 @@ class ScoreTable:
     return (self.n_pos > 0) & (self.n_pos < self.n)
 
   def rows_of(self, source: int) -> slice:
-    """Returns the rows of one source, which are contiguous."""
     bounds = np.array((source, source + 1), self.source.dtype)  # another dtype copies the column
     return slice(*np.searchsorted(self.source, bounds).tolist())
 
   def spans(self) -> list[slice]:
-    """Returns the rows of every source, in order."""
     return [self.rows_of(source) for source in range(len(self.source_names))]
 
   def take(self, rows: slice | np.ndarray) -> "ScoreTable":
@@ -190,9 +184,7 @@ class ScoreTable:
   def load(cls, path: epath.PathLike, part: tuple[int, int] = (0, 1)) -> "ScoreTable":
     """Reads a table that `save` wrote, or only the i-th of n equal slices with `part` (i, n).
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      ScoreTableError: the file is not a score table of this version.
+    Raises ScoreTableError if the file is not a score table of this version.
     """
     try:
       with epath.Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -207,7 +199,6 @@ class ScoreTable:
 
   @classmethod
   def concatenate(cls, tables: Sequence["ScoreTable"]) -> "ScoreTable":
-    """Returns one table of the rows of several, which share everything but the rows."""
     columns: dict[str, Any] = {
       name: np.concatenate([getattr(t, name) for t in tables]) for name in _COLUMNS
     }

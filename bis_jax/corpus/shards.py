@@ -1,7 +1,7 @@
 """The datasets of a prepared corpus, `rollouts` and `images`: ArrayRecord shards that TFDS reads.
 
-Every shard makes its examples itself, in this process, a worker process or on Apache Beam; what it
-holds does not depend on where it runs. TensorFlow is not needed.
+Every shard makes its examples itself, in this process, a worker process or on Apache Beam, with the
+same content. TensorFlow is not needed.
 """
 
 import dataclasses
@@ -66,20 +66,14 @@ FEATURES = {"rollouts": rollout_features, "images": image_features}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RolloutShard:
-  """Consecutive rollouts of one source.
-
-  Attributes:
-    file: the source.
-    line, offset, length: int[k], line numbers, and the bytes of the lines in the file.
-    image_ids, images: the numbers and names of the images of each rollout.
-  """
+  """Consecutive rollouts of one source."""
 
   file: AnnotationFile
-  line: np.ndarray
-  offset: np.ndarray
+  line: np.ndarray  # int[k], line numbers
+  offset: np.ndarray  # int[k], like `length`, bytes of the lines in the file
   length: np.ndarray
-  image_ids: Sequence[tuple[int, ...]]
-  images: Sequence[tuple[str, ...]]
+  image_ids: Sequence[tuple[int, ...]]  # numbers of the images of each rollout
+  images: Sequence[tuple[str, ...]]  # their names
 
   def __len__(self) -> int:
     return self.line.size
@@ -109,7 +103,6 @@ class ImageShard:
     return len(self.names)
 
   def __call__(self) -> Iterator[tuple[Example, list[Rejected]]]:
-    """Yields examples; there is nothing to note about images."""
     for name, (height, width) in zip(self.names, self.sizes, strict=True):
       data = self.root.read(name)
       yield {"image": data, "name": name, "height": height, "width": width}, []
@@ -124,7 +117,7 @@ def write(
   shards: Sequence[Shard],
   workers: Workers,
 ) -> list[Rejected]:
-  """Writes the TFDS dataset `name`, a key of FEATURES, under `out`, one file per shard; returns the notes."""
+  """Writes the TFDS dataset `name`, a key of FEATURES, under `out`, one file per shard."""
   folder = out / name / "1.0.0"
   folder.mkdir(parents=True)
   template = tfds.core.ShardedFileTemplate(
@@ -153,7 +146,7 @@ def write(
 
 
 def _write_shard(name: str, task: tuple[Shard, str]) -> list[Rejected]:
-  """Writes one ArrayRecord file and returns what is worth noting about its examples."""
+  # Returns what is worth noting about the examples.
   shard, path = task
   serialize = FEATURES[name]().serialize_example
   part = os.fspath(files.temporary_name(epath.Path(path)))

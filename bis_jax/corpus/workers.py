@@ -20,14 +20,10 @@ R = TypeVar("R")
 
 
 class Workers:
-  """A pool of processes, started when first needed; they end with the `with` block.
-
-  Attributes:
-    count: how many tasks run at a time.
-  """
+  """A pool of `count` processes, started when first needed; they end with the `with` block."""
 
   def __init__(self, count: int = 0):
-    """Plans `count` processes; 0 for one per core, 1 for this process itself."""
+    """`count` is 0 for one per core, 1 for this process itself."""
     self.count = count or os.cpu_count() or 1
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
@@ -63,21 +59,16 @@ class Workers:
 
 
 class BeamWorkers(Workers):
-  """Runs every `map` as one Beam pipeline, for corpora larger than one machine.
+  """Runs every `map` as one Beam pipeline, for corpora larger than one machine."""
 
-  Tasks and results travel as files, so the pipeline itself stays small; all machines must see the
-  same paths. What is written is the same as with `Workers`.
-  """
+  # Tasks and results travel as files, so the pipeline itself stays small; all machines must see the
+  # same paths. What is written is the same as with `Workers`.
 
   def __init__(self, options: Sequence[str], out: pathlib.Path):
-    """Plans pipelines with Beam's own options; the default runner works on this machine.
+    """`options` are Beam's, such as ["--runner=DataflowRunner"]; by default it uses this machine.
 
-    Args:
-      options: for example ["--runner=DataflowRunner", "--project=..."].
-      out: tasks and results are in temporary folders beside this path.
-
-    Raises:
-      CorpusError: Apache Beam is not installed.
+    Tasks and results are in temporary folders beside `out`. Raises CorpusError if Apache Beam is
+    not installed.
     """
     super().__init__(64)
     try:
@@ -110,7 +101,7 @@ def _result_of(task: epath.Path) -> epath.Path:
 
 
 def _run_task(path: str) -> None:
-  """Writes the result of a task atomically: Beam may run a task twice."""
+  # Atomic, because Beam may run a task twice.
   task_path = epath.Path(path)
   function, task = pickle.loads(task_path.read_bytes())
   try:

@@ -1,11 +1,12 @@
 """Attention over packed rows: tokens see only tokens of their own segment.
 
-A segment is one sample (text) or one image (vision) of a row; padding carries segment 0 and is a
-segment of its own, so its output is finite and nothing of it reaches a sample. Masks are made from
-segment ids, never passed as T x T arrays.
+A segment is one sample (text) or one image (vision) of a row; padding is segment 0, so its output
+is finite and does not affect a sample. Masks are made from segment ids, never passed as T x T
+arrays.
 
-Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads,
-G query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G * c.
+Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads, G
+query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G *
+c.
 """
 
 import functools
@@ -39,8 +40,9 @@ def attention(
 ) -> jax.Array:
   """Returns softmax(q k / sqrt(H)) v [B, T, N, H] within segments, softmax in float32.
 
-  Query head n reads key head n // (N / K). `backend` is a name of BACKENDS, or "auto", by the platform
-  of this process. Kernels can be compiled on a machine without their platform, but not run.
+  Query head n reads key head n // (N / K). `backend` is a name of BACKENDS, or "auto", by the
+  platform of this process. Kernels can be compiled on a machine without their platform, but not
+  run.
   """
   if backend == "auto":
     backend = {"tpu": "splash", "gpu": "triton"}.get(jax.default_backend(), "xla")
@@ -73,7 +75,7 @@ def window_attention(
 
 
 def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.Array) -> jax.Array:
-  """Attention with all scores held at once; every array may carry the same leading axes."""
+  # Holds all scores at once; every array may have the same leading axes.
   *lead, t, n, h = q_TNH.shape
   s, k = k_SKH.shape[-3:-1]
   # Heads first, and the queries of a key head in one axis: the scores, by far the largest array,
@@ -91,7 +93,7 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
 def _xla(
   q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *, causal: bool
 ) -> jax.Array:
-  """Plain XLA, one chunk of queries after the other; a causal chunk reads no key after it."""
+  # One chunk of queries at a time; a causal chunk reads no later key.
   b, t, n, h = q_BTNH.shape
   k = k_BSKH.shape[2]
   q_BKGTH = jnp.moveaxis(q_BTNH, 1, 2).reshape(b, k, n // k, t, h)
@@ -124,10 +126,8 @@ def _chunk(
   segment_BS: jax.Array,
   causal: bool,
 ) -> jax.Array:
-  """Attention of the last c of S tokens if `causal`, else of any; the backward pass recomputes scores.
-
-  Source: FlashAttention (arXiv 2205.14135), algorithm 4.
-  """
+  """Attention of the last c of S tokens if `causal`, else of any; backward recomputes scores."""
+  # Source: FlashAttention (arXiv 2205.14135), algorithm 4.
   return _chunk_forward(q_BKGcH, k_BKSH, v_BKSH, segment_Bc, segment_BS, causal)[0]
 
 
@@ -138,7 +138,6 @@ def _scores(
   segment_BS: jax.Array,
   causal: bool,
 ) -> jax.Array:
-  """Masked scores, float32[B, K, G, c, S]."""
   b, k, g, c, h = q_BKGcH.shape
   scores_BKxS = jnp.einsum(  # x: the queries of a key head in one axis
     "bkxh,bksh->bkxs", q_BKGcH.reshape(b, k, g * c, h), k_BKSH, preferred_element_type=jnp.float32

@@ -1,7 +1,4 @@
-"""The record of a backbone: all that the rest of bis_jax needs to know of one.
-
-docs/new_backbone.md says how to add one.
-"""
+"""The record of a backbone; docs/new_backbone.md says how to add one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,8 +26,6 @@ class Processor:
 
 @dataclass(frozen=True)
 class Backbone:
-  """Functions and tables of a backbone."""
-
   name: str  # of the record, of the folder, and of the backbone's own section of a run's config
 
   # The model.

@@ -1,4 +1,4 @@
-"""The backbones that a config can name, and what is made from their records."""
+"""The backbones that a config can name, and functions of their records."""
 
 import dataclasses
 from typing import Any
@@ -25,22 +25,14 @@ class BackboneError(UserError):
 
 
 def get(name: str) -> Backbone:
-  """Returns the record of a backbone; raises BackboneError naming those that exist."""
+  """Returns the record of a backbone; BackboneError names the known ones."""
   if name not in BACKBONES:
     raise BackboneError(f"config.model.backbone is {name!r}; it must be one of {[*BACKBONES]}")
   return BACKBONES[name]
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
-  """Returns the model config of a run's config.
-
-  Args:
-    config: the run's.
-    vocab_size: number of token ids in use; the embedding of a published size must hold them all.
-
-  Raises:
-    BackboneError: the tokenizer has more tokens than the model has rows.
-  """
+  """Returns the model config; BackboneError if it has fewer embedding rows than `vocab_size`."""
   model, backbone = config.model, get(config.model.backbone)
   size = backbone.sizes[model.size]
   if not size.text.vocab_size:
@@ -57,19 +49,17 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
 
 
 def build(config: ModelConfig, seed: int) -> nnx.Module:
-  """Returns the model with random weights."""
   return get(config.backbone).model(config, nnx.Rngs(seed))
 
 
 def sharding(config: ModelConfig) -> tuple[tuple[str, P], ...]:
-  """Returns the (regex of parameter paths, partition) rules of a model."""
   return get(config.backbone).sharding + decoder.SHARDING
 
 
 def structure(
   config: ModelConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns the model's structure and shape, dtype and sharding of each parameter; no array is made."""
+  """Returns the graph and the shape, dtype and sharding of each parameter; allocates no array."""
   graph, params = split(nnx.eval_shape(lambda: build(config, 0)))
   shapes: dict[str, Any] = dict(params)
   shardings = parameter_shardings(mesh, sharding(config), shapes)

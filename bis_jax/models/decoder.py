@@ -1,8 +1,7 @@
 """The decoder that Qwen2.5 and InternLM2.5 share with Llama: grouped-query attention and gated MLP.
 
-A backbone computes the rotary angles, because it defines what a token's position is.
-
-Sources: Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
+The backbone computes the rotary angles, because it defines a token's position. Sources:
+Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
 
 Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads,
 H head dim, h half of a head dim, M image features, V vocab.
@@ -72,8 +71,6 @@ class SelfAttention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-  """One pre-norm layer: attention and gated MLP."""
-
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
     self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps, config)
@@ -90,11 +87,10 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Returns the states [B, T, D] after the last layer; the caller applies `norm` to those it reads.
+  """Returns the states [B, T, D] after the last layer; the caller applies `norm`."""
 
-  The norm acts on each token alone, so gathering the step markers first gives the same logits for
-  a fraction of the work.
-  """
+  # The norm acts on each token alone, so gathering the step markers first gives the same logits for
+  # a fraction of the work.
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text = config.text
@@ -106,7 +102,7 @@ class Decoder(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
   ) -> jax.Array:
-    """Returns the states after all layers, given the cosines and sines [B, T, h] of the angles."""
+    """`rope` are the cosines and sines [B, T, h] of the angles."""
 
     def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
       return layer(x_BTD, rope, segment_BT)

@@ -24,7 +24,7 @@ Renames = tuple[tuple[str, str], ...]  # regex and replacement; all are applied,
 
 @dataclasses.dataclass(frozen=True)
 class HubTensor:
-  """Where a parameter is in a checkpoint."""
+  """Location of a parameter in a checkpoint."""
 
   keys: tuple[str, ...]  # one key, or one per layer if `stacked`
   shape: tuple[int, ...]  # of each of them in the file
@@ -51,7 +51,7 @@ class Layout:
   fused: Mapping[str, tuple[RowRanges, int]] = dataclasses.field(default_factory=dict)
 
   def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array]) -> dict[str, HubTensor]:
-    """Returns where every parameter but the reward head is in a checkpoint, by path."""
+    """Returns the location of every parameter except the reward head, by path."""
     return {
       path: self._tensor(path, s.shape) for path, s in shapes.items() if path != REWARD_HEAD_PATH
     }

@@ -1,11 +1,12 @@
 """Attention by the kernels of JAX (Pallas), whose masks are made from segment ids.
 
-On TPU the splash kernel, which skips the blocks that a mask empties. On GPU the Triton kernel. Why not
-cuDNN: `jax.nn.dot_product_attention` passes it T x T masks only, and its packed layout, which JAX does
-not export, needs a Hopper GPU and samples without gaps; the patch slots of an image have some. Of the
-Triton kernel only the interpreted form, on CPU, and its lowering for CUDA have been run.
+On TPU the splash kernel, which skips the blocks that a mask empties; on GPU the Triton kernel, of
+which only the interpreted form, on CPU, and its lowering for CUDA have been run. cuDNN is not used:
+`jax.nn.dot_product_attention` passes it T x T masks only, and its packed layout, which JAX does not
+export, needs a Hopper GPU and samples without gaps; the patch slots of an image have some.
 
-Over several devices they need the mesh of the computation in context; see `sharding.split_attention`.
+Over several devices they need the mesh of the computation in context; see
+`sharding.split_attention`.
 """
 
 import functools
@@ -65,10 +66,7 @@ def _on_each_device(kernel: _Kernel) -> _Kernel:
 
 @_on_each_device
 def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
-  """Returns softmax(q k / sqrt(H)) v [B, T, N, H] within segments; see `attention.attention`.
-
-  With `interpret` the kernel runs step by step on any platform, for tests.
-  """
+  """See `attention.attention`; `interpret` runs the kernel on any platform, for tests."""
   _, t, n, h = q_BTNH.shape
   scaled_BTNH = (q_BTNH.astype(jnp.float32) * h**-0.5).astype(q_BTNH.dtype)
   kernel = _splash_kernel(n, t, causal, interpret)
@@ -81,7 +79,7 @@ def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
 
 
 def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
-  """The kernel of one shape, from arrays [N, T, H] of one row."""
+  """The kernel of one shape, for arrays [N, T, H] of one row."""
   block = next(block for block in _BLOCKS if length % block == 0)
   shape = (length, length)
   mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
@@ -104,7 +102,7 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
 
 @_on_each_device
 def triton_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
-  """Likewise; the kernel needs as many key heads as query heads."""
+  """As `splash_attention`; the kernel needs as many key heads as query heads."""
   _, _, n, h = q_BTNH.shape
   k_BTNH, v_BTNH = (jnp.repeat(x, n // x.shape[2], axis=2) for x in (k_BTKH, v_BTKH))
   return mha(

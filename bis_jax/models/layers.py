@@ -26,7 +26,7 @@ _keep_attention = jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME)
 
 
 def _offload(primitive: Any, *avals: Any, **params: Any) -> Any:
-  """The policy that keeps attention on the device and products with kernels on the host."""
+  # Keeps attention on the device and products with kernels on the host.
   kept = _keep_attention(primitive, *avals, **params)
   return kept or _offload_dots(primitive, *avals, **params)
 
@@ -72,10 +72,9 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """Returns x / rms(x) * scale: statistics in float32, the product with `scale` in `dtype`.
+  """Returns x / rms(x) * scale: statistics in float32, the product with `scale` in `dtype`."""
 
-  Source: Qwen2_5_VLRMSNorm in Transformers, rounding included.
-  """
+  # Source: Qwen2_5_VLRMSNorm in Transformers, rounding included.
 
   def __init__(self, width: int, epsilon: float, config: ModelConfig):
     self.scale = nnx.Param(jnp.ones((width,), config.param_dtype))
@@ -106,7 +105,6 @@ def _over_rms(x32_BTD: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _lead(x_D: jax.Array, ndim: int) -> jax.Array:
-  """Returns x with leading axes of size 1."""
   return jnp.expand_dims(x_D, range(ndim - 1))
 
 
@@ -136,10 +134,8 @@ class MLP(nnx.Module):
 
 
 def rotate(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
-  """Returns x with feature i and i + H/2 of each head turned by angle i, computed in float32.
-
-  Source: `rotate_half` in Transformers, whose cos and sin are these, written twice.
-  """
+  """Returns x with feature i and i + H/2 of each head turned by angle i, computed in float32."""
+  # Source: `rotate_half` in Transformers, whose cos and sin are these, written twice.
   first_BTNh, second_BTNh = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos_BT1h, sin_BT1h = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
   turned = (
@@ -171,8 +167,9 @@ def scan(apply: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array
 def rematerialized(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:
   """Returns one layer's computation, for a `scan`, with a backward pass that recomputes.
 
-  What it recomputes: "none"; "dots", all but products with kernels and, on TPU, attention; "offload",
-  the same, with those products saved in the host's memory, on TPU; "full", all but the layer's input.
+  What it recomputes: "none"; "dots", all but products with kernels and, on TPU, attention;
+  "offload", the same, with those products saved in the host's memory, on TPU; "full", all but the
+  layer's input.
   """
   if remat == "none":
     return apply

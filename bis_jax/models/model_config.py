@@ -68,11 +68,7 @@ class ModelConfig:
 
   @classmethod
   def from_hugging_face(cls, raw: Mapping[str, Any]) -> Self:
-    """Returns the architecture that a `config.json` describes.
-
-    Raises:
-      ValueError: it is another model's, or has a variant that is not implemented.
-    """
+    """Returns the architecture of a `config.json`; ValueError if it is not implemented."""
     raise NotImplementedError
 
 

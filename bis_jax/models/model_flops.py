@@ -19,17 +19,13 @@ def step_flops(
   token_segments: Iterable[float],
   image_patches: Iterable[float],
 ) -> dict[str, float]:
-  """Returns the operations of one step: {"text", "text attention", "vision", "vision attention"}.
+  """Returns the FLOPs of one step: {"text", "text attention", "vision", "vision attention"}.
 
-  A trained kernel counts three products (forward, its gradient, the gradient of its input), a
-  frozen one the forward, and the gradient of its input if something before it is trained.
-
-  Args:
-    config: of the model.
-    trained: from `trained_stages`.
-    token_segments: tokens of every packed rollout of the step, which attend causally.
-    image_patches: patch slots of every image of the step.
+  `token_segments` are the tokens of every packed rollout of the step, which attend causally, and
+  `image_patches` the patch slots of every image.
   """
+  # A trained kernel counts three products (forward, its gradient, the gradient of its input), a
+  # frozen one the forward, and the gradient of its input if something before it is trained.
   text = config.text
   tokens = np.asarray(list(token_segments), np.float64)
   patches = np.asarray(list(image_patches), np.float64)

@@ -1,7 +1,6 @@
-"""A run's arrays as flat dicts `{"visual.merger.mlp.0.kernel": array}`, and the model around them.
+"""A run's parameters as flat dicts `{"visual.merger.mlp.0.kernel": array}`.
 
-Freezing, sharding, learning rates and checkpoints all speak of these paths, so no part of them
-needs to know how the model is built.
+Freezing, sharding, learning rates and checkpoints use these paths and do not depend on the model.
 """
 
 from typing import Any
@@ -14,7 +13,7 @@ Params = dict[str, jax.Array]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-  """Returns the model's structure and its parameters as a flat dict."""
+  """Returns the model's graph and its parameters."""
   graph, state = nnx.split(model, nnx.Param)
   params: Any = flatten_dict(nnx.to_pure_dict(state), sep=".")
   return graph, params

@@ -10,8 +10,7 @@ from bis_jax.models.backbone import Processor
 def make_processor(config: ConfigDict, folder: str) -> Processor:
   """Returns the processor of a config's backbone, with the tokenizer in `folder` (or of a hub id).
 
-  Raises:
-    OSError, ValueError: there is no tokenizer, or it is another backbone's.
+  Raises OSError or ValueError if there is no tokenizer, or it is another backbone's.
   """
   backbone = backbones.get(config.model.backbone)
   tokenizer = backbone.load_tokenizer(folder)

@@ -45,7 +45,7 @@ class RewardModel(nnx.Module):
     """Returns cosines and sines [B, T, h] of a batch's `positions`."""
 
   def __call__(self, batch: Batch) -> jax.Array:
-    """Reads the arrays of a batch that `bis_jax.inputs.rows` describes, and those of the backbone."""
+    """Reads the batch arrays of `bis_jax.inputs.rows`, and those of the backbone."""
     marker_BR1 = batch["marker_index"][:, :, None]
     x_BRD = jnp.take_along_axis(self.states(batch), marker_BR1, axis=1)
     return self.reward_head(self.language_model.norm(x_BRD))
@@ -58,9 +58,7 @@ class RewardModel(nnx.Module):
     return self.language_model(x_BTD, self.rope(batch["positions"]), batch["segment_ids"])
 
   def next_token_logits(self, batch: Batch) -> jax.Array:
-    """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding.
-
-    For the pre-training of small models: with a published vocabulary they would fill the memory.
-    """
+    """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding."""
+    # For the pre-training of small models: with a published vocabulary they would fill the memory.
     x_BTD = self.language_model.norm(self.states(batch)).astype(jnp.float32)
     return x_BTD @ self.language_model.embed_tokens.embedding[...].astype(jnp.float32).T

@@ -10,10 +10,8 @@ STAGES = ("vision_model.patch_embedding", "vision_model.layers", "mlp1.fc1", "ml
 def vision_flops(
   config: InternVLConfig, patches: np.ndarray
 ) -> tuple[list[tuple[float, float]], float]:
-  """Returns (multiplications per row, rows) of each stage, and the pairs that attention compares.
-
-  Every tile is a sequence of its patches and the class token.
-  """
+  """Returns (multiplications per row, rows) of each stage, and the pairs of attention."""
+  # Every tile is a sequence of its patches and the class token.
   vision, d = config.vision, config.text.hidden_size
   width, length = vision.hidden_size, vision.side**2 + 1
   total = float(patches.sum())

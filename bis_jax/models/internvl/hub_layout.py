@@ -1,11 +1,12 @@
 """Which tensors of an InternVL checkpoint make up each of our parameters.
 
-Two layouts: the release's ("hub": `vision_model.*`, `mlp1.*`, `language_model.*`), with InternLM2.5's
-names or Qwen2.5's in the decoder, and Transformers' ("hf": `vision_tower.*`,
-`multi_modal_projector.*`, `language_model.*`, or the same names as Transformers holds them in memory).
+Two layouts: the release's ("hub": `vision_model.*`, `mlp1.*`, `language_model.*`), with
+InternLM2.5's names or Qwen2.5's in the decoder, and Transformers' ("hf": `vision_tower.*`,
+`multi_modal_projector.*`, `language_model.*`, or the same names as Transformers holds them in
+memory).
 
-The release fuses queries, keys and values. In the tower they lie one behind the other; in InternLM2.5
-by key head, here with 2 query heads a key head, in blocks of the head dim:
+The release fuses queries, keys and values: in the tower they are concatenated; in InternLM2.5 they
+are grouped by key head in blocks of the head dim, here with 2 query heads per key head:
 
     wqkv  [q0 q1 k0 v0 q2 q3 k1 v1]    q_proj  [q0 q1 q2 q3]    k_proj  [k0 k1]    v_proj  [v0 v1]
 """
@@ -58,12 +59,7 @@ _IN_MEMORY = (
 
 
 def layout(config: InternVLConfig, checkpoint: Mapping[str, Any]) -> Layout:
-  """Returns the layout of an InternVL checkpoint.
-
-  Args:
-    config: the model's.
-    checkpoint: its config.json. The `model_type` "internvl" is Transformers', any other the release's.
-  """
+  """Returns the layout of a checkpoint by its config.json; `model_type` "internvl" is "hf"."""
   released = checkpoint.get("model_type") != "internvl"
   internlm = released and config.text.architecture == "internlm2"
   names = _RELEASE + _FUSED_TOWER if released else _TRANSFORMERS

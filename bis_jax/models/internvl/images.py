@@ -1,18 +1,16 @@
-"""InternVL's view of an image: tiles of 448 x 448 pixels, cut into patches for the vision tower.
+"""InternVL's image preprocessing: tiles of 448 x 448 pixels, cut into patches for the vision tower.
 
-An image is resized to the grid of at most `max_tiles` tiles whose aspect ratio is closest to its
-own, and cut; if that gives more than one tile, the whole image as one more tile, the thumbnail,
-is last:
+An image is resized to the grid of at most `max_tiles` tiles with the closest aspect ratio, and cut;
+if that gives more than one tile, the whole image (thumbnail) is added as the last tile:
 
     800 x 500 pixels, aspect 1.6: 3 x 2 tiles (aspect 1.5)
     tile 0  tile 1  tile 2
     tile 3  tile 4  tile 5      and tile 6, the thumbnail: 7 tiles, 7 * 256 image tokens
 
-Tiles of small models are smaller: their side is the vision tower's `image_size`.
+Small models have smaller tiles, of the vision tower's `image_size`.
 
-Source: `dynamic_preprocess` and `find_closest_aspect_ratio` of the InternVL release. The release
-also puts training images through JPEG once more, at random quality; here training and evaluation
-see the same pixels.
+Source: `dynamic_preprocess` and `find_closest_aspect_ratio` of the InternVL release, without its
+JPEG augmentation of training images, so that training and evaluation see the same pixels.
 """
 
 import functools
@@ -68,7 +66,6 @@ class InternVLImages:
     return (self.tile // PATCH) ** 2  # 1024 at 448 pixels
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (rows, columns) of tiles of a stored image of that size."""
     # Of the grids with the closest aspect ratio (width / height, differences in float64) the first
     # by number of tiles; but each further one instead, if the image has more than half its pixels.
     aspect, area = width / height, width * height

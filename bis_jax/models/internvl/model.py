@@ -4,9 +4,9 @@ Sources: `modeling_internvl_chat.py` of the InternVL release and InternVLForCond
 Transformers; attribute names are the release's, but those of the decoder are Transformers'.
 
 Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, L tile
-slots of a row, P patches of a tile, S = P + 1 with the class token, C values per patch, M image tokens
-of a row (L * P / 4), N query heads, K key and value heads, H head dim, h half of it, F mlp, V vocab,
-R step markers per row.
+slots of a row, P patches of a tile, S = P + 1 with the class token, C values per patch, M image
+tokens of a row (L * P / 4), N query heads, K key and value heads, H head dim, h half of it, F mlp,
+V vocab, R step markers per row.
 """
 
 import jax
@@ -32,11 +32,10 @@ class Projector(MLP):
 
 
 class InternVL(RewardModel):
-  """See `RewardModel`.
+  """See `RewardModel`."""
 
-  `patches` float32[B, L * P, C] are the patches of one tile after the other, `positions` are
-  int32[B, T]; in training with drop path a batch holds a `random_key`.
-  """
+  # `patches` are float32[B, L * P, C], the patches of one tile after the other, `positions`
+  # int32[B, T]; in training with drop path a batch holds a `random_key`.
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     self.vision_model = VisionTower(config, rngs)

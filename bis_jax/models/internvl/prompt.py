@@ -63,7 +63,7 @@ _INTERNLM_TURNS = {_TURN_END: "[UNUSED_TOKEN_145]", _TURN_START: "[UNUSED_TOKEN_
 
 @dataclass(frozen=True)
 class TextTokenizer:
-  """What the prompt needs of a text model's tokenizer."""
+  """The interface that the prompt needs of a text model's tokenizer."""
 
   encode: Callable[[list[str]], list[list[int]]]  # no text becomes a special token
   ids: Mapping[str, int]  # of `ADDED`, of the turn tokens, and of the words Yes and No
@@ -76,16 +76,14 @@ class TextTokenizer:
 
 
 def load_tokenizer(folder: str) -> TextTokenizer:
-  """Returns the tokenizer of an InternVL checkpoint: InternLM2.5's if it has a `tokenizer.model`.
-
-  Nothing in the folder is run as code.
-  """
+  """Returns a checkpoint's tokenizer: InternLM2.5's if it has a `tokenizer.model`."""
+  # Nothing in the folder is run as code.
   model = pathlib.Path(folder).expanduser() / "tokenizer.model"
   return _internlm(model) if model.exists() else _qwen(folder)
 
 
 def _internlm(file: pathlib.Path) -> TextTokenizer:
-  """Returns InternLM2.5's SentencePiece model; <prm> becomes 92553."""
+  # <prm> becomes 92553.
   data = file.read_bytes()
   proto = _PROTO.ModelProto.FromString(data)
   for piece in proto.pieces:
@@ -126,7 +124,7 @@ def _save_internlm(data: bytes, added: Mapping[str, int], folder: str | pathlib.
 
 
 def _qwen(folder: str) -> TextTokenizer:
-  """Returns Qwen2.5's tokenizer with InternVL's tokens behind its own; <prm> becomes 151674."""
+  """Returns Qwen2.5's tokenizer with InternVL's tokens after its own; <prm> becomes 151674."""
   tokenizer: Any = AutoTokenizer.from_pretrained(folder)
   tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in ADDED])
   vocabulary = tokenizer.get_vocab()

@@ -1,12 +1,12 @@
 """The vision tower of InternVL (InternViT): tiles in, image features before the projector out.
 
-A tile is a sequence of its own: a class token and its patches, which see one another and nothing
-else. Tile slots without an image give finite features that no token reads.
+A tile is a sequence of its own: a class token and its patches attend to one another only. Tile
+slots without an image give finite features that no token reads.
 
 Sources: `modeling_intern_vit.py` of the InternVL release, InternVLVisionModel in Transformers.
 
-Array names end in their dims: B rows, L tile slots of a row, P patches of a tile, S = P + 1 with the
-class token, C values per patch, D width, N heads, H head dim, M image tokens of a tile (P / 4).
+Array names end in their dims: B rows, L tile slots of a row, P patches of a tile, S = P + 1 with
+the class token, C values per patch, D width, N heads, H head dim, M image tokens of a tile (P / 4).
 """
 
 import functools
@@ -74,7 +74,7 @@ class VisionLayer(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-  """Returns features [B, L, M, 4 D]: of every 2 x 2 patches of a tile, their states side by side."""
+  """Returns features [B, L, M, 4 D]: the concatenated states of every 2 x 2 patches of a tile."""
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     vision, width = config.vision, config.vision.hidden_size
@@ -111,10 +111,8 @@ class VisionTower(nnx.Module):
 
 
 def pixel_shuffle(x_BLPD: jax.Array, side: int) -> jax.Array:
-  """Returns [B, L, P / 4, 4 D]: 2 x 2 neighbours side by side, in reading order ("v2").
-
-  With four patches a side, token 1 is made of the patches 2, 3, 6 and 7.
-  """
+  """Returns [B, L, P / 4, 4 D]: 2 x 2 neighbours concatenated, in reading order ("v2")."""
+  # With four patches per side, token 1 is made of the patches 2, 3, 6 and 7.
   b, tiles, p, d = x_BLPD.shape
   half = side // 2
   x = x_BLPD.reshape(b, tiles, half, 2, half, 2, d)

@@ -12,7 +12,6 @@ from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 
 def layout(config: Qwen2_5_VLConfig, checkpoint: Mapping[str, Any]) -> Layout:
-  """Returns the layout of Qwen2.5-VL's checkpoints, regardless of their config.json."""
   vision = config.vision
   patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
   return Layout(

@@ -80,7 +80,6 @@ class QwenImages:
     return BLOCK
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
-    """Returns (rows, columns) of merge units of a stored image of that size."""
     # Past the longest aspect ratio that Transformers accepts, the image is squeezed to it.
     height, width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
     resized = smart_resize(height, width, UNIT, self.min_pixels, self.max_pixels)
@@ -121,7 +120,7 @@ class QwenImages:
 def mrope(length: int, image_spans: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
   """Returns int32[3, length]: the mRoPE (time, height, width) position of each token of one sample.
 
-  Text counts up, the same in all three. An image of 2 x 3 tokens that starts at position 5 has
+  Text has the same number in all three. An image of 2 x 3 tokens that starts at position 5 has
 
       time    5 5 5 5 5 5
       height  5 5 5 6 6 6
@@ -156,7 +155,7 @@ def _value_tables() -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-  """Where the units of a grid go; fields as in `Patches`, read-only because they are cached."""
+  """Positions of the units of a grid; fields as in `Patches`, read-only because they are cached."""
 
   blocks: int
   unit_slot: np.ndarray
@@ -166,7 +165,7 @@ class _Layout:
 
 @functools.lru_cache(maxsize=4096)
 def _layout(rows: int, columns: int) -> _Layout:
-  """Returns the layout of a grid: windows, larger first, each into the first block with room."""
+  # Windows, larger first, each into the first block with room.
   units = np.arange(rows * columns).reshape(rows, columns)
   windows = [
     units[top : top + WINDOW, left : left + WINDOW].reshape(-1)

@@ -20,11 +20,10 @@ from bis_jax.models.reward_model import Batch, RewardModel
 
 
 class Qwen2_5_VL(RewardModel):
-  """See `RewardModel`.
+  """See `RewardModel`."""
 
-  Its tower also reads `patch_position` int32[B, P, 2], row and column in patches, and `patch_window`
-  and `patch_segment` int32[B, P], 0 padding. `positions` are int32[B, 3, T].
-  """
+  # The tower also reads `patch_position` int32[B, P, 2], row and column in patches, and
+  # `patch_window` and `patch_segment` int32[B, P], 0 padding. `positions` are int32[B, 3, T].
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     self.visual = VisionTower(config, rngs)
@@ -43,11 +42,9 @@ class Qwen2_5_VL(RewardModel):
 def rope(
   positions_B3T: jax.Array, head_dim: int, theta: float, section: tuple[int, int, int]
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns cosines and sines [B, T, h]; each frequency turns by the position of its section's axis.
-
-  With sections (2, 3, 3) the eight frequencies read the axes [0 0 1 1 1 2 2 2]: time, height,
-  width. Source: Qwen2_5_VLTextModel in Transformers.
-  """
+  """Returns cosines and sines [B, T, h], each frequency by the position of its section's axis."""
+  # With sections (2, 3, 3) the eight frequencies read the axes [0 0 1 1 1 2 2 2]: time, height,
+  # width. Source: Qwen2_5_VLTextModel in Transformers.
   axis_h = np.repeat(np.arange(3), section)
   positions_BTh = jnp.moveaxis(positions_B3T.astype(jnp.float32), 1, 2)[:, :, axis_h]
   angles_BTh = positions_BTh * inverse_frequencies(head_dim, theta)[None, None]

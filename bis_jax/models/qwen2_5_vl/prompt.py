@@ -34,10 +34,8 @@ _PROCESS_SLOT = "\x00process\x00"
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-  """Returns the tokenizer stored in `folder` with the step marker added after its last token.
-
-  The marker gets id 151665, a row that the released embedding table already has.
-  """
+  """Returns the tokenizer stored in `folder` with the step marker added after its last token."""
+  # The marker gets id 151665, a row that the released embedding table already has.
   tokenizer: Any = AutoTokenizer.from_pretrained(folder)
   if STEP_MARKER not in tokenizer.get_vocab():
     tokenizer.add_tokens([AddedToken(STEP_MARKER, special=True, normalized=False)])
@@ -75,7 +73,7 @@ class QwenPrompt(Prompt):
     return Frame(tuple(opening), f"{last}Process: ")
 
   def _render(self, images: int) -> list[list[int] | str]:
-    """Returns the chat template up to the process: token ids, and the texts that touch the user's."""
+    """Returns the chat template up to the process: token ids, and texts next to the user's."""
     tokenizer = self._tokenizer
     content = [{"type": "image"}] * images + [{"type": "text", "text": _QUESTION_SLOT}]
     messages: Any = [

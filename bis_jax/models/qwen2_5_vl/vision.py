@@ -1,11 +1,11 @@
 """The vision tower of Qwen2.5-VL: patches in window order in, merged image features out.
 
-The host orders the patches (`bis_jax.inputs.images`): merge units of four patches, the units of a
-window side by side, windows inside blocks of 64 patch slots. Nothing is permuted here.
+The host orders the patches (`images`): merge units of four patches, the units of a window together,
+windows inside blocks of 64 patch slots. Nothing is permuted here.
 
 Source: Qwen2_5_VisionTransformerPretrainedModel in Transformers.
 
-Array names end in their dims: B rows, P patch slots, C values a patch, D width, N heads, H head
+Array names end in their dims: B rows, P patch slots, C values per patch, D width, N heads, H head
 dim, h half of a head dim, M merged features (P / 4).
 """
 
@@ -63,8 +63,6 @@ class VisionAttention(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-  """One pre-norm block: attention and gated MLP."""
-
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     vision = config.vision
     self.norm1 = RMSNorm(vision.hidden_size, vision.rms_norm_eps, config)
@@ -107,10 +105,9 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-  """Returns merged image features [B, M, D of the text] in window order.
+  """Returns merged image features [B, M, D of the text] in window order."""
 
-  Slots of no image give finite features that no token reads.
-  """
+  # Slots without an image give finite features that no token reads.
 
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     sizes = config.vision.patch_values, config.vision.hidden_size
@@ -140,7 +137,7 @@ class VisionTower(nnx.Module):
     windowed, full = (rematerialized(f, self.config.remat) for f in (windowed, full))
 
     def group(blocks: VisionBlock, x_BPD: jax.Array) -> jax.Array:
-      """period - 1 windowed blocks, then one with full attention."""
+      # period - 1 windowed blocks, then one with full attention.
       x_BPD = scan(windowed, jax.tree.map(lambda array: array[:-1], blocks), x_BPD)
       return full(jax.tree.map(lambda array: array[-1], blocks), x_BPD)
 
@@ -154,7 +151,7 @@ class VisionTower(nnx.Module):
 def _rope(
   patch_position_BP2: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines [B, P, h]: the first half of the angles from the row, the rest from the column."""
+  # Returns [B, P, h]: the first half of the angles from the row, the rest from the column.
   frequencies_f = inverse_frequencies(head_dim // 2, theta)
   position_BP21 = patch_position_BP2.astype(jnp.float32)[..., None]
   angles_BPh = (position_BP21 * frequencies_f[None, None, None]).reshape(
