@@ -34,7 +34,6 @@ _SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, rematerialization
 
 
 def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[str]:
-  """Yields the lines that describe a compiled step."""
   mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
   yield (
     f"{topology}, mesh {mesh}, remat {config.model.remat}: {step.rows} rows of "
@@ -70,7 +69,6 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
 
 
 def main(argv: list[str]) -> None:
-  """Prints the report, or the table of the search; invalid input exits with code 1."""
   start_logging()
   if len(argv) > 1:
     sys.exit(f"aot: unexpected argument {argv[1]!r}: all arguments are flags, like --search")

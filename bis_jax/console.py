@@ -31,10 +31,7 @@ class _Handler(logging.Handler):
 
 
 def start_logging() -> None:
-  """Shows this package's messages, but only the warnings of libraries; every command calls it first.
-
-  `--verbosity=0` shows the messages of Orbax and TFDS too.
-  """
+  """Shows this package's messages and libraries' warnings; with `--verbosity=0` all messages."""
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)  # of the root logger too
   root = logging.getLogger()

@@ -48,7 +48,6 @@ _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error"
 
 
 def main(argv: list[str]) -> None:
-  """Entry point; invalid flags or files exit with code 1 and a message."""
   with command("evaluate", argv, "--scores=FILE"):
     if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
       raise UserError(

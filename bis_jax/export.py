@@ -35,7 +35,6 @@ _BASE = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  """Exports; invalid input exits with code 1 and a message, and no file is overwritten."""
   start_logging()
   if len(argv) > 1:
     sys.exit(f"export: unexpected argument {argv[1]!r}: all arguments are flags, like --out=FOLDER")
@@ -48,14 +47,10 @@ def main(argv: list[str]) -> None:
 
 
 def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) -> None:
-  """Writes the latest checkpoint of a run; see `hf_folder.write`.
+  """Writes the latest checkpoint of a run into a new or empty folder; see `hf_folder.write`.
 
-  Args:
-    workdir: local or gs://.
-    out: new or empty folder.
-    dtype: of the tensors.
-    base: folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
-      None: the initial checkpoint of the run.
+  `base` is a folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
+  None: the initial checkpoint of the run.
   """
   run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # not the run's own mesh
   place = files.absolute(workdir)

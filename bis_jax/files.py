@@ -17,10 +17,8 @@ from bis_jax.errors import UserError
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Returns an absolute path; `~` is expanded and URLs such as gs:// are unchanged.
-
-  Every path of a user enters through here: Orbax refuses relative ones.
-  """
+  """Returns an absolute path; `~` is expanded and URLs such as gs:// are unchanged."""
+  # Every path of a user passes through here: Orbax refuses relative ones.
   path = epath.Path(path).expanduser()
   return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
 
@@ -47,7 +45,6 @@ def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-  """Writes a UTF-8 file atomically."""
   with replacing(path) as file:
     file.write(text.encode())
 
@@ -59,10 +56,8 @@ def write_json(path: epath.PathLike, content: Any) -> None:
 
 @contextlib.contextmanager
 def temporary_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-  """Yields a new folder beside `path` that is removed afterwards.
-
-  If this process is killed, the next call for the same path on this host removes it.
-  """
+  """Yields a new folder beside `path` that is removed afterwards."""
+  # If this process is killed, the next call for the same path on this host removes it.
   path = epath.Path(path)
   _remove_leftovers(path)
   part = temporary_name(path)
@@ -75,12 +70,12 @@ def temporary_folder(path: epath.PathLike) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath.Path]:
-  """Yields a temporary folder that is renamed to `path` once the block succeeds.
+  """Yields a temporary folder that is renamed to `path` if the block succeeds, else removed.
 
-  It is removed if the block fails. If another process has published `path` meanwhile, that one
-  stays and this one is removed: both were made from the same settings. With `replace`, a folder
-  that is at `path` in the end is removed instead.
+  If `path` exists by then, it is removed with `replace`; otherwise it stays and the new one is
+  removed.
   """
+  # Another process that has published `path` meanwhile made it from the same settings.
   path = epath.Path(path)
   with temporary_folder(path) as part:
     yield part
@@ -98,7 +93,7 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
 
 
 def _remove_leftovers(path: epath.Path) -> None:
-  """Removes temporary folders for `path` of processes of this host that no longer run."""
+  # Of processes of this host that no longer run.
   if "://" in os.fspath(path) or not path.parent.is_dir():
     return
   name = rf"{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+\.part"
@@ -124,8 +119,7 @@ def read_jsonl(
 ) -> Iterator[tuple[int, Any]]:
   """Yields (line number from 1, value) of every line that is not blank.
 
-  Raises:
-    error: a line is not UTF-8 JSON; the message names file and line.
+  Raises `error`, naming file and line, if a line is not UTF-8 JSON.
   """
   for number, line in enumerate(epath.Path(path).read_bytes().split(b"\n"), start=1):
     if not line.strip():

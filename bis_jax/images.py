@@ -1,4 +1,4 @@
-"""The one place that opens image files: corpus, benchmark, scoring, pages and captions use it."""
+"""Opens all image files: corpus, benchmark, scoring, pages and captions."""
 
 import contextlib
 import io
@@ -35,9 +35,8 @@ class ImageError(UserError):
 def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
   """Opens encoded bytes or a file; only the header is read until the caller asks for pixels.
 
-  Raises:
-    ImageError: "bomb" for more than `MAX_STORED_PIXELS`; "broken" if the format is not in
-      `FORMATS`, or for any failure to decode in the `with` block.
+  Raises ImageError: "bomb" for more than `MAX_STORED_PIXELS`; "broken" if the format is not in
+  `FORMATS`, or for any failure to decode in the `with` block.
   """
   data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
   try:
@@ -57,11 +56,7 @@ def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def decode(source: bytes | str | os.PathLike) -> Image.Image:
-  """Returns an image as a person sees it: upright RGB, the first frame, on white.
-
-  Raises:
-    ImageError: see `opened`.
-  """
+  """Returns an image as a person sees it: upright RGB, the first frame, on white; ImageError."""
   with opened(source) as image:
     return upright_rgb(image)
 
@@ -80,14 +75,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_size(source: bytes | str | os.PathLike, *, whole: bool = False) -> tuple[int, int]:
-  """Returns (height, width) in pixels after EXIF rotation, from the header.
+  """Returns (height, width) in pixels after EXIF rotation, from the header; ImageError as `opened`.
 
-  Args:
-    source: encoded bytes or a file.
-    whole: also decodes the pixels, JPEGs at an eighth of their size, to find a file cut short.
-
-  Raises:
-    ImageError: see `opened`.
+  `whole` also decodes the pixels, JPEGs at an eighth of their size, to find a truncated file.
   """
   data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
   with opened(data) as image:

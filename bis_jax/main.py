@@ -1,14 +1,14 @@
 """Trains and evaluates the process reward model that a config describes.
 
   python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
-  python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \
+  python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \\
       --config.selection.fraction=0.05
 
 The same config and workdir resume a stopped run. On several hosts every process runs this same
 command: see `bis_jax.parallel.processes` and the scripts in launch/.
 
-Exit codes: 0, the run is complete; 75, it received a stop signal (SIGTERM, Ctrl-C), saved everything
-and resumes with the same command; anything else is an error.
+Exit codes: 0, the run is complete; 75, it received a stop signal (SIGTERM, Ctrl-C), saved
+everything and resumes with the same command; anything else is an error.
 """
 
 import sys

@@ -43,7 +43,6 @@ _BEAM = flags.DEFINE_multi_string(
 
 
 def main(argv: list[str]) -> None:
-  """Prepares a corpus; invalid input ends with a message and exit code 1."""
   start_logging()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}: every argument is a flag")

@@ -39,7 +39,6 @@ _BENCHMARK = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  """Writes the report; an unusable workdir ends it with a message and exit code 1."""
   start_logging()
   if len(argv) < 2:
     sys.exit("report: name at least one workdir: python -m bis_jax.report WORKDIR... --out=FOLDER")
@@ -50,7 +49,6 @@ def main(argv: list[str]) -> None:
 
 
 def write(workdirs: Sequence[str], out: epath.Path) -> None:
-  """Writes the report of some workdirs and prints its table."""
   runs = [run_table.read_run(path, _THRESHOLD.value, _MEASURE.value) for path in workdirs]
   rows = run_table.rows_of(runs)
   has_items = _write_items(out, runs)

@@ -25,7 +25,6 @@ _CHUNK = flags.DEFINE_integer("chunk", 256, "solutions packed and written at a t
 
 
 def main(argv: list[str]) -> None:
-  """Entry point; invalid flags or files exit with code 1 and a message."""
   with command("score", argv, "--input=FILE"):
     for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
       if not flag.value:

@@ -66,7 +66,6 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "reader processes; 0: one per core
 
 
 def main(argv: list[str]) -> None:
-  """Runs the selection; unusable input ends it with a message and exit code 1."""
   start_logging()
   if len(argv) > 1:
     sys.exit(f"select: unexpected argument {argv[1]!r}: every argument is a flag, like --out=FILE")
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-  """Selects as the flags say; on an error no existing file was overwritten."""
+  # On an error no existing file was overwritten.
   rule = Rule(
     strategy=_STRATEGY.value,
     fraction=0.1 if _FRACTION.value is None and _COUNT.value is None else _FRACTION.value,
@@ -138,8 +137,7 @@ def _beside_out(name: str) -> pathlib.Path:
 def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
   """Returns the statistics of the annotations, read from --table if it exists.
 
-  Raises:
-    UserError: the table exists but has other inputs or settings.
+  Raises UserError if the table has other inputs or settings.
   """
   path = pathlib.Path(_TABLE.value) if _TABLE.value else None
   inputs = _fingerprint(annotations) if annotations else ""
@@ -180,10 +178,8 @@ def _fingerprint(annotations: Sequence[AnnotationFile]) -> str:
 
 
 def reject_missing_images(found: Scan, root: ImageRoot) -> Scan:
-  """Returns the scan without the strict rows whose image files do not exist.
-
-  Files are not decoded; `bis_jax.prepare` decodes them.
-  """
+  """Returns the scan without the strict rows whose image files do not exist."""
+  # Files are not decoded; `bis_jax.prepare` decodes them.
   bad = {}
   for at in found.used_image_sets():
     try:

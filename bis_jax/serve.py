@@ -31,7 +31,6 @@ _ROWS = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-  """Entry point: loads and compiles, then serves until SIGTERM or SIGINT."""
   with command("serve", argv, "--port=8000"):
     if not _CHECKPOINT.value:
       raise UserError("name the workdir of a run with --checkpoint=WORKDIR")

@@ -84,17 +84,11 @@ class CompiledStep:
 def compile_step(
   config: ConfigDict, topology: str, rollout_tokens: float | None = None
 ) -> CompiledStep:
-  """Compiles the training step of a config for a slice.
+  """Compiles the training step of a config for a slice such as "v5p:2x2x4".
 
-  Args:
-    config: of a run.
-    topology: TPU slice, such as "v5p:2x2x4".
-    rollout_tokens: mean token slots of a row per rollout; None: as measured for the backbone.
-
-  Raises:
-    TopologyError: the slice is unknown, or libtpu is missing.
-    MeshError: the devices do not divide over the mesh, or the rows over the devices.
-    jax.errors.JaxRuntimeError: the compiler fails, for lack of memory for example.
+  `rollout_tokens` is the mean number of token slots of a row per rollout; None: as measured for the
+  backbone. Raises TopologyError, MeshError, or jax.errors.JaxRuntimeError if the compiler fails,
+  for lack of memory for example.
   """
   inputs, accumulate = config.inputs, config.train.accumulate
   rollout_tokens = rollout_tokens or backbones.get(config.model.backbone).rollout_tokens
@@ -162,7 +156,7 @@ def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
 
 
 def _model_config(config: ConfigDict) -> Any:
-  """The model config with the attention of TPUs, regardless of this process's devices."""
+  # The attention kernels of TPUs, regardless of this process's devices.
   model = backbones.model_config(config, _VOCABULARY)
   return dataclasses.replace(model, attention="splash") if model.attention == "auto" else model
 
@@ -182,7 +176,6 @@ def _memory_uses(analysis: Any, params: Any, opt_state: Any, batch: Any) -> dict
 
 
 def _device_bytes(tree: Any) -> int:
-  """Bytes per device of a pytree of ShapeDtypeStructs with shardings."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)

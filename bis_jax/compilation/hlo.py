@@ -47,10 +47,8 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
 
 
 def hbm_bytes(hlo: str) -> int:
-  """Returns the approximate HBM traffic: every result in HBM is counted as one write and one read.
-
-  Results in vector memory (memory space 1) and in-place updates are not counted.
-  """
+  """Returns the approximate HBM traffic, one write and one read per result in HBM."""
+  # Results in vector memory (memory space 1) and in-place updates are not counted.
   total, computations = 0, _computations(hlo)
   for trips, shape, opcode, rest, _ in _executed(computations):
     called = _CALLED.search(rest) if opcode == "fusion" else None
@@ -76,10 +74,8 @@ def _computations(hlo: str) -> _Computations:
 def _executed(
   computations: _Computations, name: str = "ENTRY", trips: int = 1
 ) -> Iterator[tuple[int, str, str, str, dict[str, str]]]:
-  """Yields (execution count, shape, opcode, rest of the line, shapes by name) per instruction.
-
-  Of the instructions inside fusions only collectives are yielded.
-  """
+  """Yields (execution count, shape, opcode, rest of the line, shapes by name) per instruction."""
+  # Of the instructions inside fusions only collectives are yielded.
   parsed = [match for line in computations.get(name, ()) if (match := _INSTRUCTION.match(line))]
   shapes = {match[1]: match[2] for match in parsed}
   for match in parsed:

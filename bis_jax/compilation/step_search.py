@@ -36,15 +36,8 @@ def search(
   """Yields every candidate once it is compiled, or known not to fit without compiling.
 
   The tensor axis goes up to 8, the data axis up to 4; micro-batches have at least one row per
-  device.
-
-  Args:
-    config, topology, rollout_tokens: see `compile_step`.
-    compile: replaces `compile_step` in tests.
-
-  Raises:
-    TopologyError: the slice is unknown, or libtpu is missing.
-    MeshError: the rows of a step do not divide over any mesh.
+  device. `compile` replaces `compile_step` in tests. Raises TopologyError, or MeshError if the rows
+  of a step do not divide over any mesh.
   """
   devices, rows = slice_devices(topology), step_rows(config, rollout_tokens)
   meshes = [

@@ -11,10 +11,9 @@ _FILES = [visual_process_bench.ANNOTATIONS, "images.zip", "*.json"]
 
 
 def load(name: str) -> list[BenchmarkItem]:
-  """Returns the checked items of a benchmark, given as a folder or a dataset id of the hub.
-
-  `OpenGVLab/VisualProcessBench` and `Qwen/ProcessBench` are downloaded if no folder has that name.
-  """
+  """Returns the checked items of a benchmark, given as a folder or a dataset id of the hub."""
+  # `OpenGVLab/VisualProcessBench` and `Qwen/ProcessBench` are downloaded if no folder has that
+  # name.
   folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():
     folder = _download(name)

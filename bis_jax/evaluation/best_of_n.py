@@ -65,10 +65,9 @@ class Candidates:
 
 
 def load(path: str, missing: str = "error") -> Candidates:
-  """Returns the checked candidates of a JSON lines file (see the module's docstring).
+  """Returns the checked candidates of a JSON lines file, whose layout the module's docstring shows.
 
-  Raises:
-    EvaluationError: names what is wrong; one answer marked both right and wrong is, too.
+  Raises EvaluationError for an invalid line, or an answer marked both right and wrong.
   """
   ids, rows = [], []
   for where, question in json_records.read(path, _Question):
@@ -161,5 +160,5 @@ def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int =
 
 
 def _right(candidates: Candidates, chosen: np.ndarray) -> np.ndarray:
-  """Returns bool[Q]: whether the chosen candidates are right; -1 is none, and wrong."""
+  # bool[Q]; -1 means no candidate, which counts as wrong.
   return candidates.correct[np.arange(len(chosen)), chosen] & (chosen >= 0)

@@ -41,8 +41,7 @@ def parse_items(
 ) -> list[_T]:
   """Returns parse(index, record) of every (place, record).
 
-  Raises:
-    EvaluationError: lists the first twenty faults of `source` with their places.
+  Raises an EvaluationError that lists the first twenty faults of `source` with their places.
   """
   items, faults = [], []
   for index, (place, record) in enumerate(records):

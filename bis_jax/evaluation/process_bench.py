@@ -33,9 +33,7 @@ class _Record(msgspec.Struct):
 def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
   """Returns the checked items of every `*.json` of `folder`, sorted by file name.
 
-  Raises:
-    FileNotFoundError: there is no such file.
-    EvaluationError: lists every fault with its item.
+  Raises an EvaluationError that lists every fault with its item.
   """
   paths = sorted(pathlib.Path(folder).glob("*.json"))
   if not paths:

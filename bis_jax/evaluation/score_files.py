@@ -31,8 +31,8 @@ class _HeldOutScores(msgspec.Struct):
 def read_scores(path: str, items: Sequence) -> list[np.ndarray]:
   """Returns float64 scores per item, in the order of `items` (`BenchmarkItem`s).
 
-  Raises:
-    EvaluationError: names the line that is wrong or repeats an index, or the items without scores.
+  The EvaluationError names the line that is invalid or repeats an index, or the items without
+  scores.
   """
   found = {}
   for where, record in json_records.read(path, _ItemScores):

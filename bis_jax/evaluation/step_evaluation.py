@@ -1,7 +1,6 @@
-"""Turns items and their scores into the content of evaluation.json, with bootstrap intervals.
+"""Turns items and their scores into the content of evaluation.json, with bootstrap intervals."""
 
-Legend: I items, W rows of item weights: ones, then one row per bootstrap draw.
-"""
+# Legend: I items, W rows of item weights: ones, then one row per bootstrap draw.
 
 import dataclasses
 from collections.abc import Sequence
@@ -151,7 +150,7 @@ def _reliability_diagram(steps: ScoredSteps) -> list[dict]:
 def _measured(
   steps: ScoredSteps, weights: np.ndarray, thresholds: dict[str, float], *, one_source: bool = False
 ) -> dict:
-  """Returns the `thresholds` block and the threshold-free metrics, each with its intervals."""
+  # `thresholds` are {name: threshold}; all metrics have intervals.
   blocks = {}
   for name, threshold in thresholds.items():
     measures = threshold_measures(steps, threshold, weights)

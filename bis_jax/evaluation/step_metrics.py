@@ -3,9 +3,9 @@
 Labels are 1 (correct) and -1 (erroneous); 0 (neutral) is left out of every metric. A score is the
 probability that a step is correct, and s >= t calls it correct. Every metric is in [0, 1], or NaN
 if it does not exist for the data. Counts may have leading axes: thresholds, or bootstrap draws.
-
-Legend: I items, S labelled steps, G sources (or other groups), U distinct scores.
 """
+
+# Legend: I items, S labelled steps, G sources (or other groups), U distinct scores.
 
 import dataclasses
 from collections.abc import Sequence

@@ -80,11 +80,8 @@ def load(
   """Returns the checked items of `folder`/test.jsonl, in file order.
 
   `image_root` is a folder or a zip (default: `folder`/images, else images.zip there, else the
-  folder itself); names may begin with `images/` or not.
-
-  Raises:
-    FileNotFoundError: there is no test.jsonl.
-    EvaluationError: lists every fault with its line and item.
+  folder itself); names may begin with `images/` or not. Raises an EvaluationError that lists every
+  fault with its line and item.
   """
   annotations = pathlib.Path(folder) / ANNOTATIONS
   if not annotations.is_file():
@@ -129,10 +126,9 @@ def _on_canvas(item: BenchmarkItem, mode: str) -> bool:
 
 
 def canvas(encoded: Sequence[bytes]) -> bytes:
-  """Returns a PNG of all images on one white canvas, as the released evaluation lays them out.
-
-  At most three columns; cells have the largest width and height, each image is centred in its own.
-  """
+  """Returns a PNG of all images on one white canvas, as the released evaluation lays them out."""
+  # At most three columns; cells have the largest width and height, each image is centred in its
+  # own.
   decoded = [images.decode(data) for data in encoded]
   columns, rows = _canvas_grid(len(decoded))
   width, height = max(image.width for image in decoded), max(image.height for image in decoded)

@@ -44,7 +44,8 @@ def model_card(
   """Returns the card, Markdown after a YAML header.
 
   `run`, `manifest` and `evaluation` are those JSON files of the workdir. `other_rows` is the origin
-  of the LM head's rows other than `Yes` and `No`; `plain`: Transformers loads it without other code.
+  of the LM head's rows other than `Yes` and `No`; `plain`: Transformers loads it without other
+  code.
   """
   return TEMPLATES.get_template(backbones.get(run["model"]["backbone"]).card).render(
     run=run,

@@ -24,16 +24,10 @@ def write(
   card: str,
   tied: bool = False,
 ) -> None:
-  """Writes a model as a folder in the layout of `base`, or else in that of Transformers if it has one.
+  """Writes a model as a folder in the layout of `base`, else in that of Transformers, if any.
 
-  Args:
-    out: a new or an empty folder.
-    params, config, base, dtype, tied: see `weights.save`.
-    processor: of the training.
-    card: text of the model card.
-
-  Raises:
-    FileExistsError: `out` is not empty.
+  `out` must be new or empty (FileExistsError); `card` is the text of the model card. For the other
+  arguments see `weights.save`.
   """
   if out.exists() and any(out.iterdir()):
     raise FileExistsError(f"{out} is not empty: name a new or an empty folder, nothing was changed")
@@ -59,7 +53,6 @@ def write(
 def hugging_face_config(
   config: ModelConfig, processor: Processor, dtype: str, base: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """Returns the content of config.json."""
   content = backbones.get(config.backbone).config_json(config, processor, _base_json(base))
   return content | {
     "tie_word_embeddings": False,  # the rows of `Yes` and `No` differ from the embedding's

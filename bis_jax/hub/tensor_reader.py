@@ -60,7 +60,7 @@ def _read_layer(tensor: HubTensor, stored: StoredTensor, out: np.ndarray, block:
 
 
 def _row_slices(row_ranges: RowRanges | None, wanted: slice) -> Iterator[tuple[slice, slice]]:
-  """Yields (rows of the file, their place in the block) for a slice of the parameter's axis."""
+  """Yields (rows of the file, rows of the block) for a slice of the parameter's axis."""
   if row_ranges is None:
     yield wanted, slice(0, wanted.stop - wanted.start)
     return
@@ -74,7 +74,7 @@ def _row_slices(row_ranges: RowRanges | None, wanted: slice) -> Iterator[tuple[s
 
 
 def _copy_transposed(out: np.ndarray, source: np.ndarray) -> None:
-  """Sets out to source.T by tiles that fit the CPU cache: two to five times as fast."""
+  # Tiles that fit the CPU cache are two to five times as fast as out[:] = source.T.
   for i in range(0, out.shape[0], _TILE):
     for j in range(0, out.shape[1], _TILE):
       out[i : i + _TILE, j : j + _TILE] = source[j : j + _TILE, i : i + _TILE].T

@@ -55,7 +55,8 @@ def load(
 ) -> dict[str, jax.Array]:
   """Returns the parameters of a checkpoint; every process reads only the slices that it holds.
 
-  The host holds one shard of one parameter at a time.
+  The host holds one shard of one parameter at a time. Raises a WeightsError with all faults of
+  files and keys if the checkpoint does not fit.
 
   Args:
     folder: from `find_checkpoint`.
@@ -69,9 +70,6 @@ def load(
       in units of the embedding table's standard deviation.
     skip: regexes of keys that the model does not have and that are not reported as unknown.
     overrides: parameters that replace the checkpoint's.
-
-  Raises:
-    WeightsError: the checkpoint does not fit; all faults of files and keys are in one message.
   """
   overrides = dict(overrides or {})
   raw, problems = read_config(folder)
@@ -120,7 +118,7 @@ def _places(
   head_rows: tuple[int, int],
   marker_token: int | None,
 ) -> dict[str, HubTensor]:
-  """Returns where every parameter, and always the reward head, is in a checkpoint."""
+  """Returns the place of every parameter, and always of the reward head, in a checkpoint."""
   rows = config.text.vocab_size
   if marker_token == rows - 1 and layout.embedding in stored:  # the marker's row may be new
     rows = max(rows - 1, min(rows, stored[layout.embedding].shape[0]))
@@ -275,14 +273,13 @@ def save(
   tied: bool = False,
   max_file_bytes: int = 4 * 10**9,
 ) -> None:
-  """Writes safetensors files with an index, in the layout of `base`, or else of the config.json there.
+  """Writes safetensors files with an index, in the layout of `base`, else of the config.json there.
 
   With the dtype of the files that were loaded, tensors that were not trained stay bit-equal.
 
   Args:
     folder: exists; its files are overwritten.
     params: by path, all on devices of this process.
-    config: of the model.
     yes_token, no_token: rows of the LM head for the columns of the reward head.
     base: checkpoint with the other rows of the LM head; None: they are zero.
     dtype: of the tensors, "float32", "bfloat16" or "float16".

@@ -3,11 +3,11 @@
 A segment is one sample (text) or one image (vision) of a row; padding is segment 0, so its output
 is finite and does not affect a sample. Masks are made from segment ids, never passed as T x T
 arrays.
-
-Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads, G
-query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x G *
-c.
 """
+
+# Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads, G
+# query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x =
+# G * c.
 
 import functools
 from collections.abc import Callable

@@ -2,10 +2,10 @@
 
 The backbone computes the rotary angles, because it defines a token's position. Sources:
 Qwen2_5_VLTextModel, Qwen2Model and LlamaModel in Transformers.
-
-Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads,
-H head dim, h half of a head dim, M image features, V vocab.
 """
+
+# Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads, H
+# head dim, h half of a head dim, M image features, V vocab.
 
 import functools
 

@@ -2,10 +2,10 @@
 
 Parameters are stored in `param_dtype` and used in `dtype`. Where Transformers computes in float32
 (norm statistics, rotary angles) these layers do too, regardless of `dtype`.
-
-Array names end in their dims: B rows, T tokens, D width, F mlp, N heads, H head dim, V vocab,
-C input features, E output features, X all tokens (B * T), h half of a head dim.
 """
+
+# Array names end in their dims: B rows, T tokens, D width, F mlp, N heads, H head dim, V vocab, C
+# input features, E output features, X all tokens (B * T), h half of a head dim.
 
 from collections.abc import Callable
 from typing import Any

@@ -2,10 +2,10 @@
 
 The published method reads the LM head's `Yes` and `No` rows at the marker. Two columns with those
 rows are the same function and the same gradient, without logits over the whole vocabulary.
-
-Array names end in their dims: B rows, T tokens, D width, P patch slots, C values per patch, M image
-features of a row, V vocab, R step markers per row, h half of a head dim.
 """
+
+# Array names end in their dims: B rows, T tokens, D width, P patch slots, C values per patch, M
+# image features of a row, V vocab, R step markers per row, h half of a head dim.
 
 import abc
 import dataclasses

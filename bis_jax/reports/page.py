@@ -73,10 +73,7 @@ def data_uri(encoded: bytes, kind: str) -> str:
 def thumbnail(encoded: bytes) -> tuple[bytes, str]:
   """Returns (bytes, kind) of an image for a page: small files as they are, others redrawn.
 
-  Redrawn means WebP, at most 560 pixels per side, transparent parts on white.
-
-  Raises:
-    images.ImageError: the bytes are not an image.
+  Redrawn means WebP, at most 560 pixels per side, transparent parts on white. Raises ImageError.
   """
   with images.opened(encoded) as image:
     if image.format in _SHOWN_AS_IS and len(encoded) <= _AS_IS_BYTES:

@@ -21,7 +21,6 @@ ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
 def new_figure(
   x_label: str, y_label: str, *, width: float = 6.4, height: float = 4.0
 ) -> tuple[Figure, Axes]:
-  """Returns a figure (inches) with one panel."""
   figure, (axes,) = new_panels(1, width=width, height=height)
   label_axes(axes, x_label, y_label)
   return figure, axes
@@ -30,10 +29,8 @@ def new_figure(
 def new_panels(
   columns: int, rows: int = 1, *, width: float, height: float, **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
-  """Returns a figure (inches) and its panels; `subplots` as in `Figure.subplots`.
-
-  The figure is outside pyplot's global state, so threads may draw at the same time.
-  """
+  """Returns a figure (inches) and its panels; `subplots` as in `Figure.subplots`."""
+  # The figure is outside pyplot's global state, so threads may draw at the same time.
   figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
   panels = np.ravel(figure.subplots(rows, columns, **subplots)).tolist()
   for axes in panels:
@@ -46,7 +43,6 @@ def new_panels(
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str = "", title: str = "") -> None:
-  """Labels a panel."""
   axes.set_xlabel(x_label, color=INK)
   axes.set_ylabel(y_label, color=INK)
   axes.set_title(title, fontsize=10, color=INK)
@@ -65,7 +61,6 @@ def add_legend(axes: Axes | Figure, *args: Any, fontsize: float = 9, **options: 
 
 
 def png_bytes(figure: Figure) -> bytes:
-  """Returns the PNG file of a figure."""
   encoded = io.BytesIO()
   figure.savefig(encoded, format="png", facecolor="white")
   return encoded.getvalue()

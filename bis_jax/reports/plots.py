@@ -88,10 +88,6 @@ def calibration(evaluation: Mapping[str, Any]) -> bytes:
 
 
 def best_of_n(result: Mapping[str, Any]) -> bytes:
-  """Returns the share of correctly answered questions over the number of candidates.
-
-  `result` is that of `best_of_n.evaluate`; shades are intervals.
-  """
   figure, axes = style.new_figure("candidates per question", "correct answers x 100", height=4.2)
   curve = result["curve"]
   aggregations = [name for name in curve if name not in _BASELINES]
@@ -116,10 +112,8 @@ def best_of_n(result: Mapping[str, Any]) -> bytes:
 
 
 def against_fraction(rows: Sequence[Row], measure: str) -> bytes:
-  """Returns the measure over the share of the corpus, one line per strategy.
-
-  Error bars are one standard deviation. Rows of the whole corpus are horizontal lines.
-  """
+  """Returns the measure over the share of the corpus, one line per strategy."""
+  # Error bars are one standard deviation. Rows of the whole corpus are horizontal lines.
   figure, axes = style.new_figure("share of the corpus, %", measure)
   strategies = list(dict.fromkeys(row.strategy for row in rows if row.fraction < 1))
   marks = {"marker": "o", "markersize": 4, "linewidth": 1.6, "capsize": 3}

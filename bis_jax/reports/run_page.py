@@ -41,10 +41,7 @@ def write_page(
   """Writes `workdir`/index.html and `workdir`/plots/*.png; a figure without its input is left out.
 
   Args:
-    workdir: a local path or gs://.
-    title: plain text.
-    items, scores: as for `step_evaluation.evaluate`.
-    evaluation: its result, the content of evaluation.json.
+    items, scores, evaluation: arguments and result of `step_evaluation.evaluate`.
     history: lines of metrics.jsonl.
     selection: (mixture float[M], reliability float[M], kept bool[M]) of all scorable rollouts.
     alpha: of BIS, if the selection used it.
@@ -141,7 +138,7 @@ def _table(
   measures: Mapping[str, str],
   lines: Mapping[tuple[str, str], Iterable[Mapping[str, Any]]],
 ) -> page.Table:
-  """Returns a table of measures with intervals; the later blocks of a line take precedence."""
+  # The later blocks of a line take precedence.
   rows = []
   for first, blocks in lines.items():
     values, intervals = {}, {}

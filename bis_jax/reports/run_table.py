@@ -27,7 +27,6 @@ class Run:
 
   @property
   def group(self) -> str:
-    """Strategy and fraction as text."""
     return self.strategy if self.fraction == 1 else f"{self.strategy} {100 * self.fraction:g} %"
 
 
@@ -52,8 +51,7 @@ class Row:
 def read_run(workdir: str, threshold: str, measure: str) -> Run:
   """Returns the run of a workdir from its config.json, evaluation.json and metrics.jsonl.
 
-  Raises:
-    UserError: a file is missing, or the evaluation lacks the measure.
+  Raises UserError if a file is missing, or the evaluation lacks the measure.
   """
   folder = epath.Path(workdir)
   for name, remedy in (("config.json", "name a run's workdir"), ("evaluation.json", "finish it")):
@@ -80,8 +78,7 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
 def rows_of(runs: Sequence[Run]) -> list[Row]:
   """Returns a row per strategy and fraction, larger fractions first, then by name.
 
-  Raises:
-    UserError: two workdirs have the same strategy, fraction and seed.
+  Raises UserError if two workdirs have the same strategy, fraction and seed.
   """
   groups: dict[tuple[float, str], dict[int, float]] = collections.defaultdict(dict)
   for run in runs:

@@ -99,11 +99,9 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
 
 
 def neighbours(rule: Rule) -> list[Rule]:
-  """Returns the rules that the page compares with.
-
-  For BIS the paper's other alpha and fraction; for other strategies half and twice as many rollouts;
-  none for "full", which keeps everything.
-  """
+  """Returns the rules that the page compares with."""
+  # For BIS the paper's other alpha and fraction; for other strategies half and twice as many
+  # rollouts; none for "full", which keeps everything.
   change = functools.partial(dataclasses.replace, rule)
   if rule.strategy == "full":
     return []
@@ -130,7 +128,6 @@ def _difference(rule: Rule, other: Rule) -> str:
 
 
 def _changes(before: np.ndarray, after: np.ndarray) -> list[int]:
-  """Returns how many rollouts are added, are removed and stay."""
   return [int(rows.sum()) for rows in (after & ~before, before & ~after, before & after)]
 
 

@@ -114,7 +114,6 @@ def scores(
 
 
 def overlap(names: Sequence[str], jaccard: np.ndarray) -> bytes:
-  """Returns the heat map of the Jaccard overlap of the strategies' kept sets."""
   figure, axes = style.new_figure("", "", width=7.4, height=6.2)
   image = axes.imshow(100 * jaccard, cmap="Blues", vmin=0, vmax=100)
   for (row, column), value in np.ndenumerate(jaccard):
@@ -131,7 +130,6 @@ def overlap(names: Sequence[str], jaccard: np.ndarray) -> bytes:
 
 
 def _draw_cells(axes: Axes, cells: np.ndarray, label: str, **options: Any) -> None:
-  """Draws cells of the plane, NaN ones empty, with a colour bar."""
   mesh = axes.pcolormesh(MIXTURE_EDGES, RELIABILITY_EDGES, cells.T, **options)
   style.label_axes(axes, "mixture  p (1 \N{MINUS SIGN} p)", "reliability  R")
   axes.grid(visible=False)

@@ -22,14 +22,7 @@ class Evaluator:
     held_out: HeldOut | None,
     scorer: Scorer,
   ):
-    """Takes what is to be scored.
-
-    Args:
-      config: `config.evaluation`.
-      items: the benchmark.
-      held_out: rollouts to tune a threshold on.
-      scorer: of the run's model; its parameters are not used.
-    """
+    """`config` is `config.evaluation`; the parameters of `scorer` are not used."""
     self.items, self.held_out = items, held_out
     self._config, self._scorer = config, scorer
     count = min(config.every_items or len(items), len(items))
@@ -54,8 +47,7 @@ class Evaluator:
   def score(self, params: Params, *, blank: bool = False) -> list[np.ndarray]:
     """Returns the step scores of every benchmark item; `blank` replaces its images by grey ones.
 
-    Raises:
-      UnscoredStepError: an item is too long.
+    Raises UnscoredStepError if an item is too long.
     """
     return self._score(params, self.items, blank=blank)
 

@@ -34,7 +34,6 @@ class CorpusImage:
   image_id: int
 
   def read(self) -> bytes:
-    """Returns the encoded bytes."""
     return self.corpus.image(self.image_id)
 
 
@@ -62,14 +61,10 @@ class HeldOut:
     )
 
   def write(self, workdir: epath.Path, scores: Mapping[int, np.ndarray]) -> None:
-    """Writes the scored rollouts into a workdir.
+    """Writes held_out/items.html, a page, and held_out.jsonl for `score_files.read_held_out`:
 
-    held_out.jsonl, as `score_files.read_held_out` reads it, one line per rollout:
-
-        {"rollout": "geo:17", "data_source": "geo", "scores": [0.9], "labels": [1],
-         "mc_scores": [0.75]}
-
-    held_out/items.html, a page with score, label and MC score of every step.
+    {"rollout": "geo:17", "data_source": "geo", "scores": [0.9], "labels": [1],
+     "mc_scores": [0.75]}
     """
     mc_scores = {i: _mc_scores(self._rollouts[i]) for i in scores}
     lines = [
@@ -95,11 +90,7 @@ class HeldOut:
 def draw(corpus: Corpus, selected: np.ndarray, count: int, seed: int) -> np.ndarray:
   """Returns up to `count` sorted indices of unselected rollouts, stratified by source, int64.
 
-  Args:
-    corpus: the prepared corpus.
-    selected: int64[k], the rollouts that training sees.
-    count: fewer are returned if fewer are left.
-    seed: of the draw.
+  `selected` int64[k] are the rollouts that training sees.
   """
   table = corpus.score_table
   left = np.flatnonzero((table.rollout >= 0) & ~np.isin(table.rollout, selected))
@@ -113,13 +104,12 @@ def draw(corpus: Corpus, selected: np.ndarray, count: int, seed: int) -> np.ndar
 
 
 def _mc_scores(rollout: StoredRollout) -> list[float | None]:
-  """Returns the MC score of every step, None for steps without continuations."""
   pairs = zip(rollout.scores, rollout.measured, strict=True)
   return [score if measured else None for score, measured in pairs]
 
 
 def _item(index: int, rollout: StoredRollout, corpus: Corpus, config: ConfigDict) -> BenchmarkItem:
-  """Returns a rollout as a benchmark item; steps without a label are neutral."""
+  # Steps without a label are neutral.
   targets, weights = step_labels(
     np.asarray(rollout.scores), np.asarray(rollout.measured), _HARD, config.tau, config.unmeasured
   )

@@ -49,9 +49,8 @@ from bis_jax.training.examples import RolloutExamples
 def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """Executes or resumes the run in a workdir and returns the content of its evaluation.json.
 
-  Raises:
-    UserError, OSError: the config, the workdir or the data cannot be used.
-    Preempted: training received a stop signal and saved everything.
+  Raises UserError or OSError if the config, the workdir or the data cannot be used, and Preempted
+  if training received a stop signal and saved everything.
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
@@ -91,8 +90,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
 
 
 def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
-  """Returns the prepared corpus; the first process prepares it while the others wait."""
-
+  # The first process prepares the corpus while the others wait.
   def make() -> None:
     if locations.toy:
       drawing.draw(locations.toy, workers=config.corpus.workers, **config.corpus.toy)
@@ -111,10 +109,8 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
 
 
 def initial_checkpoint(config: ConfigDict, locations: Locations) -> pathlib.Path | None:
-  """Returns the folder of the weights that training starts from; None: random ones.
-
-  If the config asks for pre-training, the first process does it while the others wait.
-  """
+  """Returns the folder of the weights that training starts from; None: random ones."""
+  # If the config asks for pre-training, the first process does it while the others wait.
   if locations.checkpoint:
     return weights.find_checkpoint(locations.checkpoint)
   if not config.pretrain.steps or locations.toy is None:
@@ -127,8 +123,7 @@ def initial_checkpoint(config: ConfigDict, locations: Locations) -> pathlib.Path
 def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Manifest:
   """Selects rollouts and writes the manifest to `path`.
 
-  Raises:
-    ManifestError: `path` holds the manifest of another corpus or of other parameters.
+  Raises ManifestError if `path` holds the manifest of another corpus or of other parameters.
   """
   s = config.selection
   share = (jax.process_index(), jax.process_count())
@@ -206,8 +201,7 @@ def make_evaluator(
 ) -> Evaluator | None:
   """Returns the evaluator of the run, or None for a run without a benchmark.
 
-  Raises:
-    UnscoredStepError: an item of the benchmark is too long.
+  Raises UnscoredStepError if an item of the benchmark is too long.
   """
   if locations.benchmark is None:
     return None
@@ -277,7 +271,6 @@ def write_page(
   corpus: Corpus,
   manifest: Manifest,
 ) -> None:
-  """Writes the plots and index.html of a run."""
   s, table = config.selection, corpus.score_table
   links = {"Held-out rollouts with their MC scores": "held_out/items.html"}
   run_page.write_page(

@@ -13,11 +13,9 @@ from bis_jax.inputs.pipeline import Example, unlabelled
 def benchmark_examples(
   items: Sequence[BenchmarkItem], images: str, *, blank: bool = False
 ) -> list[Example]:
-  """Returns the items to be scored.
+  """Returns the items to be scored; `images` is `config.evaluation.images`.
 
-  Args:
-    images: `config.evaluation.images`.
-    blank: replace every image by a grey one, to see how much of a score comes from the text.
+  `blank` replaces every image by a grey one, to measure how much of a score comes from the text.
   """
   examples = []
   for item in items:

@@ -63,7 +63,7 @@ class Batcher:
     return await answer
 
   async def run(self) -> None:
-    """Scores all waiting solutions, and again, until it is cancelled."""
+    """Scores all waiting solutions repeatedly until it is cancelled."""
     loop = asyncio.get_running_loop()
     while True:
       taken = [await self._queue.get()]

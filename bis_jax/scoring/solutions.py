@@ -41,8 +41,7 @@ class Solution:
   def of(cls, question: object, steps: object, images: Sequence[bytes] = ()) -> "Solution":
     """Returns the checked solution; `<image>`, `<image1>`, ... are removed from the question.
 
-    Raises:
-      SolutionError: a text or an image that cannot be used.
+    Raises SolutionError for a text or an image that cannot be used.
     """
     if not isinstance(question, str):
       raise SolutionError("`question` must be a string")

@@ -76,7 +76,7 @@ class Scorer:
     return scores, refused
 
   def warm_up(self) -> None:
-    """Compiles the step for every size of batch."""
+    """Compiles the step for every batch size."""
     inputs = self._inputs
     for rows in self._sizes:
       sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)

@@ -73,14 +73,9 @@ _DOWNLOADS = {
 
 
 def require(config: ConfigDict, where: Locations) -> Locations:
-  """Checks that everything the run needs is there, before any work.
+  """Checks that all inputs exist; returns the locations with hub ids as local folders.
 
-  Returns:
-    `where`, with the folders of hub ids that were fetched, or had been before.
-
-  Raises:
-    MissingInputError: for each missing input, its key, where it was looked for and the command
-      that gets it.
+  Raises MissingInputError with each missing input's key, place and the command that gets it.
   """
   needed: dict[str, str | pathlib.Path | None] = {}
   if not where.toy:

@@ -1,4 +1,4 @@
-"""The folder of one run, and the config that it belongs to."""
+"""The folder of one run: which run owns it, and how files are written into it."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ class WorkdirError(UserError):
 
 
 def _stored(path: epath.Path) -> dict[str, Any]:
-  """Returns {key: value} of a config.json of this version or an older one."""
+  """Returns {key: value} of a config.json of any version under today's keys."""
   flat = {RENAMED.get(k, k): v for k, v in flatten(json.loads(path.read_text())).items()}
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   return flat
@@ -40,8 +40,7 @@ def _stored(path: epath.Path) -> dict[str, Any]:
 def read_config(workdir: epath.Path) -> ConfigDict:
   """Returns the config of a run, of this version or an older one.
 
-  Raises:
-    WorkdirError: it is not the workdir of a run.
+  Raises WorkdirError if it is not the workdir of a run.
   """
   path = workdir / "config.json"
   if not path.exists():
@@ -50,10 +49,9 @@ def read_config(workdir: epath.Path) -> ConfigDict:
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
-  """Writes config.json into a new workdir, or checks that the existing one is equal.
+  """Writes config.json into the workdir, or checks that it is the same; makes an absent folder.
 
-  Raises:
-    WorkdirError: config.json is of another config, or the folder holds other files.
+  Raises WorkdirError if config.json is of another run, or the folder holds other files.
   """
   ours = json.loads(config.to_json())
   path = workdir / "config.json"

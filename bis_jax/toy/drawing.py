@@ -43,14 +43,9 @@ def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathl
 
     draw("corpus", rollouts=3000, n_mc=4)
 
-  Args:
-    out_dir: written completely or not at all.
-    workers: processes; 0: one per core. Their number does not change what is written.
-    **knobs: the fields of `Knobs`.
-
-  Raises:
-    ValueError: an argument is out of range.
-    FileExistsError: `out_dir` was not drawn from these settings.
+  `knobs` are the fields of `Knobs`. The number of `workers` (processes; 0: one per core) does not
+  change what is written. Raises ValueError if an argument is out of range, and FileExistsError if
+  `out_dir` was not drawn from these settings.
   """
   settings = Knobs(**knobs)
   out = pathlib.Path(out_dir)
@@ -82,8 +77,7 @@ def read_truth(drawn: pathlib.Path) -> dict[tuple[str, int], list[int]]:
 def _damaged_file(out: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path | None:
   """Returns a file that is not as it was drawn, or None.
 
-  Raises:
-    FileExistsError: `out` was not drawn from `identity`.
+  Raises FileExistsError if `out` was not drawn from `identity`.
   """
   path = out / "digest.json"
   held = json.loads(path.read_text()) if path.is_file() else {}
@@ -99,7 +93,6 @@ def _damaged_file(out: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path |
 
 
 def _digest(path: pathlib.Path) -> str:
-  """Returns a digest of a file's content, "" if there is no such file."""
   return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
 
 

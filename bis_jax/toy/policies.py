@@ -10,10 +10,10 @@ A solution goes through fixed slots. With K things to look at:
 The state after a slot is the notes so far, so a continuation is the same policy run on through the
 remaining slots. A wrong note stays wrong until its thing is looked at again; that is how a wrong
 state recovers.
-
-Array dims: N rollouts, K things (the maximum of any rollout), V values of a thing, S slots
-(2K + 2), M runs side by side (1 when writing, the number of continuations when scoring).
 """
+
+# Array dims: N rollouts, K things (the maximum of any rollout), V values of a thing, S slots (2K +
+# 2), M runs side by side (1 when writing, the number of continuations when scoring).
 
 import dataclasses
 
@@ -24,7 +24,7 @@ NOTHING, PREFACE, LOOK, AGAIN, FINAL = 0, 1, 2, 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Habits:
-  """How a policy behaves; every number is a probability."""
+  """Probabilities that define a policy's behaviour."""
 
   slip: float  # a look notes a wrong value that nothing in the picture has
   mix_up: float = 0.0  # a slip notes the value of a thing not looked at yet instead, if any
@@ -66,7 +66,6 @@ class Solutions:
 
 
 def solve(rng: np.random.Generator, problems: Problems, habits: Habits) -> Solutions:
-  """Returns one solution of each problem."""
   n, k = problems.truth.shape
   notes = np.zeros((n, 1, k), np.int8)
   columns = []
@@ -87,10 +86,8 @@ def solve(rng: np.random.Generator, problems: Problems, habits: Habits) -> Solut
 def count_successes(
   rng: np.random.Generator, problems: Problems, solutions: Solutions, habits: Habits, n_mc: int
 ) -> np.ndarray:
-  """Returns int[N, S]: how many of `n_mc` continuations after each slot reach the right answer.
-
-  Slots without a step get 0. After the final answer either all succeed or none.
-  """
+  """Returns int[N, S]: how many of `n_mc` continuations after each slot reach the right answer."""
+  # Slots without a step get 0. After the final answer either all succeed or none.
   n, slots = solutions.event.shape
   counts = np.zeros((n, slots), np.int64)
   for slot in range(slots):

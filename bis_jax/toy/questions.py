@@ -35,11 +35,9 @@ class Source:
   sign: int = 1  # -1 if scores are subtracted
 
   def scene(self, rng: random.Random) -> Scene:
-    """Draws the panels of the pictures of a scene."""
     return _laid_out(self.layout, rng, self.pictures) if self.layout else _bars(rng)
 
   def result(self, total: int) -> str:
-    """Returns the end of a step."""
     return f"{total} left" if self.sign < 0 else f"total {total}"
 
 

@@ -76,7 +76,7 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-  """What was drawn of some groups, as JSON lines, and some of its text for the tokenizer."""
+  """The result of drawing some groups, as JSON lines, and some of its text for the tokenizer."""
 
   records: bytes
   truth: bytes
@@ -128,7 +128,7 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
 
 
 def draw_benchmark(groups: Groups) -> bytes:
-  """Draws pictures and returns VisualProcessBench items, one a group, with true labels."""
+  """Draws pictures and returns VisualProcessBench items, one per group, with true labels."""
   source = SOURCES[groups.source]
   asked, _ = _draw_and_ask(groups)
   rng = groups.rng()
@@ -217,7 +217,6 @@ def _problems(asked: list[_Asked]) -> Problems:
 def _steps(
   source: Source, about: _Asked, solutions: Solutions, row: int, slots: np.ndarray
 ) -> list[str]:
-  """Returns the text of the steps in `slots` of solution `row`."""
   steps = []
   for slot in slots:
     event, total = solutions.event[row, slot], solutions.total[row, slot]

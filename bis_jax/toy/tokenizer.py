@@ -65,12 +65,10 @@ _PROMPT_TEXT = (
 
 
 def train_tokenizer(texts: Iterable[str], folder: pathlib.Path) -> None:
-  """Writes `folder`/tokenizer.json and tokenizer_config.json, for AutoTokenizer to load.
-
-  It depends on the words of the texts and not on their frequency, so corpora that differ only in
-  their solutions have the same one. Unknown text falls back to bytes. Special tokens come last, as
-  in Qwen2.5-VL.
-  """
+  """Writes `folder`/tokenizer.json and tokenizer_config.json, for AutoTokenizer to load."""
+  # It depends on the words of the texts and not on their frequency, so corpora that differ only in
+  # their solutions have the same one. Unknown text falls back to bytes. Special tokens come last,
+  # as in Qwen2.5-VL.
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [

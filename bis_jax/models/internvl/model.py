@@ -2,12 +2,12 @@
 
 Sources: `modeling_internvl_chat.py` of the InternVL release and InternVLForConditionalGeneration in
 Transformers; attribute names are the release's, but those of the decoder are Transformers'.
-
-Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, L tile
-slots of a row, P patches of a tile, S = P + 1 with the class token, C values per patch, M image
-tokens of a row (L * P / 4), N query heads, K key and value heads, H head dim, h half of it, F mlp,
-V vocab, R step markers per row.
 """
+
+# Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, L tile
+# slots of a row, P patches of a tile, S = P + 1 with the class token, C values per patch, M image
+# tokens of a row (L * P / 4), N query heads, K key and value heads, H head dim, h half of it, F
+# mlp, V vocab, R step markers per row.
 
 import jax
 import jax.numpy as jnp

@@ -4,10 +4,11 @@ A tile is a sequence of its own: a class token and its patches attend to one ano
 slots without an image give finite features that no token reads.
 
 Sources: `modeling_intern_vit.py` of the InternVL release, InternVLVisionModel in Transformers.
-
-Array names end in their dims: B rows, L tile slots of a row, P patches of a tile, S = P + 1 with
-the class token, C values per patch, D width, N heads, H head dim, M image tokens of a tile (P / 4).
 """
+
+# Array names end in their dims: B rows, L tile slots of a row, P patches of a tile, S = P + 1 with
+# the class token, C values per patch, D width, N heads, H head dim, M image tokens of a tile (P /
+# 4).
 
 import functools
 

@@ -2,11 +2,11 @@
 
 Source: Qwen2_5_VLForConditionalGeneration in Transformers; attribute names are its own, so that
 the key table of `hub_layout` is nearly the identity.
-
-Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, P patch
-slots, C values per patch, M merged image features (P / 4), N query heads, K key and value heads,
-H head dim, h half of it, F mlp, V vocab, R step markers per row.
 """
+
+# Array names end in their dims. One legend for the whole package: B rows, T tokens, D width, P
+# patch slots, C values per patch, M merged image features (P / 4), N query heads, K key and value
+# heads, H head dim, h half of it, F mlp, V vocab, R step markers per row.
 
 import jax
 import jax.numpy as jnp

@@ -4,10 +4,10 @@ The host orders the patches (`images`): merge units of four patches, the units o
 windows inside blocks of 64 patch slots. Nothing is permuted here.
 
 Source: Qwen2_5_VisionTransformerPretrainedModel in Transformers.
-
-Array names end in their dims: B rows, P patch slots, C values per patch, D width, N heads, H head
-dim, h half of a head dim, M merged features (P / 4).
 """
+
+# Array names end in their dims: B rows, P patch slots, C values per patch, D width, N heads, H head
+# dim, h half of a head dim, M merged features (P / 4).
 
 import functools
 
