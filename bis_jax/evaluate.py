@@ -62,7 +62,6 @@ def main(argv: list[str]) -> None:
 
 
 def _steps() -> dict:
-  """Returns the evaluation of step scores, or their comparison with a baseline's."""
   items = benchmarks.load(_BENCHMARK.value)
   if _CHECKPOINT.value:
     scores = _checkpoint_scores(items)

@@ -77,7 +77,6 @@ def write(workdirs: Sequence[str], out: epath.Path) -> None:
 
 
 def _write_items(out: epath.Path, runs: Sequence[Run]) -> bool:
-  """Writes items.html for the runs that kept their scores; returns whether there are any."""
   scored = [run for run in runs if (epath.Path(run.workdir) / "scores.jsonl").exists()]
   if not scored:
     print("no workdir has a scores.jsonl, so there is no page of items")

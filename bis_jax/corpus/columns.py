@@ -200,7 +200,6 @@ def _decode_line(line: bytes) -> _Record | None:
 def _read_typed(
   block: bytes, starts: np.ndarray, ends: np.ndarray, known_images: Container[_ImageSet]
 ) -> _Rows:
-  """Returns the rows of the valid lines, in their order."""
   found = _decode_block(block, starts, ends)
   line = np.arange(starts.size)
   if found is None:

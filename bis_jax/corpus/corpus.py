@@ -30,8 +30,6 @@ CONTENTS |= {"rejections.jsonl", "notes.jsonl"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredRollout(Rollout):
-  """A rollout of a prepared corpus: `image_ids` are the numbers of its images."""
-
   image_ids: tuple[int, ...]
 
 
@@ -81,7 +79,6 @@ class Corpus:
     return self._index["image_sizes"]
 
   def image_ids(self, i: int) -> tuple[int, ...]:
-    """Returns the image numbers of rollout i without reading the rollout."""
     start, stop = self._index["image_starts"][i : i + 2]
     return tuple(self._index["image_ids"][start:stop].tolist())
 

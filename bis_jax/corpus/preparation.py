@@ -175,7 +175,6 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
 
 
 def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRecord]:
-  """Returns the image of each reference, or why it is bad."""
   checked: list[_Image | BadRecord] = []
   for reference in references:
     try:

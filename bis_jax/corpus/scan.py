@@ -36,7 +36,6 @@ class Scan:
     return np.unique(self.columns.image_set[self.strict]).tolist()
 
   def reject_image_sets(self, bad: dict[int, BadRecord]) -> "Scan":
-    """Returns the scan without STRICT_OK in the rows of bad image sets."""
     image_set = self.columns.image_set
     rows = np.flatnonzero(self.strict & np.isin(image_set, list(bad)))
     reasons = [bad[at] for at in image_set[rows].tolist()]

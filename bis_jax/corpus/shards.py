@@ -50,7 +50,6 @@ def rollout_features() -> tfds.features.FeaturesDict:
 
 
 def image_features() -> tfds.features.FeaturesDict:
-  """Returns the features of one image: its original bytes, its name, its upright size in pixels."""
   return tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(),
@@ -79,7 +78,6 @@ class RolloutShard:
     return self.line.size
 
   def __call__(self) -> Iterator[tuple[Example, list[Rejected]]]:
-    """Yields examples, read from the annotations, each with its notes."""
     raw_lines = self.file.read_lines(self.offset.tolist(), self.length.tolist())
     for at, raw in enumerate(raw_lines):
       record = records.load_object(raw)

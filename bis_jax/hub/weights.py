@@ -326,7 +326,6 @@ def save(
 
 
 def _fused(parts: Sequence[tuple[jax.Array, HubTensor, int]]) -> np.ndarray:
-  """Returns a tensor of a file from its (parameter, place, layer)s."""
   out = np.empty(parts[0][1].shape, parts[0][0].dtype)
   for param, tensor, layer in parts:
     value = np.asarray(param[layer] if tensor.stacked else param)

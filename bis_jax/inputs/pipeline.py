@@ -251,7 +251,6 @@ class BatchIterator(Iterator[Batch]):
     self.next_batch = next_batch
 
   def close(self) -> None:
-    """Stops reading ahead; `next` starts it again."""
     if self._reader is not None:
       self._reader.close()
       self._reader = None

@@ -14,7 +14,6 @@ def question_text(question: str) -> str:
 
 
 def step_text(step: str) -> str:
-  """Returns the step without outer white space."""
   return step.strip()
 
 

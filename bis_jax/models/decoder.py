@@ -102,8 +102,6 @@ class Decoder(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
   ) -> jax.Array:
-    """`rope` are the cosines and sines [B, T, h] of the angles."""
-
     def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
       return layer(x_BTD, rope, segment_BT)
 

@@ -24,8 +24,6 @@ Renames = tuple[tuple[str, str], ...]  # regex and replacement; all are applied,
 
 @dataclasses.dataclass(frozen=True)
 class HubTensor:
-  """Location of a parameter in a checkpoint."""
-
   keys: tuple[str, ...]  # one key, or one per layer if `stacked`
   shape: tuple[int, ...]  # of each of them in the file
   stacked: bool  # the parameter has a leading axis over `keys`
@@ -38,8 +36,6 @@ class HubTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a kind of checkpoint names, shapes and fuses its tensors."""
-
   lm_head: str  # key
   embedding: str  # key
   stacks: tuple[str, ...]  # prefixes of parameters with an axis over layers

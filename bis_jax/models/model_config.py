@@ -43,8 +43,6 @@ TEXT_FIELDS = shared_fields(TextConfig, "rope_theta")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A whole model and how it is computed."""
-
   text: TextConfig
   vision: Any  # the vision tower, of the backbone's own class
   tie_word_embeddings: bool = (

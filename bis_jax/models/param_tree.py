@@ -13,12 +13,11 @@ Params = dict[str, jax.Array]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-  """Returns the model's graph and its parameters."""
   graph, state = nnx.split(model, nnx.Param)
   params: Any = flatten_dict(nnx.to_pure_dict(state), sep=".")
   return graph, params
 
 
 def merge(graph: nnx.GraphDef, params: Params) -> nnx.Module:
-  """Returns the model with these parameters; the inverse of `split`."""
+  """The inverse of `split`."""
   return nnx.merge(graph, unflatten_dict(params, sep="."))

@@ -45,7 +45,6 @@ class RewardModel(nnx.Module):
     """Returns cosines and sines [B, T, h] of a batch's `positions`."""
 
   def __call__(self, batch: Batch) -> jax.Array:
-    """Reads the batch arrays of `bis_jax.inputs.rows`, and those of the backbone."""
     marker_BR1 = batch["marker_index"][:, :, None]
     x_BRD = jnp.take_along_axis(self.states(batch), marker_BR1, axis=1)
     return self.reward_head(self.language_model.norm(x_BRD))

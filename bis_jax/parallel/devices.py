@@ -21,8 +21,6 @@ class TopologyError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Peak rates of one chip."""
-
   device_kind: str  # JAX's name of the device of one chip
   cores: int  # TensorCores; two work as one device
   hbm_bytes: float  # rounded down where the source says GB

@@ -121,7 +121,8 @@ def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-  """Ends this process with a message on stderr and exit code 1."""
+  # With other processes it ends at once: an orderly end would wait for them, while they wait for
+  # this one. They stop as the module's docstring says.
   # With other processes it ends at once: an orderly end would wait for them, while they wait for
   # this one. They stop as the module's docstring says.
   if not jax.distributed.is_initialized():

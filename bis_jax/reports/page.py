@@ -23,7 +23,6 @@ _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
 
 def percent(value: float | None) -> str:
-  """Returns a measure x 100, a dash for None."""
   return "\N{EN DASH}" if value is None else f"{100 * value:.2f}"
 
 

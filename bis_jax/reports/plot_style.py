@@ -56,7 +56,6 @@ def label_lines(axes: Axes, names: Sequence[str]) -> None:
 
 
 def add_legend(axes: Axes | Figure, *args: Any, fontsize: float = 9, **options: Any) -> None:
-  """Adds a legend; the arguments are those of `Axes.legend` or `Figure.legend`."""
   axes.legend(*args, frameon=False, fontsize=fontsize, **options)
 
 

@@ -16,8 +16,6 @@ from bis_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The result of one workdir."""
-
   workdir: str
   strategy: str
   fraction: float

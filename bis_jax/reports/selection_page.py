@@ -99,7 +99,8 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
 
 
 def neighbours(rule: Rule) -> list[Rule]:
-  """Returns the rules that the page compares with."""
+  # For BIS the paper's other alpha and fraction; for other strategies half and twice as many
+  # rollouts; none for "full", which keeps everything.
   # For BIS the paper's other alpha and fraction; for other strategies half and twice as many
   # rollouts; none for "full", which keeps everything.
   change = functools.partial(dataclasses.replace, rule)

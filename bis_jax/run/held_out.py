@@ -52,7 +52,6 @@ class HeldOut:
     ]
 
   def scored_steps(self, scores: Mapping[int, np.ndarray]) -> ScoredSteps:
-    """Returns the labelled steps of the scored rollouts, by source."""
     items = [self._items[i] for i in scores]
     return step_metrics.scored_steps(
       [item.labels for item in items],

@@ -152,7 +152,6 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
 def training_batches(
   config: ConfigDict, examples: pipeline.Examples, processor: Processor, mesh: Mesh
 ) -> pipeline.BatchIterator:
-  """Returns this process's share of the global batches of the whole run."""
   inputs = config.inputs
   measured = pipeline.measure(
     examples,

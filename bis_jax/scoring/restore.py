@@ -68,7 +68,6 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
 
 
 def save_tokenizer(tokenizer: Tokenizer, workdir: epath.Path) -> None:
-  """Saves the tokenizer in a workdir unless it is there."""
   folder = workdir / "tokenizer"
   if (folder / _LAST).exists():
     return

@@ -76,7 +76,6 @@ class Scorer:
     return scores, refused
 
   def warm_up(self) -> None:
-    """Compiles the step for every batch size."""
     inputs = self._inputs
     for rows in self._sizes:
       sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)

@@ -66,7 +66,6 @@ def write_conversations(path: pathlib.Path, lines: Iterable[Line], manifest: Man
 
 
 def write_dataset(folder: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
-  """Writes data/train.jsonl and a card, for Hugging Face `datasets`."""
   rows = (_row(source, number, _record(line), manifest) for source, number, line in lines)
   _write_lines(folder / "data" / "train.jsonl", map(msgspec.json.encode, rows))
   files.write_text(folder / "README.md", _card(manifest))

@@ -23,8 +23,6 @@ Layout = tuple[tuple[str, int, int, int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One annotation file."""
-
   name: str
   benchmark: str  # the data_source of such questions in the benchmark
   share: float  # of the corpus's rollouts; all shares sum to 1
@@ -56,7 +54,6 @@ class Question:
 
 
 def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
-  """Returns the source's question about a scene, its panels in random order."""
   panels = [panel for picture in scene for panel in picture]
   rng.shuffle(panels)
   start, task = 0, "Add up"

@@ -156,7 +156,6 @@ def draw_benchmark(groups: Groups) -> bytes:
 
 
 def _scored(steps: list[str], successes: list[int], knobs: Knobs) -> list[dict]:
-  """Returns the steps with the number of continuations that reached the right answer."""
   first_zero = successes.index(0) if knobs.stop_at_zero and 0 in successes else len(steps)
   n_mc = knobs.n_mc
   scored = [
@@ -172,7 +171,6 @@ def _json_lines(records: list[dict]) -> bytes:
 
 
 def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
-  """Returns the question and images of each group, and the captions of the pictures drawn."""
   source = SOURCES[groups.source]
   n_groups = -(-groups.rollouts // groups.rollouts_per_group)
   asked, captions = [], []

@@ -13,8 +13,6 @@ from bis_jax.training.labels import step_labels
 
 
 class RolloutExamples:
-  """The kept rollouts of a corpus, labelled as `labels.step_labels` says."""
-
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
     """`indices` int64[k] are rollouts of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices

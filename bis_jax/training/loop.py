@@ -35,8 +35,6 @@ class NonFiniteLossError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """All parameters of a trained model, and the run's log lines."""
-
   params: Params
   history: list[dict[str, float]]
 

@@ -90,7 +90,6 @@ class Rates:
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Counts the time inside the block as data wait."""
     start = self._clock()
     yield
     self._waited += self._clock() - start

@@ -31,8 +31,6 @@ def _decays(params: dict[str, jax.Array]) -> dict[str, bool]:
 def optimizer(
   optim: ConfigDict, steps: int, factor: dict[str, float]
 ) -> optax.GradientTransformation:
-  """Returns AdamW with gradients clipped by their global norm, for a run of `steps` steps."""
-
   def scale(updates, state, params=None):
     del params
     return {path: factor[path] * update for path, update in updates.items()}, state

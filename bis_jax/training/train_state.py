@@ -25,7 +25,6 @@ class TrainState(NamedTuple):
 
 
 def rows_per_step(rollouts_per_row: float, train: ConfigDict, multiple: int) -> int:
-  """Returns the number of packed rows per step of about `global_batch` rollouts."""
   # It does not depend on the devices, so that a run gives the same result on any number of them.
   return max(1, round(train.global_batch / rollouts_per_row / multiple)) * multiple
 

@@ -153,7 +153,6 @@ class InternVLConfig(ModelConfig):
 
 
 def _side(size: int | list[int]) -> int:
-  """Returns the side of a square given as one number or two."""
   sides = size if isinstance(size, list | tuple) else [size]
   if len(set(sides)) != 1:
     raise ValueError(f"image and patch sizes must be square, not {size}")

@@ -35,7 +35,8 @@ def config_json(
 
 
 def is_plain(config: InternVLConfig, base: Mapping[str, Any]) -> bool:
-  """Returns whether an export has Transformers' own layout: that of the base, if there is one."""
+  # An export has the layout of the base, if there is one. Transformers' InternVL supports the
+  # Qwen2.5 decoder only.
   # Transformers' InternVL supports the Qwen2.5 decoder only.
   if not base:
     return config.text.architecture != "internlm2"

@@ -63,8 +63,6 @@ _INTERNLM_TURNS = {_TURN_END: "[UNUSED_TOKEN_145]", _TURN_START: "[UNUSED_TOKEN_
 
 @dataclass(frozen=True)
 class TextTokenizer:
-  """The interface that the prompt needs of a text model's tokenizer."""
-
   encode: Callable[[list[str]], list[list[int]]]  # no text becomes a special token
   ids: Mapping[str, int]  # of `ADDED`, of the turn tokens, and of the words Yes and No
   beginning: tuple[int, ...]  # ids that every sample starts with
