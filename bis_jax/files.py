@@ -114,6 +114,24 @@ def _is_running(process: int) -> bool:
   return True
 
 
+def parse_json(raw: bytes) -> Any:
+  """Returns the value of UTF-8 JSON; NaN and Infinity are numbers, as in Python's json.
+
+  Raises:
+    ValueError: it is not JSON, nested too deep, or a text holds half of a surrogate pair.
+  """
+  try:
+    text = raw.decode()
+    value = json.loads(text)
+    if "\\u" in text:  # nothing else makes half of a pair
+      json.dumps(value, ensure_ascii=False).encode()
+  except RecursionError as error:
+    raise ValueError("nested too deep") from error
+  except UnicodeEncodeError as error:
+    raise ValueError(f"half of a surrogate pair, {error.object[error.start]!a}") from error
+  return value
+
+
 def read_jsonl(
   path: epath.PathLike, error: type[UserError] = UserError
 ) -> Iterator[tuple[int, Any]]:
@@ -125,8 +143,8 @@ def read_jsonl(
     if not line.strip():
       continue
     try:
-      value = json.loads(line)
-    except (ValueError, RecursionError) as fault:
+      value = parse_json(line)
+    except ValueError as fault:
       raise error(f"{path} line {number} is not valid JSON: {fault}") from fault
     yield number, value
 

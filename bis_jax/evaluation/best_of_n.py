@@ -44,15 +44,19 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-class _Candidate(msgspec.Struct):
+class _Candidate(msgspec.Struct, forbid_unknown_fields=True):
   scores: list[Probability]
   correct: bool
   answer: str | None = None
+  steps: Any = None  # not used
 
 
-class _Question(msgspec.Struct):
+class _Question(msgspec.Struct, forbid_unknown_fields=True):
   id: Any
   candidates: list[_Candidate | None]
+  question: Any = None  # not used, nor are the images
+  image: Any = None
+  images: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Checked JSON records of benchmarks, scores and candidates."""
 
+import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, TypeVar
 
@@ -22,8 +24,29 @@ def convert(value: object, form: type[_T]) -> _T:
   """Returns a JSON value as a msgspec type; the EvaluationError names the key that does not fit."""
   try:
     return msgspec.convert(value, form)
+  except RecursionError as error:
+    raise EvaluationError("nested too deep") from error
   except (msgspec.ValidationError, UnicodeError) as error:
-    raise EvaluationError(str(error)) from error
+    raise EvaluationError(_with_nearest_key(str(error), form)) from error
+
+
+def _with_nearest_key(message: str, form: Any) -> str:
+  unknown = re.search(r"unknown field `(.*?)`( - at `[^`]*`)?$", message, re.DOTALL)
+  if not unknown:
+    return message
+  [nearest] = difflib.get_close_matches(unknown[1], _keys(msgspec.inspect.type_info(form)), 1, 0)
+  return f"unknown key `{unknown[1]}`{unknown[2] or ''}; the nearest known key is `{nearest}`"
+
+
+def _keys(form: msgspec.inspect.Type) -> list[str]:
+  """Returns the keys of a type's structs, of the inner ones too."""
+  if isinstance(form, msgspec.inspect.UnionType):
+    return [key for option in form.types for key in _keys(option)]
+  if isinstance(form, msgspec.inspect.ListType):
+    return _keys(form.item_type)
+  if not isinstance(form, msgspec.inspect.StructType):
+    return []
+  return [key for f in form.fields for key in (f.encode_name, *_keys(f.type))]
 
 
 def read(path: str, form: type[_T]) -> Iterator[tuple[str, _T]]:

@@ -8,7 +8,6 @@ A folder with one file per subset, `gsm8k.json`, `math.json`, ...: a JSON list o
 `label` is the first erroneous step counted from 0, or -1 if every step is correct.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from bis_jax import files
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem, Steps
@@ -44,7 +44,7 @@ def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
 def _records(paths: list[pathlib.Path]) -> Iterator[tuple[str, tuple[str, object]]]:
   for path in paths:
     try:
-      records = json_records.convert(json.loads(path.read_bytes()), list[Any])
+      records = json_records.convert(files.parse_json(path.read_bytes()), list[Any])
     except (ValueError, EvaluationError) as error:
       raise EvaluationError(f"{path} is not a JSON list of items: {error}") from error
     for position, record in enumerate(records):

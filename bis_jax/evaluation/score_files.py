@@ -6,6 +6,7 @@ scores of held-out steps  {"scores": [0.9], "labels": [1], "data_source": "x"}  
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,15 +18,19 @@ from bis_jax.evaluation.step_metrics import ScoredSteps
 from bis_jax.evaluation.visual_process_bench import Label
 
 
-class _ItemScores(msgspec.Struct):
+class _ItemScores(msgspec.Struct, forbid_unknown_fields=True):
   index: int
   scores: list[Probability]
+  id: Any = None  # not used
 
 
-class _HeldOutScores(msgspec.Struct):
+class _HeldOutScores(msgspec.Struct, forbid_unknown_fields=True):
   scores: list[Probability]
   labels: list[Label]
   data_source: str
+  id: Any = None  # not used, as those below, which a run writes
+  rollout: Any = None
+  mc_scores: Any = None
 
 
 def read_scores(path: str, items: Sequence) -> list[np.ndarray]:

@@ -9,7 +9,6 @@ A folder with the images in `images/` or `images.zip`, and with `test.jsonl`, on
 
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from PIL import Image
 
-from bis_jax import images
+from bis_jax import files, images
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
@@ -149,8 +148,8 @@ def _canvas_grid(n: int) -> tuple[int, int]:
 
 def _parse(index: int, line: bytes, root: ImageRoot) -> BenchmarkItem:
   try:
-    value = json.loads(line)
-  except (ValueError, RecursionError) as error:
+    value = files.parse_json(line)
+  except ValueError as error:
     raise EvaluationError(f"not UTF-8 JSON: {error}") from error
   record = json_records.convert(value, _Record)
   steps, labels = record.response.steps, record.response.process_correctness

@@ -2,6 +2,9 @@
 
     POST /score     {"question": "...", "steps": ["...", ...], "images": ["BASE64", ...]}
                     -> {"scores": [0.98, 0.31]}, or {"error": "..."} with a status of 4xx or 503
+
+`image` is another name of `images`, a single image needs no list, and an `id` comes back.
+
     GET  /healthz   -> {"status": "ok", "checkpoint": "WORKDIR step 110", "waiting": 0}
 
 Images are sent inline: the server opens no file and no address for a request. Requests that arrive
@@ -9,14 +12,12 @@ while a batch is on the device are packed into the next one.
 """
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import msgspec
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,15 +25,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from bis_jax import files
 from bis_jax.console import log
 from bis_jax.scoring import solutions, step_scorer
-from bis_jax.scoring.solutions import Solution, SolutionError
-
-
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
-  question: Any = None  # checked by Solution.of, as the steps are
-  steps: Any = None
-  images: list[bytes] | None = None  # decoded from base64
+from bis_jax.scoring.solutions import Record, Solution, SolutionError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +93,11 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
     try:
       body = await _read_body(request, limits)
       loop = asyncio.get_running_loop()
-      solution = await loop.run_in_executor(readers, parse, body, limits)
+      identity, solution = await loop.run_in_executor(readers, parse, body, limits)
       del body
       scores = await batcher.score(solution)
-      return JSONResponse({"scores": [float(value) for value in scores]})
+      answer = {} if identity is None else {"id": identity}
+      return JSONResponse(answer | {"scores": [float(value) for value in scores]})
     finally:
       held -= 1
 
@@ -123,15 +120,15 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
   )
 
 
-def parse(body: bytes, limits: Limits) -> Solution:
-  """Returns the solution of a request's body; raises HTTPException or SolutionError."""
+def parse(body: bytes, limits: Limits) -> tuple[object, Solution]:
+  """Returns (id, solution) of a request's body; raises HTTPException or SolutionError."""
   try:
-    record = msgspec.convert(json.loads(body), _Body)
-  except msgspec.ValidationError as error:
+    record = Record.of(files.parse_json(body))
+  except SolutionError as error:
     raise HTTPException(400, f"the body is not a request: {error}") from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise HTTPException(400, f"the body is not valid JSON: {error}") from error
-  images = record.images or []
+  images = record.named_images
   steps = record.steps if isinstance(record.steps, list) else []
   texts = [text for text in (record.question, *steps) if isinstance(text, str)]
   for count, limit, unit in (
@@ -141,7 +138,15 @@ def parse(body: bytes, limits: Limits) -> Solution:
   ):
     if count > limit:
       raise HTTPException(413, f"{count} {unit}; at most {limit} are accepted")
-  return Solution.of(record.question, record.steps, images)
+  return record.id, record.solution(_decode_base64)
+
+
+def _decode_base64(text: str) -> bytes:
+  try:
+    return base64.b64decode(text, validate=True)
+  except ValueError as error:
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    raise HTTPException(400, f"an image is not base64: {shown!r}: {error}") from error
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:

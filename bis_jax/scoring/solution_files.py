@@ -1,6 +1,6 @@
 """Scores solutions from one file of JSON lines into another, line by line.
 
-Input; `image` is a path or a list of paths below the image root, and may be absent:
+Input; `image` or `images` is a path or a list of paths below the image root, and may be absent:
 
     {"id": 7, "image": "cards.png", "question": "Add the cards.", "steps": ["...", "..."]}
 
@@ -12,6 +12,7 @@ Output, in the same order: the probability that each step is correct, or why the
 OUTPUT.model.json beside it names the checkpoint.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from bis_jax import files
 from bis_jax.console import ProgressBar
 from bis_jax.errors import UserError
 from bis_jax.scoring import solutions, step_scorer
-from bis_jax.scoring.solutions import Solution, SolutionError
+from bis_jax.scoring.solutions import Record, Solution, SolutionError, identity
 
 
 class OutputError(UserError):
@@ -66,45 +67,33 @@ def _scored(
 ) -> Iterator[dict]:
   whole = [solution for _, solution in lines if isinstance(solution, Solution)]
   scores = iter(solutions.score(scorer, whole) if whole else ())
-  for identity, solution in lines:
+  for name, solution in lines:
     result = next(scores) if isinstance(solution, Solution) else solution
     if isinstance(result, SolutionError):
-      yield {"id": identity, "error": str(result)}
+      yield {"id": name, "error": str(result)}
     else:
-      yield {"id": identity, "scores": [float(score) for score in result]}
+      yield {"id": name, "scores": [float(score) for score in result]}
 
 
 def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
-  record = _record(raw)
-  if isinstance(record, SolutionError):
-    return None, record
   try:
-    images = [_read_image(name, root) for name in _image_names(record)]
-    solution = Solution.of(record.get("question"), record.get("steps"), images)
+    value = _parsed(raw)
   except SolutionError as error:
-    return record.get("id"), error
-  return record.get("id"), solution
-
-
-def _record(raw: bytes) -> dict | SolutionError:
+    return None, error
   try:
-    record = json.loads(raw)
-  except (ValueError, RecursionError) as error:
-    return SolutionError(f"not valid JSON: {error}")
-  if isinstance(record, dict):
-    return record
-  return SolutionError(f"a JSON object is expected, found {type(record).__name__}")
+    return identity(value), Record.of(value).solution(functools.partial(_read_image, root))
+  except SolutionError as error:
+    return identity(value), error
 
 
-def _image_names(record: dict) -> list[str]:
-  names = record.get("image")
-  names = [] if names is None else [names] if isinstance(names, str) else names
-  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-    raise SolutionError("`image` must be a path or a list of paths")
-  return names
+def _parsed(raw: bytes) -> object:
+  try:
+    return files.parse_json(raw)
+  except ValueError as error:
+    raise SolutionError(f"not valid JSON: {error}") from error
 
 
-def _read_image(name: str, root: pathlib.Path) -> bytes:
+def _read_image(root: pathlib.Path, name: str) -> bytes:
   try:
     path = (root / name).resolve()  # wherever links lead
     if path.is_relative_to(root.resolve()) and path.is_file():
@@ -112,6 +101,13 @@ def _read_image(name: str, root: pathlib.Path) -> bytes:
   except (OSError, ValueError) as error:
     raise SolutionError(f"image {name!r} can't be read: {error}") from error
   raise SolutionError(f"image {name!r} is not below the image root")
+
+
+def _read_identity(raw: bytes) -> object:
+  try:
+    return identity(_parsed(raw))
+  except SolutionError:
+    return None
 
 
 def _raw_lines(source: pathlib.Path) -> Iterator[bytes]:
@@ -130,8 +126,7 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
   if len(expected) < len(written):
     raise OutputError(f"{target} has more lines than {source}: name another --output")
   for number, (raw, line) in enumerate(zip(expected, written, strict=True), start=1):
-    record = _record(raw)
-    if json.loads(line)["id"] != (record.get("id") if isinstance(record, dict) else None):
+    if json.loads(line)["id"] != _read_identity(raw):
       raise OutputError(
         f"{target} line {number} has another id than {source}: name another --output"
       )

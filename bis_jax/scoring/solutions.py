@@ -10,19 +10,53 @@ prints an array with the probability that each step is correct.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from bis_jax.errors import UserError
+from bis_jax.evaluation.json_records import EvaluationError, convert
 from bis_jax.images import ImageError, decode
 from bis_jax.inputs.pipeline import unlabelled
-from bis_jax.inputs.texts import question_text
+from bis_jax.inputs.texts import has_placeholder, question_text
 from bis_jax.scoring.step_scorer import Scorer
 
 
 class SolutionError(UserError):
   """A solution that can't be scored, and why; others are not affected."""
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+  """A solution as files and requests state it; made and checked by `of`."""
+
+  id: Any = None
+  question: Any = None
+  steps: Any = None
+  image: str | list[str] | None = None  # or `images`: paths in files, base64 in requests
+  images: str | list[str] | None = None
+
+  @classmethod
+  def of(cls, value: object) -> "Record":
+    """Returns a JSON value as a record; raises SolutionError for other keys or both of images."""
+    try:
+      record = convert(value, cls)
+    except EvaluationError as error:
+      raise SolutionError(str(error)) from error
+    if record.id is not None and identity(value) is None:
+      raise SolutionError("`id` must be JSON, which has no NaN or infinity")
+    record.images = _one_of(record.image, record.images)
+    return record
+
+  @property
+  def named_images(self) -> list[str]:
+    return [self.images] if isinstance(self.images, str) else self.images or []
+
+  def solution(self, read_image: Callable[[str], bytes]) -> "Solution":
+    """Returns the checked solution; raises SolutionError."""
+    return Solution.of(self.question, self.steps, [*map(read_image, self.named_images)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +72,20 @@ class Solution:
   image_sizes: tuple[tuple[int, int], ...]
 
   @classmethod
-  def of(cls, question: object, steps: object, images: Sequence[bytes] = ()) -> "Solution":
+  def of(
+    cls,
+    question: object,
+    steps: object,
+    images: bytes | Sequence[bytes] | None = None,
+    *,
+    image: bytes | Sequence[bytes] | None = None,
+  ) -> "Solution":
     """Returns the checked solution; `<image>`, `<image1>`, ... are removed from the question.
 
-    Raises SolutionError for a text or an image that cannot be used.
+    `image` is another name of `images`. Raises SolutionError for a text or image that is unusable.
     """
+    images = _one_of(image, images) or ()
+    images = (images,) if isinstance(images, bytes) else tuple(images)
     if not isinstance(question, str):
       raise SolutionError("`question` must be a string")
     if not isinstance(steps, (list, tuple)) or not all(isinstance(step, str) for step in steps):
@@ -53,17 +96,38 @@ class Solution:
       "".join([question, *steps]).encode()
     except UnicodeEncodeError as error:
       raise SolutionError(f"text that is not Unicode: {error.reason}") from error
+    if has_placeholder(question) and not images:
+      raise SolutionError(
+        "`question` has a placeholder such as <image>, but there is no image: give it as `image`, "
+        "or remove the placeholder"
+      )
     sizes = []
     for position, data in enumerate(images):
       try:
-        image = decode(data)  # now, because in a batch it would affect others
+        picture = decode(data)  # now, because in a batch it would affect others
       except ImageError as error:
         raise SolutionError(f"image {position}: {error}") from error
-      sizes.append((image.height, image.width))
-    return cls(question_text(question), tuple(steps), tuple(images), tuple(sizes))
+      sizes.append((picture.height, picture.width))
+    return cls(question_text(question), tuple(steps), images, tuple(sizes))
 
   def read_images(self) -> tuple[bytes, ...]:
     return self.images
+
+
+def identity(value: object) -> object:
+  """Returns the `id` of a record, or None if there is none or no JSON can state it, such as NaN."""
+  found = value.get("id") if isinstance(value, dict) else None
+  try:
+    json.dumps(found, allow_nan=False)
+  except (ValueError, RecursionError):
+    return None
+  return found
+
+
+def _one_of(image: Any, images: Any) -> Any:
+  if image is not None and images is not None:
+    raise SolutionError("`image` and `images` are two names of one key: give one of them")
+  return images if image is None else image
 
 
 def score(scorer: Scorer, solutions: Sequence[Solution]) -> list[np.ndarray | SolutionError]:

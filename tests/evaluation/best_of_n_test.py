@@ -148,6 +148,13 @@ def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, messag
   [
     ("{", "line 2 is not valid JSON"),
     ("[]", "line 2: Expected `object`"),
+    ("[" * 100_000, "line 2 is not valid JSON"),
+    ('{"id": "\\ud800", "candidates": []}', "line 2 is not valid JSON: half of a surrogate"),
+    ('{"id": 1, "candidate": []}', "unknown key `candidate`; .*nearest known key is `candidates`"),
+    (
+      '{"id": 1, "candidates": [{"score": [1], "correct": true}]}',
+      r"unknown key `score` - at `\$.candidates\[0\]`; .* `scores`",
+    ),
     ('{"id": 1}', "field `candidates`"),
     ('{"id": 1, "candidates": 3}', r"got `int` - at `\$.candidates`"),
     ('{"id": 1, "candidates": [[]]}', r"got `array` - at `\$.candidates\[0\]`"),

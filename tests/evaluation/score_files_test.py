@@ -39,6 +39,7 @@ def test_scores_come_back_bit_for_bit(tmp_path):
     ('{"index": 2, "scores": [0, 1, NaN]}', r"at `\$.scores\[2\]`"),
     ('{"index": 2, "scores": [0, 1, "1"]}', r"got `str` - at `\$.scores\[2\]`"),
     ('{"index": 2, "scores": {}}', r"got `object` - at `\$.scores`"),
+    ('{"index": 2, "score": [1, 1, 1]}', "unknown key `score`; the nearest known key is `scores`"),
     ("[2]", "line 4: Expected `object`, got `array`"),
     ("{", "line 4 is not valid JSON"),
     ("", "no scores for 1 of 3 items: 2"),
@@ -70,6 +71,10 @@ def test_held_out_rollouts_are_read_with_their_labels(tmp_path):
     ),
     ('{"scores": [1], "labels": [1, 1], "data_source": "a"}', "line 1: 2 labels but 1 scores"),
     ('{"scores": [1], "labels": [1]}', "line 1: .*field `data_source`"),
+    (
+      '{"scores": [1], "labels": [1], "data_sources": "a"}',
+      "line 1: unknown key `data_sources`; the nearest known key is `data_source`",
+    ),
     ("", "holds no rollout"),
   ],
 )

@@ -1,5 +1,6 @@
 """A model's scores: the same however it is asked, from Python, from a file and after a kill."""
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from PIL import Image
 
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.models import backbones
@@ -18,7 +20,7 @@ from bis_jax.models.param_tree import split
 from bis_jax.models.processor import make_processor
 from bis_jax.models.qwen2_5_vl.prompt import load_tokenizer, special_tokens
 from bis_jax.parallel import sharding
-from bis_jax.scoring import solution_files, solutions, step_scorer
+from bis_jax.scoring import server, solution_files, solutions, step_scorer
 from bis_jax.scoring.solutions import Solution, SolutionError
 from bis_jax.settings import locations, workdir
 from bis_jax.toy import drawing
@@ -205,7 +207,7 @@ def test_a_file_is_scored_line_for_line_and_bad_lines_say_why(
   reasons = (
     "not valid JSON",
     "not valid JSON",
-    "JSON object is expected",
+    "Expected `object`, got `array`",
     "'gone.png' is not",
     "is not below",
   )
@@ -255,6 +257,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_line(place, source, tmp_path
     ("q", ["a", 1], [], "`steps` must be a list of strings"),
     ("q", [], [], "at least one step"),
     ("q \ud800", ["a"], [], "not Unicode"),
+    ("<image 1> q", ["a"], [], "there is no image"),
     ("q", ["a"], [b"text"], "image 0: broken"),
   ],
 )
@@ -263,8 +266,40 @@ def test_what_is_no_solution_is_refused(question, steps, images, message):
     Solution.of(question, steps, images)
 
 
-def test_placeholders_leave_the_question():
-  assert Solution.of("<image>\n<image1> How many?", ["a"]).question == "How many?"
+def test_the_keys_of_a_solution_are_the_same_everywhere(tmp_path):
+  """Mutation caught: `images` in a file is not read, so the answer is scored blind."""
+  Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+  picture = (tmp_path / "a.png").read_bytes()
+  want = Solution.of("<image>\n<image1> How many?", ["a"], [picture])
+  assert want.question == "How many?" and want.images == (picture,)
+  assert Solution.of("How many?", ["a"], picture) == want
+  assert Solution.of("How many?", ["a"], image=[picture]) == want
+  encoded = base64.b64encode(picture).decode()
+  for images in ({"image": "x"}, {"image": ["x"]}, {"images": "x"}, {"images": ["x"]}):
+    record = json.dumps({"id": 3, "question": "How many?", "steps": ["a"], **images})
+    line = record.replace('"x"', '"a.png"').encode()
+    assert solution_files.read_line(line, tmp_path) == (3, want)
+    request = record.replace('"x"', f'"{encoded}"').encode()
+    assert server.parse(request, server.Limits()) == (3, want)
+
+
+@pytest.mark.parametrize(
+  ("more", "message"),
+  [
+    ({"pictures": ["a.png"]}, "unknown key `pictures`; the nearest known key is"),
+    ({"Images": ["a.png"]}, "unknown key `Images`; the nearest known key is `images`"),
+    ({"image": "a.png", "images": ["a.png"]}, "two names of one key"),
+    ({"image": [3]}, "got `int`"),
+    ({"question": "<image>"}, "there is no image"),
+    ({"question": "a \ud800"}, "half of a surrogate pair"),
+    ({"id": float("nan")}, "`id` must be JSON"),
+  ],
+)
+def test_nothing_in_a_line_is_ignored(tmp_path, more, message):
+  line = json.dumps({"id": 3, "question": "q", "steps": ["a"], **more}).encode()
+  identity, error = solution_files.read_line(line, tmp_path)
+  assert isinstance(error, SolutionError) and message in str(error)
+  assert json.dumps({"id": identity}, allow_nan=False)
 
 
 @pytest.mark.parametrize("command", ["score", "serve"])
