@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
   del argv
   jax.config.update("jax_platforms", "cpu")  # no hardware is looked for
   print(
-    "| slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB a device | spare ", end=""
+    "| slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB per device | spare ",
+    end="",
   )
   print("| model-FLOPs bound | roofline | compile |")
   print("|---|---|---|---|---|---|---|---|---|---|")

@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
   seconds = time.perf_counter() - start
   lengths = measured.token_lengths
   print(f"{len(rollouts)} rollouts measured in {seconds:.0f} s, {lengths.sum():,} tokens")
-  print("tokens a rollout, percentiles 1 50 99:", *np.percentile(lengths, [1, 50, 99]).astype(int))
+  print(
+    "tokens per rollout, percentiles 1 50 99:", *np.percentile(lengths, [1, 50, 99]).astype(int)
+  )
   patches = UNIT_PATCHES * sum(
     images.cost(*size)[0] for rollout in rollouts for size in rollout.image_sizes
   )

@@ -110,7 +110,7 @@ class Clients:
     self.seconds = []
 
   def run(self, clients: int, seconds: float, at_end=lambda: None) -> float:
-    """Asks for so many seconds; returns the wall time until the last answer."""
+    """Sends requests for some seconds; returns the wall time until the last answer."""
     threads = [threading.Thread(target=self._client, args=(seed,)) for seed in range(clients)]
     start = time.perf_counter()
     for thread in threads:

@@ -293,7 +293,7 @@ def main(argv: list[str]) -> None:
   batch, rollouts = draw(size)
   tokens = sum(len(rollout["tokens"]) for rollout in rollouts)
   print(
-    f"{len(rollouts)} rollouts a step, {tokens} tokens in {size.rows} rows of {size.row_tokens}, "
+    f"{len(rollouts)} rollouts per step, {tokens} tokens in {size.rows} rows of {size.row_tokens}, "
     f"{len(os.sched_getaffinity(0))} CPU cores"
   )
   results = {}

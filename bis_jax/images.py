@@ -16,7 +16,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_STORED_PIXELS = 89_478_485  # Pillow's own limit; larger is taken for a decompression bomb
 
 _ORIENTATION = 0x0112  # EXIF tag; the values from 5 to 8 swap height and width
-# A PNG may state its orientation behind the pixels, which Pillow decodes to look there.
+# A PNG may store its orientation after the pixels, which Pillow must decode to find it.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 

@@ -10,6 +10,6 @@ from configs import common, qwen_bis10
 
 
 def get_config(form: str = ""):
-  """Returns the recipe, as it stands or in the form "toy"."""
+  """Returns the recipe, or its form "toy"."""
   c = common.use_backbone(qwen_bis10.get_config(), "internvl", "3-14b", "OpenGVLab/InternVL3-14B")
   return common.in_form(c, form)

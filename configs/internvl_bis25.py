@@ -10,6 +10,6 @@ from configs import common, qwen_bis25
 
 
 def get_config(form: str = ""):
-  """Returns the recipe, as it stands or in the form "toy"."""
+  """Returns the recipe, or its form "toy"."""
   c = common.use_backbone(qwen_bis25.get_config(), "internvl", "2.5-8b", "OpenGVLab/InternVL2_5-8B")
   return common.in_form(c, form)

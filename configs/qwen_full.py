@@ -8,6 +8,6 @@ from configs import common
 
 
 def get_config(form: str = ""):
-  """Returns the recipe, as it stands or in the form "toy"."""
+  """Returns the recipe, or its form "toy"."""
   c = common.get_config()
   return common.in_form(c, form)

@@ -8,7 +8,7 @@ from configs import common
 
 
 def get_config(form: str = ""):
-  """Returns the recipe, as it stands or in the form "toy"."""
+  """Returns the recipe, or its form "toy"."""
   c = common.get_config()
   c.selection.strategy = "random"
   c.selection.fraction = 0.10

@@ -6,9 +6,9 @@
 #
 # Project and zone: those of `gcloud config`. Data, weights and corpus.cache must be in folders that
 # all pods share: `xpk storage` attaches a bucket or Filestore to the cluster.
-#   --restarts=10  a workload that fails or is taken away starts again and goes on this often
-#   --image=python:3.11-slim   what this checkout is put on top of
-#   --dry-run      print the command instead
+#   --restarts=10  how often a failed or preempted workload is restarted and resumes
+#   --image=python:3.11-slim   base image to which this checkout is added
+#   --dry-run      print the command without running it
 set -euo pipefail
 
 usage() {
@@ -24,7 +24,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
     --restarts=*) restarts=${1#*=} ;;
     --image=*) image=${1#*=} ;;
     --dry-run) dry=1 ;;
-    *) echo "$0: what is $1?" >&2 && usage ;;
+    *) echo "$0: unknown argument $1" >&2 && usage ;;
   esac
   shift
 done

@@ -3,10 +3,10 @@
 #
 #   launch/local_pod.sh PROCESSES DEVICES --config=configs/toy_bis10.py --workdir=runs/pod [...]
 #
-# All after the two numbers goes to `python -m bis_jax.main` ($PYTHON, if set). Every line of output
-# begins with the process it comes from. If a process fails, the others have GRACE seconds (90: more
-# than a heartbeat) to end by themselves; the exit code is that of the first that failed. SIGTERM and
-# Ctrl-C go on to all processes, which save and exit with 75.
+# The arguments after the two numbers are those of `python -m bis_jax.main` ($PYTHON, if set). Every
+# line of output begins with the number of its process. If a process fails, the others have GRACE
+# seconds (90: more than a heartbeat) to end by themselves; the exit code is that of the first that
+# failed. SIGTERM and Ctrl-C are passed to all processes, which save and exit with 75.
 set -euo pipefail
 
 if [[ $# -lt 3 || ! $1 =~ ^[1-9][0-9]*$ || ! $2 =~ ^[1-9][0-9]*$ ]]; then

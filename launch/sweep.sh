@@ -4,12 +4,12 @@
 #   launch/sweep.sh FOLDER --fractions=0.05,0.1 --strategies=bis,random --seeds=0,1,2 -- \
 #       --config=configs/qwen_bis10.py [--config.KEY=VALUE ...]
 #
-# The run of fraction 0.1, bis, seed 2 is in FOLDER/bis_0.1_seed2 and what it says in
-# FOLDER/bis_0.1_seed2.log. Finished runs are skipped and stopped ones go on, so the same command
-# resumes a sweep. A run that fails does not stop the others; all that failed are listed at the end
-# and the exit code is 1. SIGTERM and Ctrl-C stop the run of the moment, saved, and the sweep (75).
+# The run of fraction 0.1, bis, seed 2 is in FOLDER/bis_0.1_seed2 and its output in
+# FOLDER/bis_0.1_seed2.log. Finished runs are skipped and stopped runs resume, so the same command
+# resumes a sweep. A run that fails does not stop the others; failed runs are listed at the end and
+# the exit code is 1. SIGTERM and Ctrl-C stop the current run, which saves, and the sweep (75).
 #
-# $RUN is what runs one, by default `python -m bis_jax.main`; for a pod of two processes here:
+# $RUN is the command of one run, by default `python -m bis_jax.main`; for two local processes:
 #   RUN="launch/local_pod.sh 2 4" launch/sweep.sh ...
 set -euo pipefail
 
@@ -26,7 +26,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
     --fractions=*) fractions=${1#*=} ;;
     --strategies=*) strategies=${1#*=} ;;
     --seeds=*) seeds=${1#*=} ;;
-    *) echo "$0: what is $1?" >&2 && usage ;;
+    *) echo "$0: unknown argument $1" >&2 && usage ;;
   esac
   shift
 done
@@ -44,7 +44,7 @@ for fraction in ${fractions//,/ }; do
     for seed in ${seeds//,/ }; do
       name=${strategy}_${fraction}_seed$seed
       if [[ -e $folder/$name/evaluation.json ]]; then
-        echo "$name: finished before"
+        echo "$name: already finished"
         continue
       fi
       echo "$name: running, see $folder/$name.log"
@@ -58,7 +58,7 @@ for fraction in ${fractions//,/ }; do
       done
       child=
       if [[ $stopped ]]; then
-        echo "$name: stopped; the same command goes on"
+        echo "$name: stopped; run the same command to resume"
         exit 75
       fi
       if ((code)); then

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU slice, from nothing to nothing: request it, wait, install, run on every
-# host, delete it.
+# One run on a Cloud TPU slice: request it, wait, install, run on every host, delete it.
 #
 #   launch/tpu_pod.sh NAME ZONE ACCELERATOR [--spot] [--keep] [--dry-run] [--before=COMMAND] -- \
 #       --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 [--config.KEY=VALUE ...]
 #
 # ACCELERATOR is a type like v5p-32, v5litepod-64 or v6e-16. Project: that of `gcloud config`.
-#   --before=COMMAND  first on every host, e.g. to mount storage. Data, weights and corpus.cache must
+#   --before=COMMAND  runs first on every host, e.g. to mount storage. Data, weights and corpus.cache must
 #                     be in folders that all hosts share; the workdir may be gs://.
-#   --spot            cheaper; may be taken away: give the same command again and the run goes on
-#   --keep            do not delete the slice afterwards; used again under the same NAME
-#   --dry-run         print the commands instead
+#   --spot            cheaper; may be preempted: the same command resumes the run
+#   --keep            do not delete the slice afterwards; the same NAME reuses it
+#   --dry-run         print the commands without running them
 set -euo pipefail
 
 usage() {
@@ -27,7 +26,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
     --keep) keep=1 ;;
     --dry-run) dry=1 ;;
     --before=*) before=${1#*=} ;;
-    *) echo "$0: what is $1?" >&2 && usage ;;
+    *) echo "$0: unknown argument $1" >&2 && usage ;;
   esac
   shift
 done
@@ -78,7 +77,7 @@ cd "$(dirname "$0")/.."
 source=${TMPDIR:-/tmp}/$name.tar.gz # of what is committed
 call git archive --format=tar.gz --output="$source" HEAD
 call gcloud compute tpus tpu-vm scp "$source" "$name:bis_jax.tar.gz" --zone="$zone" --worker=all
-# The images come with an older Python; uv brings one of its own.
+# The images have an older Python; uv installs a newer one.
 everywhere "mkdir -p bis_jax && tar -xzf bis_jax.tar.gz -C bis_jax && cd bis_jax && \
 pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python=3.11 .venv && \
 python3 -m uv pip install --quiet --python=.venv/bin/python -e '.[tpu]' && $before"

@@ -118,7 +118,7 @@ def test_size_comes_from_the_header_unless_the_whole_file_is_asked_for():
 
 
 def test_only_raster_formats_are_opened(monkeypatch):
-  """Pillow hands an EPS file, whatever its name, to Ghostscript."""
+  """Pillow passes an EPS file to Ghostscript, regardless of its name."""
   monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("ran"))
   eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
   assert Image.open(io.BytesIO(eps)).format == "EPS"

@@ -52,7 +52,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
   for path, text in documents():
     text = re.sub(r"\\+\n\s*", " ", text)  # continued lines
     for line in re.findall(r"python -m ((?:bis_jax|benchmarks|examples)\b[^\n`|;]*)", text):
-      # A command in a sentence or a comment ends where they go on.
+      # A command in a sentence or a comment ends where the sentence continues.
       words = shlex.split(re.split(r"\s#|\s{2,}", line)[0].replace("'", ""))
       found.append((path.name, words[0].rstrip(".,:"), words[1:]))
   return found

@@ -176,7 +176,7 @@ def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_Record] | None:
   """Returns the records of all lines, None if any of them is invalid."""
   data = np.frombuffer(block, np.uint8)
-  # A record that went on in the next line would do so between a } and a {, which is no JSON.
+  # A record over two lines would be split between a } and a {, which is not JSON.
   if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
     return None
   try:

@@ -154,7 +154,7 @@ def _measured(
   blocks = {}
   for name, threshold in thresholds.items():
     measures = threshold_measures(steps, threshold, weights)
-    if one_source:  # where the three kinds of overall macro-F1 are the same
+    if one_source:  # then the three kinds of overall macro-F1 are the same
       measures["macro_f1"] = measures.pop("macro_f1_pooled")
       del measures["overall_source_weighted"], measures["macro_f1_source_mean"]
     blocks[name] = {"threshold": threshold, **_with_intervals(measures)}

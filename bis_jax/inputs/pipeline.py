@@ -179,7 +179,7 @@ class BatchSource:
       found = [image.image_tokens for image in images]
       if planned != found:
         raise ValueError(
-          f"its text has places for {planned} image tokens, but its images give {found} features; "
+          f"its text has {planned} image tokens, but its images give {found} features; "
           "the corpus states other sizes than its images have: prepare it again"
         )
       sample = self.measured.sample(i, found)

@@ -50,7 +50,7 @@ class SpecialTokens:
   """Ids of the tokens that the model side needs to know."""
 
   prm: int  # the step marker
-  image_pad: int  # stands for one image feature
+  image_pad: int  # placeholder of one image feature
   vision_start: int  # before every image
   vision_end: int  # and after it
   yes: int  # words whose LM head rows initialize the reward head
@@ -164,7 +164,7 @@ def expand(
   is_image = compact == special.image_pad
   if is_image.sum() != len(image_token_counts):
     raise ValueError(
-      f"its text has places for {is_image.sum()} images, but it has {len(image_token_counts)}"
+      f"its text has {is_image.sum()} image placeholders, but it has {len(image_token_counts)} images"
     )
   counts = np.asarray(image_token_counts, np.int64)
   repeats = np.ones(len(compact), np.int64)

@@ -79,7 +79,7 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
   *lead, t, n, h = q_TNH.shape
   s, k = k_SKH.shape[-3:-1]
   # Heads first, and the queries of a key head in one axis: the scores, by far the largest array,
-  # then come out of the product as they lie and are never transposed.
+  # then come out of the product in their final layout, without a transpose.
   q_KtH = jnp.moveaxis(q_TNH, -3, -2).reshape(*lead, k, n // k * t, h)
   k_KSH, v_KSH = jnp.moveaxis(k_SKH, -3, -2), jnp.moveaxis(v_SKH, -3, -2)
   scores_KtS = jnp.einsum("...th,...sh->...ts", q_KtH, k_KSH, preferred_element_type=jnp.float32)

@@ -20,8 +20,8 @@ class Processor:
   """Tokenizer (with the step marker), prompt formatter and image preprocessor of a backbone."""
 
   tokenizer: Any  # of the backbone's own class, an `inputs.prompt.Tokenizer`
-  prompt: Any  # likewise, an `inputs.prompt.Prompt`
-  images: Any  # likewise, an `inputs.images.ImageProcessor`
+  prompt: Any  # an `inputs.prompt.Prompt`
+  images: Any  # an `inputs.images.ImageProcessor`
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  vocab_size: int  # in tables of sizes, 0 stands for the tokenizer's
+  vocab_size: int  # in tables of sizes, 0 means the tokenizer's
   hidden_size: int
   intermediate_size: int
   num_hidden_layers: int

@@ -39,7 +39,7 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-# bfloat16 operations a second without sparsity, by JAX's device_kind; the first that matches.
+# bfloat16 FLOP/s without sparsity, by JAX's device_kind; the first that matches.
 # Source: NVIDIA's data sheets of the A100, L4, L40S, H100, H200 and B200.
 _GPU_FLOPS: tuple[tuple[str, float], ...] = (
   (r"A100", 312e12),
@@ -52,7 +52,7 @@ _GPU_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-# Settings of libtpu, which it reads as it starts: it looks for no hardware, and lets other processes
+# Settings that libtpu reads at start: it searches no hardware, and lets other processes
 # start it too. The type is of the host that it takes this one for; without one it complains.
 _NO_HARDWARE = {
   "TPU_SKIP_MDS_QUERY": "1",
@@ -96,7 +96,7 @@ def slice_devices(topology: str) -> list[Any]:
     devices = topologies.get_topology_desc(
       topology, platform="tpu", chip_config_name="megacore" if chip.cores == 2 else "default"
     ).devices
-  except Exception as error:  # whatever libtpu says of a shape
+  except Exception as error:  # libtpu raises various types for a wrong shape
     raise TopologyError(
       f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}"
     ) from error

@@ -60,7 +60,7 @@ def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
     return
   try:
     jax.distributed.initialize(**timeouts)
-  except ValueError as error:  # raised before anything is started where no surroundings are known
+  except ValueError as error:  # raised before any start if no cluster is detected
     if _ADDRESS in found:
       raise DistributedError(
         f"{_ADDRESS} is set, but neither {_COUNT} and {_INDEX} nor a cluster that JAX knows: set "

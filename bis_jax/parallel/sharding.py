@@ -33,7 +33,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(devices) % fixed:
     raise MeshError(
-      f"mesh sizes {sizes} ask for a multiple of {fixed} devices; {len(devices)} are here"
+      f"mesh sizes {sizes} need a multiple of {fixed} devices, but there are {len(devices)}"
     )
   shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
   if int(np.prod(shape)) != len(devices):
@@ -148,7 +148,7 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != batch_shards(mesh):
     raise MeshError(
       f"the mesh {dict(mesh.shape)} gives some of the {len(shards)} processes a part of each "
-      "other's rows: make config.mesh.tensor a divisor or a multiple of the devices a process has"
+      "other's rows: make config.mesh.tensor a divisor or a multiple of the devices per process"
     )
   mine = shards[jax.process_index() if process is None else process]
   return parts.index(tuple(sorted(mine))), len(parts)

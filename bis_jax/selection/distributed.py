@@ -167,6 +167,6 @@ def _check_same(text: str) -> None:
   every = multihost_utils.process_allgather(digest).reshape(-1, digest.size)
   if (every != digest).any():
     raise UserError(
-      "the processes do not select by one rule from slices of one table: give all the same "
+      "the processes have different selection rules or score tables: give all the same "
       "parameters and the same score table"
     )

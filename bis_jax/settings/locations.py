@@ -13,7 +13,7 @@ from bis_jax.toy import drawing
 
 
 class MissingInputError(UserError):
-  """Data or weights that a recipe needs are not where it looked."""
+  """Data or weights that a recipe needs are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def require(config: ConfigDict, where: Locations) -> Locations:
     lines.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
   if lines:
     raise MissingInputError(
-      "this recipe needs inputs that are not here; nothing was started.\n  "
+      "inputs of this recipe are missing; nothing was started.\n  "
       + "\n  ".join(dict.fromkeys(lines))
       + "\n  or name another place, e.g. --config.corpus.images=FOLDER_OR_ZIP"
     )

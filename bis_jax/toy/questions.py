@@ -58,7 +58,7 @@ def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
   rng.shuffle(panels)
   start, task = 0, "Add up"
   if source.sign < 0:
-    # The result is never negative, whatever is noted.
+    # The result is never negative, regardless of what is noted.
     start = MOST_STRIPES * len(panels) + rng.randrange(10)
     task = f"Start with {start} and take away"
   text = f"A tile scores its stripes. {task} a tile of each {source.unit}."

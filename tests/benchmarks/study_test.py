@@ -1,4 +1,4 @@
-"""The study: what is run, what is resumed, how arms are compared, and that its page says so."""
+"""The study: its runs, resuming, the comparison of arms, and its page."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from benchmarks.study.arms import Part
 from bis_jax.selection.strategies import STRATEGIES
 from bis_jax.settings import config_check as config_lib
 
-# Stands for Python in a sweep: writes what an arm leaves, and fails where it is told to.
+# Replaces Python in a sweep: writes the files of an arm, and fails if it is told to.
 STUB = """#!/bin/sh
 for flag in "$@"; do case $flag in
   --workdir=*) workdir=${flag#*=} ;;

@@ -38,7 +38,7 @@ def _shallow() -> Qwen2_5_VLConfig:
 
 @pytest.fixture
 def config(monkeypatch):
-  """The recipe with the shallow model and eight short rows a step."""
+  """The recipe with the shallow model and eight short rows per step."""
   monkeypatch.setitem(QWEN_SIZES, "7b", _shallow())
   c = qwen_bis10.get_config()
   c.inputs.max_length = c.inputs.row_tokens = c.inputs.row_patches = 1024
@@ -112,7 +112,7 @@ def test_a_slice_that_libtpu_does_not_know_is_named(config):
 @needs_libtpu
 def test_a_mesh_that_does_not_fit_the_slice_is_named(config):
   config.mesh.tensor = 3
-  with pytest.raises(MeshError, match="multiple of 3 devices; 8 are here"):
+  with pytest.raises(MeshError, match="multiple of 3 devices, but there are 8"):
     compiled_step.compile_step(config, "v5p:2x2x2")
   config.mesh.tensor = 1
   with pytest.raises(MeshError, match="8 rows .* do not divide over .* 16 batch shards"):

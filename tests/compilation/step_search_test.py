@@ -1,4 +1,4 @@
-"""The search over settings, with a stand-in for the compiler."""
+"""The search over settings, with a stub of the compiler."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ class Step:
 
 @pytest.fixture
 def searched(monkeypatch):
-  """(tried, compiled) of a search over 8 devices where keeping more takes more and is faster."""
+  """(tried, compiled) of a search over 8 devices; saving more takes more memory and is faster."""
   monkeypatch.setattr(step_search, "slice_devices", lambda topology: list(range(8)))
   monkeypatch.setattr(step_search, "resident_bytes", lambda config, devices: 1e9 * config.mesh.data)
   compiled = []

@@ -1,4 +1,4 @@
-"""Annotations -> columns: the fast way equals the slow one, line by line, and finds what is bad."""
+"""Annotations -> columns: the fast path equals the slow one, line by line, and finds bad lines."""
 
 import json
 
@@ -98,7 +98,7 @@ _SPOILED = [
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5, "num_mc_total": 16}]}',
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.3, "num_mc_correct": 3,'
   b' "num_mc_total": 10}]}',
-  # Counts that are -(1 << 40) stand for absent ones in the columns.
+  # Counts that are -(1 << 40) mean absent ones in the columns.
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5,'
   b' "num_mc_correct": -1099511627776, "num_mc_total": -1099511627776}]}',
   b' {"steps_with_score": [{"score": 0, "step": "x", "num_mc_correct": 0, "num_mc_total": 0}],'

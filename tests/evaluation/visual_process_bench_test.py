@@ -1,4 +1,4 @@
-"""Loading VisualProcessBench's layout: what is read, what is refused, and by which name."""
+"""Loads VisualProcessBench's layout: valid items, rejected items, and image names."""
 
 import io
 import json

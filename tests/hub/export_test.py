@@ -266,7 +266,7 @@ def test_the_card_tells_recipe_digest_and_evaluation(card):
 
 
 def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, capsys):
-  """The newest checkpoint of a run, with its recipe, manifest digest and evaluation on the card."""
+  """The latest checkpoint of a run, with its recipe, manifest digest and evaluation on the card."""
   place = epath.Path(tmp_path / "run")
   workdir.claim(place, small_config)
   checkpoints = checkpoint.manager(place, every=1, keep=1)

@@ -1,4 +1,4 @@
-"""InternVL's batches: every sample where it belongs, each image token at its own feature."""
+"""InternVL's batches: every sample at its position, each image token with its own feature."""
 
 import io
 
@@ -69,7 +69,7 @@ def test_a_row_holds_every_sample_with_its_own_tiles(batch):
     np.testing.assert_array_equal(row["marker_target"][marker], example.targets)
     context = sample.tokens == prompt.special.image_pad
     assert (row["image_index"][here][~context] == -1).all()
-    first = patch // 4  # four patches an image token
+    first = patch // 4  # four patches per image token
     np.testing.assert_array_equal(
       row["image_index"][here][context], first + np.arange(context.sum())
     )

@@ -17,7 +17,7 @@ SYSTEM = (
   "多家合作单位联合开发的多模态大语言模型。<|im_end|>\n"
 )
 OPENING = SYSTEM + "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
-# As the released tokenizer_config.json numbers them, and the step marker behind.
+# As the released tokenizer_config.json numbers them, and then the step marker.
 INTERNLM_IDS = {
   "<s>": 1, "<|im_end|>": 92542, "<|im_start|>": 92543, "<img>": 92544, "</img>": 92545,
   "<IMG_CONTEXT>": 92546, "<quad>": 92547, "</quad>": 92548, "<ref>": 92549, "</ref>": 92550,
@@ -61,7 +61,7 @@ def qwen(shared):
 
 
 def _released_text(question, steps, counts, separator):
-  """The released wrapping as one string, cut behind the last marker."""
+  """The released wrapping as one string, cut after the last marker."""
   images = "".join(f"<img>{'<IMG_CONTEXT>' * count}</img>\n" for count in counts)
   process = separator.join(step.strip() + "<prm>" for step in steps)
   return f"{OPENING}{images}Question: {question_text(question)}\nProcess: {process}"

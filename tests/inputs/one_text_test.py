@@ -1,4 +1,4 @@
-"""A question and its steps have the same ids by every way in, however hostile the text is."""
+"""A question and its steps have the same ids through every entry point, also for hostile text."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Batches hold every example where they say, whole, for any number of processes, and resume."""
+"""Batches hold every example at its position, whole, for any number of processes, and resume."""
 
 import dataclasses
 import io
@@ -79,7 +79,7 @@ def alone(source, measured, i):
 
 
 def features(row, tokens):
-  """What stands for each image token: the four patches of its merge unit and their positions."""
+  """The feature of each image token: the four patches of its merge unit and their positions."""
   units = row["image_index"][tokens]
   units = units[units >= 0]
   patches = row["patches"].reshape(-1, 4, row["patches"].shape[-1])[units]
@@ -90,7 +90,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
   """Each sample has the tokens, positions, images and labels that it has alone in a row.
 
   Mutations caught: image_index without the row's patch offset, marker_index without its token
-  offset, labels of the next example, positions that go on from the sample before.
+  offset, labels of the next example, positions that continue from the previous sample.
   """
   seen = 0
   iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
@@ -237,7 +237,7 @@ WRONG_SIZES = {"image_sizes": [(224, 224)]}
     (
       WRONG_SIZES,
       WRONG_SIZES,
-      r"example toy:1: .*places for \[64\] image tokens.*give \[16\] features",
+      r"example toy:1: .*text has \[64\] image tokens.*give \[16\] features",
     ),
     ({}, {"read_images": lambda: (b"\x89PNG\r\n",)}, r"example toy:1: broken image"),
     ({}, {"steps": ("a", "b", "c")}, r"example toy:1: 2 steps when measured, now 3 with 2 targets"),

@@ -33,7 +33,7 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
 
 
 def processed(tokenizer, question, steps, pictures):
-  """The processor's arrays for the joined text, cut behind the last marker, and its positions."""
+  """The processor's arrays for the joined text, cut after the last marker, and its positions."""
   processor = ImageTextProcessor(Qwen2VLImageProcessorPil(**LIMITS), tokenizer)
   process = "Process: " + "\n\n".join(step + "<prm>" for step in steps)
   content = [{"type": "image"}] * len(pictures) + [
@@ -68,7 +68,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize("which", ["tiny", "qwen"])
 def test_packed_row_equals_the_processor_sample_by_sample(request, tmp_path, which):
-  """Ids, positions and pixels behind every image token, for none, one and several images."""
+  """Ids, positions and pixels of every image token, for none, one and several images."""
   tokenizer = request.getfixturevalue(f"{which}_tokenizer")
   formatter = request.getfixturevalue(f"{which}_prompt")
   rng = np.random.default_rng(0)

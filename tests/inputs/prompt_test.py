@@ -18,7 +18,7 @@ ORDINARY = (
 
 
 def reference_ids(tokenizer, question, steps, counts, separator="\n\n"):
-  """Ids of the joined text through the tokenizer's template, cut behind the last marker."""
+  """Ids of the joined text through the tokenizer's template, cut after the last marker."""
   process = "Process: " + separator.join(step.strip() + prompt.STEP_MARKER for step in steps)
   content = [{"type": "image"}] * len(counts) + [{"type": "text", "text": f"Question: {question}"}]
   text = tokenizer.apply_chat_template(
@@ -85,7 +85,7 @@ def test_text_never_becomes_a_special_token(request, which):
   max_length=st.integers(1, 200),
 )
 def test_truncation_drops_whole_trailing_steps(tiny_prompt, steps, counts, max_length):
-  """Mutation caught: going on with a later step that would fit."""
+  """Mutation caught: adding a later step that would fit."""
   formatter = tiny_prompt
   whole = formatter.encode("How many?", steps, counts, max_length=10_000)
   cut = formatter.encode("How many?", steps, counts, max_length=max_length)
@@ -111,7 +111,7 @@ def test_length_limit_is_inclusive(tiny_prompt):
 def test_image_count_must_fit_the_text(tiny_prompt):
   formatter = tiny_prompt
   [(compact, _)] = formatter.encode_batch([("Q", ["a"])], [[4]], max_length=100)
-  with pytest.raises(ValueError, match="places for 1 images, but it has 2"):
+  with pytest.raises(ValueError, match="1 image placeholders, but it has 2"):
     expand(compact, [4, 4], formatter.special)
 
 

@@ -29,7 +29,7 @@ def _sizes():
 
 
 def _ties():
-  """Sizes whose aspect ratio lies exactly between two grids, around every limit of the area rule."""
+  """Sizes whose aspect ratio is exactly between two grids, around every limit of the area rule."""
   for rows, columns in ((1, 1), (8, 12), (12, 8), (8, 10), (4, 5), (2, 3), (4, 7), (2, 5), (2, 9)):
     for scale in range(1, 260):
       yield rows * scale, columns * scale

@@ -66,7 +66,7 @@ def test_chunks_of_queries_change_nothing(case, causal, monkeypatch):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", [splash_attention, triton_attention])
 def test_the_kernels_equal_xla(case, causal, kernel):
-  """TPU's and GPU's, interpreted: values and gradients; T is no multiple of their blocks."""
+  """TPU's and GPU's, interpreted: values and gradients; T is not a multiple of their blocks."""
   q, k, v, segments = case
   ours = functools.partial(kernel, segment_BT=segments, causal=causal, interpret=True)
   xla = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")

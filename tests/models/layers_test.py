@@ -1,4 +1,4 @@
-"""What the backward pass recomputes changes what is kept, and where, but no gradient."""
+"""Rematerialization changes which activations are saved, and where, but no gradient."""
 
 import jax
 import jax.numpy as jnp

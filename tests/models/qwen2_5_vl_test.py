@@ -160,17 +160,17 @@ def _see_padding(batch):
 
 
 def _mix_samples(batch):
-  """Samples of a row see what stands before them in the row."""
+  """Samples of a row attend to the samples before them in the row."""
   return {**batch, "segment_ids": np.minimum(batch["segment_ids"], 1)}
 
 
 def _leave_window_order(batch):
-  """Image tokens read the merged features as they lie, without the inverse permutation."""
+  """Image tokens read the merged features in window order, without the inverse permutation."""
   return {**batch, "image_index": _reorder(batch["image_index"], lambda rank: np.arange(len(rank)))}
 
 
 def _invert_window_order(batch):
-  """The permutation into windows where its inverse belongs."""
+  """The permutation into windows instead of its inverse."""
   return {**batch, "image_index": _reorder(batch["image_index"], np.argsort)}
 
 

@@ -17,7 +17,7 @@ from configs import common
 
 @pytest.fixture
 def page(tmp_path, benchmark):
-  """(file, items, runs): ten items under two runs, the second exactly wrong where the first is right."""
+  """(file, items, runs): ten items of two runs, of which exactly one is right."""
   items = visual_process_bench.load(benchmark)
   rng = np.random.default_rng(0)
   first = [rng.uniform(size=len(item.steps)) for item in items]
@@ -71,7 +71,7 @@ def test_the_address_chooses_run_item_order_and_source(page, browse):
 
 
 def test_held_out_rollouts_show_their_mc_scores(tmp_path, benchmark, browse):
-  """Rollouts of a corpus that stands in for a prepared one: an MC score of 1/3, and one unmeasured."""
+  """Rollouts of a stub corpus: an MC score of 1/3, and one unmeasured."""
   rollouts = [
     StoredRollout(
       source="geo",

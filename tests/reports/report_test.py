@@ -17,7 +17,7 @@ MEASURE = ("tuned_on_test", "overall_source_weighted")
 
 
 def workdir(folder, strategy, fraction, seed, value, curve=()):
-  """Writes what a run leaves behind that the report reads."""
+  """Writes the files of a run that the report reads."""
   folder.mkdir(parents=True)
   config = {"seed": seed, "selection": {"strategy": strategy, "fraction": fraction}}
   (folder / "config.json").write_text(json.dumps(config))

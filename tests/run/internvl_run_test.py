@@ -65,9 +65,9 @@ def unbroken(config, tmp_path_factory):
 
 
 def _parameters(folder):
-  newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+  latest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
   with ocp.StandardCheckpointer() as checkpointer:
-    leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(newest / "state"))
+    leaves = jax.tree_util.tree_leaves_with_path(checkpointer.restore(latest / "state"))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

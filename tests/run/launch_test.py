@@ -1,4 +1,4 @@
-"""Pods of real processes on this machine: the same run as on one device, whatever happens to it."""
+"""Pods of real processes on this machine: the same run as on one device, also after kills."""
 
 import json
 import os
@@ -81,7 +81,7 @@ class Pod:
       config.corpus.workers = 1
       # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
       config.optim.eps = 1e-5
-      config.train.checkpoint_every = 100  # only where a run is told to stop, and at its end
+      config.train.checkpoint_every = 100  # only if a run is stopped, and at its end
     ours, recipe = (
       keys.flatten(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
     )
@@ -152,16 +152,16 @@ class Pod:
 
 
 def _state(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the newest checkpoint's state as numpy arrays by path."""
-  newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-  assert newest.name == str(STEPS)
+  """Returns the latest checkpoint's state as numpy arrays by path."""
+  latest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+  assert latest.name == str(STEPS)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
     like = jax.tree.map(
       lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device),
-      checkpointer.metadata(newest / "state").item_metadata.tree,
+      checkpointer.metadata(latest / "state").item_metadata.tree,
     )
-    state = checkpointer.restore(newest / "state", like)
+    state = checkpointer.restore(latest / "state", like)
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -213,7 +213,7 @@ def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, alone, unbroken):
 
 @pytest.fixture(scope="module")
 def broken(pod, unbroken) -> str:
-  """A run that was told to stop, went on, and lost a process to kill -9."""
+  """A run that was stopped, resumed, and lost a process to kill -9."""
   done = pod.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
   assert done.returncode == preemption.EXIT_CODE, done.stderr[-3000:]
   assert done.stderr.count("step 3 of 6 is saved: run the same command again") == 2

@@ -1,4 +1,4 @@
-"""The whole run on a small toy corpus: what it leaves, how it goes on, what it refuses."""
+"""The whole run on a small toy corpus: its files, resuming, and invalid input."""
 
 import json
 import os
@@ -28,10 +28,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _parameters(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns the newest checkpoint's state as numpy arrays by path."""
-  newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+  """Returns the latest checkpoint's state as numpy arrays by path."""
+  latest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
   with ocp.StandardCheckpointer() as checkpointer:
-    state = checkpointer.restore(newest / "state")
+    state = checkpointer.restore(latest / "state")
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -136,7 +136,7 @@ def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_con
 def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
   unbroken, small_config, tmp_path, monkeypatch, number
 ):
-  """It comes as the batch of step 3 is asked for; checkpoints are due every 2 steps."""
+  """It arrives as the batch of step 3 is requested; checkpoints are due every 2 steps."""
   folder = tmp_path / "run"
   handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with monkeypatch.context() as patch:

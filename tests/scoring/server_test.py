@@ -1,6 +1,6 @@
-"""The server over real sockets: right answers, a reason for every refusal, and a clean end.
+"""The server over real sockets: correct answers, a reason for every rejection, clean shutdown.
 
-The model is a stand-in whose score of a step is its length / 1000, so that every answer can be
+The model is a stub whose score of a step is its length / 1000, so that every answer can be
 checked; `scoring_test.py` holds the real one against itself.
 """
 
@@ -167,7 +167,7 @@ def test_other_methods_and_paths_are_refused(served):
 
 
 def raw(port, *pieces, pause=0.0):
-  """Sends bytes as they stand, and returns what comes back until the server closes."""
+  """Sends raw bytes, and returns the answer until the server closes."""
   with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
     for piece in pieces:
       connection.sendall(piece)

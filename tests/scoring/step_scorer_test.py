@@ -1,4 +1,4 @@
-"""A model's scores: the same however it is asked, from Python, from a file and after a kill."""
+"""A model's scores are the same from Python, from a file and after a kill."""
 
 import base64
 import dataclasses
@@ -159,7 +159,7 @@ def test_a_place_without_a_checkpoint_is_named(tmp_path, place):
 
 @pytest.fixture
 def source(folder, tmp_path, scorer, monkeypatch):
-  """(input file, image root): ten good lines, and a bad one behind every other.
+  """(input file, image root): ten good lines, and a bad one after every second.
 
   The checkpoint is loaded and compiled once for all tests that score a file.
   """

@@ -184,7 +184,7 @@ def test_without_its_rule_a_rollout_without_a_positive_step_comes_last(table_of)
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_cut_among_ties_keeps_the_first_of_them(table_of, data):
-  """Every rollout ties: what is kept is a prefix, of exactly the quota."""
+  """Every rollout ties: the kept ones are a prefix, of exactly the quota."""
   pure = st.sampled_from([[0.0], [0.0, 0.0], [1.0], [1.0] * 5])  # BIS is alpha for each
   rollouts = data.draw(st.lists(pure, min_size=1, max_size=60))
   fraction, alpha = data.draw(FRACTIONS), data.draw(ALPHAS)

@@ -16,7 +16,7 @@ def test_a_new_workdir_gets_the_config(tmp_path):
   place = epath.Path(tmp_path) / "runs" / "a"
   workdir.claim(place, common.get_config())
   assert json.loads((place / "config.json").read_text())["optim"]["learning_rate"] == 1e-5
-  workdir.claim(place, common.get_config())  # the same run goes on
+  workdir.claim(place, common.get_config())  # the same run resumes
 
 
 def test_another_config_is_refused_and_named(tmp_path):

@@ -128,7 +128,7 @@ def test_truth_is_what_the_picture_shows(corpus, records):
 
 
 def test_totals_never_contradict_the_notes(records):
-  """Text alone must not tell a wrong step: what is written adds up, right or wrong."""
+  """Text alone must not reveal a wrong step: the written sums are correct in both cases."""
   for record in records["bars_sum.jsonl"]:
     notes = {}
     for step in record["steps_with_score"][:-1]:
@@ -139,7 +139,7 @@ def test_totals_never_contradict_the_notes(records):
 
 
 def test_wrong_notes_are_as_varied_as_right_ones(tmp_path):
-  """No score goes with wrong steps: a table of them knows nothing."""
+  """No score predicts wrong steps: a table of scores has no information."""
   corpus = drawing.draw(tmp_path / "slips", **SMALL, slip=6.0)
   records = {p.name: read_lines(p) for p in (corpus / "annotations").glob("*.jsonl")}
   truths = {(t["file"], t["line"]): t["truth"] for t in read_lines(corpus / "truth.jsonl")}
@@ -264,7 +264,7 @@ TINY = dict(rollouts=360, images=60, benchmark_items=18, workers=1)
 
 
 def draw_records(folder: pathlib.Path, **knobs) -> tuple[list[dict], list[list[int]]]:
-  """Returns the records of all sources, one behind the other, and the truth of their steps."""
+  """Returns the records of all sources, concatenated, and the truth of their steps."""
   corpus = drawing.draw(folder, **TINY, **knobs)
   truth = drawing.read_truth(corpus)
   records, truths = [], []

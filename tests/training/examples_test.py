@@ -1,4 +1,4 @@
-"""True labels: those of the pictures, step by step, whatever was rejected or cut short on the way."""
+"""True labels: those of the pictures, step by step, also after rejections and truncation."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Rates, goodput and operations against sums by hand, on a clock that only moves when told to."""
+"""Rates, goodput and FLOPs against sums by hand, with a clock that the test advances."""
 
 import json
 
@@ -17,7 +17,7 @@ COUNTS = dict(
 
 
 class Clock:
-  """A clock that stands still until `passes`."""
+  """A clock that stops until `passes`."""
 
   def __init__(self, now: float):
     self.now = now

@@ -1,4 +1,4 @@
-"""One program a run: compiled once whatever the images, kept on disk, and traced without a change."""
+"""One program per run: compiled once for all images, cached on disk, and traced unchanged."""
 
 import dataclasses
 import io

@@ -174,6 +174,6 @@ class InternVLPrompt(Prompt):
     opening = [*self._head]
     if images:
       opening += [*self._first_image, *self._next_image * (images - 1)]
-    # No special token stands between here and the first marker, so this is one piece with step 1.
+    # There is no special token between here and the first marker, so this is one piece with step 1.
     text = f"{'' if images else 'assistant'}\nQuestion: {question}\nProcess: "
     return Frame((opening,), text, alone=text)
