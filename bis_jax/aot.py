@@ -17,8 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from bis_jax.compilation import step_search
 from bis_jax.compilation.compiled_step import CompiledStep, compile_step
-from bis_jax.console import start_logging
-from bis_jax.errors import UserError
+from bis_jax.console import command
 from bis_jax.models import backbones
 from bis_jax.settings.config_check import check
 from bis_jax.settings.keys import check_flags
@@ -69,12 +68,9 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
 
 
 def main(argv: list[str]) -> None:
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"aot: unexpected argument {argv[1]!r}: all arguments are flags, like --search")
   jax.config.update("jax_platforms", "cpu")  # the process itself must not look for accelerators
   config, topology = _CONFIG.value, _TOPOLOGY.value
-  try:
+  with command("aot", argv, "--search"):
     check(config)
     tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens
     if _SEARCH.value:
@@ -85,8 +81,6 @@ def main(argv: list[str]) -> None:
       print(*step_search.table(trials), sep="\n")
     else:
       print(*report(config, topology, compile_step(config, topology, tokens)), sep="\n")
-  except (UserError, OSError) as error:
-    sys.exit(f"aot: {error}")
 
 
 if __name__ == "__main__":

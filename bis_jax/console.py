@@ -44,11 +44,14 @@ def start_logging() -> None:
 
 
 @contextlib.contextmanager
-def command(name: str, argv: list[str], flag: str) -> Iterator[None]:
-  """Runs a command that takes only flags, such as `flag`; a user's error exits with its message."""
+def command(name: str, argv: list[str], flag: str = "") -> Iterator[None]:
+  """Runs a command; a user's error exits with its message.
+
+  If `flag`, an example for the message, is given, `argv` must hold flags only.
+  """
   start_logging()
   try:
-    if len(argv) > 1:
+    if flag and len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; use flags such as {flag}")
     yield
   except (UserError, OSError) as error:

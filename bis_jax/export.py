@@ -11,12 +11,11 @@ layout is exported in that layout, which the release's own code loads.
 
 import json
 import pathlib
-import sys
 
 from absl import app, flags
 
 from bis_jax import files
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import model_card
@@ -35,15 +34,10 @@ _BASE = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"export: unexpected argument {argv[1]!r}: all arguments are flags, like --out=FOLDER")
-  if not _WORKDIR.value or not _OUT.value:
-    sys.exit("export: set --workdir (of a run) and --out (folder to write)")
-  try:
+  with command("export", argv, "--out=FOLDER"):
+    if not _WORKDIR.value or not _OUT.value:
+      raise UserError("set --workdir (of a run) and --out (folder to write)")
     export_run(_WORKDIR.value, pathlib.Path(_OUT.value), _DTYPE.value, _BASE.value)
-  except (UserError, OSError) as error:
-    sys.exit(f"export: {error}")
 
 
 def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) -> None:

@@ -5,11 +5,9 @@ images.zip, not extracted), rejects bad records with a reason each, and writes T
 score table. If it is run again and no input file has changed, it reuses the prepared corpus.
 """
 
-import sys
-
 from absl import app, flags
 
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
 
@@ -43,12 +41,9 @@ _BEAM = flags.DEFINE_multi_string(
 
 
 def main(argv: list[str]) -> None:
-  start_logging()
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}: every argument is a flag")
-  if not (_ANNOTATIONS.value and _IMAGES.value and _OUT.value):
-    raise app.UsageError("--annotations, --images and --out are required")
-  try:
+  with command("prepare", argv, "--out=DIR"):
+    if not (_ANNOTATIONS.value and _IMAGES.value and _OUT.value):
+      raise UserError("set --annotations, --images and --out")
     prepare(
       _ANNOTATIONS.value,
       _IMAGES.value,
@@ -59,8 +54,6 @@ def main(argv: list[str]) -> None:
       workers=_WORKERS.value,
       beam=_BEAM.value,
     )
-  except (UserError, OSError) as error:
-    sys.exit(f"prepare: {error}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Writes into the out folder
 """
 
 import json
-import sys
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -19,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bis_jax import files
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.errors import UserError
 from bis_jax.evaluation import benchmarks, score_files, step_evaluation
 from bis_jax.reports import items_page, page, plots, run_table
@@ -39,13 +38,10 @@ _BENCHMARK = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  start_logging()
-  if len(argv) < 2:
-    sys.exit("report: name at least one workdir: python -m bis_jax.report WORKDIR... --out=FOLDER")
-  try:
+  with command("report", argv):
+    if len(argv) < 2:
+      raise UserError("name at least one workdir: python -m bis_jax.report WORKDIR... --out=FOLDER")
     write(argv[1:], files.absolute(_OUT.value))
-  except (UserError, OSError) as error:
-    sys.exit(f"report: {error}")
 
 
 def write(workdirs: Sequence[str], out: epath.Path) -> None:

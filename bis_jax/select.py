@@ -14,13 +14,12 @@ With a saved table, --format=manifest needs no annotations.
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
 from absl import app, flags
 
-from bis_jax.console import start_logging
+from bis_jax.console import command
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason, write_jsonl
@@ -66,13 +65,8 @@ _WORKERS = flags.DEFINE_integer("workers", 0, "reader processes; 0: one per core
 
 
 def main(argv: list[str]) -> None:
-  start_logging()
-  if len(argv) > 1:
-    sys.exit(f"select: unexpected argument {argv[1]!r}: every argument is a flag, like --out=FILE")
-  try:
+  with command("select", argv, "--out=FILE"):
     run()
-  except (UserError, OSError) as error:
-    sys.exit(f"select: {error}")
 
 
 def run() -> None:
