@@ -117,7 +117,9 @@ def test_a_workdir_scores_as_its_run_did(config, unbroken, monkeypatch):
   one = load_run(str(unbroken), {"data": 1, "fsdp": 8, "tensor": 1})
   mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
   params = {path: jax.device_put(np.asarray(value)) for path, value in one.params.items()}
-  alone = step_scorer.Scorer(one.processor, one.config.inputs, mesh, one.graph, params)
+  alone = step_scorer.Scorer(
+    one.processor, one.config.inputs, mesh, one.graph, params, batch_rows=1
+  )
   for i in range(0, len(items), 6):
     [ours] = alone.score(benchmark_examples(items[i : i + 1], "multi"))
     np.testing.assert_allclose(ours, written[i], rtol=0, atol=1e-5)
