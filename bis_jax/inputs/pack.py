@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bis_jax.console import log
+from bis_jax.errors import UserError
 
 _PATCH_BLOCK = 64
 
@@ -60,7 +61,7 @@ def plan(
 ) -> Plan:
   """Returns the plan of `epochs` passes over all examples, a pure function of its arguments.
 
-  Raises ValueError if no example fits a row (the first few are listed) or a budget is invalid.
+  Raises UserError if no example fits a row (the first few are listed).
 
   Args:
     token_lengths, patch_costs, marker_counts: int[n], what each example takes of a row.
@@ -80,7 +81,7 @@ def plan(
   fitting = np.setdiff1d(np.arange(len(costs)), np.fromiter(too_long, np.int64, len(too_long)))
   if not len(fitting):
     shown = "; ".join(f"example {i}: {why}" for i, why in list(too_long.items())[:3])
-    raise ValueError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
+    raise UserError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
   if too_long:
     log.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
   packed, lengths, epoch_rows = [], [], [0]

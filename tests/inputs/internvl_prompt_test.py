@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from bis_jax.errors import UserError
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.inputs.texts import question_text
 from bis_jax.models.internvl import prompt as internvl_prompt
@@ -176,5 +177,5 @@ def test_another_sentencepiece_model_is_refused(tmp_path, processor):
   model = sentencepiece_model_pb2.ModelProto.FromString(processor.serialized_model_proto())
   del model.pieces[92500:]
   (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
-  with pytest.raises(ValueError, match="is not the tokenizer of InternLM2.5"):
+  with pytest.raises(UserError, match="is not the tokenizer of InternLM2.5"):
     internvl_prompt.load_tokenizer(str(tmp_path))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bis_jax.errors import UserError
 from bis_jax.inputs import pack
 
 BUDGETS = {"row_tokens": 100, "row_patches": 256, "row_markers": 8}
@@ -31,7 +32,7 @@ def test_every_example_once_an_epoch_within_budgets(costs, seed, epochs, lookahe
   fits = (costs <= budgets).all(axis=1) & (costs[:, 2] > 0)
   options = dict(BUDGETS, seed=seed, epochs=epochs, lookahead=lookahead, shuffle=shuffle)
   if not fits.any():
-    with pytest.raises(ValueError, match="fits a row"):
+    with pytest.raises(UserError, match="fits a row"):
       pack.plan(*costs.T, **options)
     return
   plan = pack.plan(*costs.T, **options)
@@ -95,7 +96,7 @@ def test_impossible_budgets_are_refused():
   for row_patches in (0, 100):
     with pytest.raises(ValueError, match="a positive multiple of 64"):
       pack.plan([1], [0], [1], row_tokens=10, row_patches=row_patches, row_markers=1)
-  with pytest.raises(ValueError, match="none of 0 examples"):
+  with pytest.raises(UserError, match="none of 0 examples"):
     pack.plan([], [], [], **BUDGETS)
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bis_jax.errors import UserError
 from bis_jax.inputs.prompt import SpecialTokens, expand
 from bis_jax.models.qwen2_5_vl import prompt
 
@@ -120,12 +121,12 @@ def test_tokenizer_without_image_tokens_is_refused(tmp_path, tiny_tokenizer_fold
 
   Tokenizer(models.BPE(vocab={"Yes": 0, "No": 1}, merges=[])).save(str(tmp_path / "tokenizer.json"))
   (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-  with pytest.raises(ValueError, match=r"lacks <\|image_pad\|>"):
+  with pytest.raises(UserError, match=r"lacks <\|image_pad\|>"):
     prompt.load_tokenizer(str(tmp_path))
 
 
 def test_template_that_loses_the_text_is_refused(tiny_tokenizer_folder):
   tokenizer = prompt.load_tokenizer(tiny_tokenizer_folder)
   tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['role'] }}{% endfor %}"
-  with pytest.raises(ValueError, match="does not render a user turn"):
+  with pytest.raises(UserError, match="does not render a user turn"):
     prompt.QwenPrompt(tokenizer).encode("Q", ["a"], max_length=100)
