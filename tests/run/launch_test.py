@@ -27,8 +27,8 @@ STEPS = 6
 OUTPUT = (
   r"\d+ cpu devices?, \d+ process(es)?",
   r"(prepared 1,000 rollouts with \d+ images in|reusing the (toy )?corpus in) .*",
-  r"bis keeps 100 of 1,?000 rollouts",
-  r"100 rollouts, 2 epochs: .*",
+  r"bis selects 100 of 1,?000 rollouts",
+  r"100 rollouts in 2 epochs: .*",
   r"step \d of 6: loss [\d.]+",
   r"(fixed_0.5|tuned_on_test) .*",
   r"see .*/index.html",

@@ -52,7 +52,7 @@ def table(table_of):
   return table_of(rollouts, source=source, line=line, names=tuple("abcdefg"), flags=flags)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [3])  # slices of unequal length
 def test_real_processes_agree_with_one_host(tmp_path, table, processes):
   table.save(tmp_path / "table.npz")
   with socket.socket() as free:
