@@ -34,7 +34,7 @@ CASES = (
 
 
 def main(argv: list[str]) -> None:
-  """Prints the table, a line as soon as it is known."""
+  """Prints each line of the table once it is known."""
   del argv
   jax.config.update("jax_platforms", "cpu")  # no hardware is looked for
   print(

@@ -52,7 +52,7 @@ def write_checkpoint(folder: pathlib.Path) -> None:
 
 
 def _repeated(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the values again and again in `shape`: a view where they are enough."""
+  """Returns the values repeated to `shape`; a view if there are enough."""
   size = int(np.prod(shape))
   if size > len(values):
     values = np.tile(values, -(-size // len(values)))

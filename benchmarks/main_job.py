@@ -1,4 +1,4 @@
-"""The main job on the toy corpus, from nothing: time, memory, and whether the model looks.
+"""The main job on the toy corpus from scratch: time, memory, and whether the model uses images.
 
   python -m benchmarks.main_job [configs/internvl_bis10.py:toy]
 

@@ -29,7 +29,7 @@ _LIMIT = flags.DEFINE_integer("limit", 0, "read about this many, evenly spread; 
 
 
 def read_rollouts(folder: pathlib.Path, limit: int) -> list[Example]:
-  """Returns every rollout, or about `limit` of them, evenly spread, with made-up image sizes."""
+  """Returns every rollout, or about `limit` of them, evenly spread, with synthetic image sizes."""
   rollouts = []
   rng = np.random.default_rng(0)
   paths = sorted(folder.glob("*.jsonl"))

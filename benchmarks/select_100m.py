@@ -21,7 +21,7 @@ SOURCES, CHUNK = 38, 1 << 20
 
 
 def draw(rows: int) -> ScoreTable:
-  """Returns a table of 2 to 15 steps per rollout, MC scores in sixteenths, sources of unlike size."""
+  """Returns a table of 2 to 15 steps per rollout, MC scores in sixteenths, unequal sources."""
   rng = np.random.default_rng(0)
   shares = rng.lognormal(0, 0.8, SOURCES)
   bounds = np.round(np.cumsum(np.append(0.0, shares)) / shares.sum() * rows).astype(np.int64)
@@ -52,7 +52,7 @@ def draw(rows: int) -> ScoreTable:
 
 
 def peak_gigabytes() -> float:
-  """Returns the most memory that this process has held."""
+  """Returns the peak memory of this process."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 

@@ -53,7 +53,7 @@ def proportional_kilobytes(process: int) -> int:
 
 
 def timed(command: list[str], memory: bool = False) -> tuple[float, float, float]:
-  """Returns (seconds, processor seconds, most megabytes held or 0 if not asked for)."""
+  """Returns (seconds, processor seconds, peak megabytes, or 0 if not measured)."""
   most, before, started = 0, resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
   running = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
   done = threading.Event()

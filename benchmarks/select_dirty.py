@@ -1,4 +1,4 @@
-"""Whether every bad record of a full-size corpus is found with its reason, and none more.
+"""Checks that exactly the bad records of a full-size corpus are found, with their reasons.
 
   python benchmarks/select_dirty.py --corpus=DIR
 

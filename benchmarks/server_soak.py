@@ -37,7 +37,7 @@ SPECIAL = "<prm> <|image_pad|> <|im_end|><image>"
 
 
 def huge_png() -> bytes:
-  """Returns a PNG that announces 12,000 x 12,000 pixels."""
+  """Returns a PNG whose header says 12,000 x 12,000 pixels."""
   head = b"IHDR" + (12_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
   chunk = (13).to_bytes(4) + head + zlib.crc32(head).to_bytes(4)
   return b"\x89PNG\r\n\x1a\n" + chunk + bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
@@ -85,7 +85,7 @@ def post(body: bytes) -> tuple[int, dict]:
 
 
 def post_half(body: bytes) -> tuple[int, dict]:
-  """Sends half of the body and waits for what the server has to say."""
+  """Sends half of the body and returns the server's answer."""
   with socket.create_connection(("127.0.0.1", PORT), timeout=60) as connection:
     head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body[: len(body) // 2])
@@ -101,7 +101,7 @@ def resident_mb(pid: int) -> float:
 
 
 class Clients:
-  """Threads that ask until they are stopped, and what became of every request."""
+  """Threads that send requests until they are stopped, and the result of every request."""
 
   def __init__(self, bodies: list[bytes], wanted: list[np.ndarray], broken_share: float):
     self._bodies, self._wanted, self._broken_share = bodies, wanted, broken_share

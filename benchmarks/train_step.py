@@ -43,7 +43,7 @@ IMAGE_PAD, VISION_START, VISION_END, MARKER = 151655, 151652, 151653, 151665
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What is trained on what: a model, and rows of one step."""
+  """A model and the rows of one step."""
 
   model: Qwen2_5_VLConfig
   rows: int
@@ -75,7 +75,7 @@ def size_of(name: str) -> Size:
 
 
 def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
-  """Returns (packed rows, the same rollouts each for itself).
+  """Returns (packed rows, the same rollouts unpacked).
 
   Lengths are log-normal with the percentiles of the released corpus, 155, 501 and 1524 tokens (1,
   50, 99), but none exceeds a row; a third of a rollout, or so, is its image.
@@ -124,7 +124,7 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
 
 
 def our_step(size: Size) -> train_step.TrainStep:
-  """Returns the step of a size; makes no array."""
+  """Returns the step of a size; allocates no array."""
   import jax
 
   from bis_jax.parallel.sharding import make_mesh
@@ -228,7 +228,7 @@ def run_torch(
 
 
 def _collate(rollouts: list[dict[str, np.ndarray]], device: Any) -> tuple[dict, Any, Any]:
-  """Returns (model inputs, padded on the right; where the markers are; their classes)."""
+  """Returns (model inputs, padded on the right; marker positions; their classes)."""
   import torch
 
   length = max(len(rollout["tokens"]) for rollout in rollouts)

@@ -105,7 +105,7 @@ def tables_of_labels(
 
   Args:
     label_N: int[..., N], 0 or 1.
-    flip_positive, flip_negative: probability that such a label is wrong, from `flips`, or
+    flip_positive, flip_negative: probability that the label is wrong, from `flips`, or
       float[..., N] by the MC score of every step, from `flip_rate`.
   """
   label_N = np.asarray(label_N, np.float64)

@@ -114,7 +114,7 @@ def _composition_words(measured: Mapping) -> str:
 
 
 def _tally(students: Sequence[Mapping], table: str, measure: str) -> str:
-  """Returns at how many students a measure rises or falls with each score, by its interval."""
+  """Returns for how many students a measure grows or shrinks with each score, by its interval."""
   words = []
   for name in ("p(1-p)", "R", "BIS"):
     intervals = [student[table][measure][name]["interval"] for student in students]

@@ -15,7 +15,7 @@ _WORDS = {
 
 
 def deviations(simulation: Mapping) -> bytes:
-  """Returns all deviations in standard errors, sorted, against those of a right theory."""
+  """Returns all deviations in standard errors, sorted, against those of a correct theory."""
   figure, axes = style.new_figure(
     "expected of a right closed form",
     "simulation - closed form, standard errors",

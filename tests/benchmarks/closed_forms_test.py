@@ -1,4 +1,4 @@
-"""The closed forms: what they say, and that a simulation from the definition agrees."""
+"""The closed forms at known values, and against a simulation of the definition."""
 
 import jax
 import jax.numpy as jnp

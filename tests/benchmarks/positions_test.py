@@ -1,4 +1,4 @@
-"""What a step's place tells of its label: nothing, all, and a share counted by hand."""
+"""How much a step's position predicts its label: nothing, all, and a share counted by hand."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def test_all_or_nothing_is_told(place, label, predicted):
 
 
 def _select(workdir: pathlib.Path, strategy: str, cache: pathlib.Path) -> None:
-  """Leaves what a run leaves before it trains."""
+  """Writes the files that a run writes before it trains."""
   c = qwen_bis10.get_config("toy")
   c.corpus.cache = str(cache)
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 18

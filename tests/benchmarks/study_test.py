@@ -116,7 +116,7 @@ def test_ablations_and_the_outline_have_three_seeds():
 
 
 def test_what_is_compared_can_be_run():
-  """Every setting is a key with a value in its range, and every strategy but the twin is there."""
+  """Every setting is a key with a value in its range, and all strategies but the twin run."""
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}
   assert compared == set(STRATEGIES) - {"reliability_only"}
   assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}

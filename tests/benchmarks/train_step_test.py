@@ -1,4 +1,4 @@
-"""The benchmark's way to a GPU, on shapes alone: its rows fit the step at 7B width."""
+"""The benchmark's GPU path, on shapes alone: its rows fit the step at 7B width."""
 
 import jax
 import numpy as np

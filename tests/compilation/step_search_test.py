@@ -15,7 +15,7 @@ HBM = CHIPS["v5e"].hbm_bytes
 
 @dataclasses.dataclass
 class Step:
-  """What the search reads of a compiled step."""
+  """The fields of a compiled step that the search reads."""
 
   total: float
   seconds: float

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def _record_of(scores=(1.0, 0.5, 0.0), **fields):
-  """A good record with one step an MC score in sixteenths; `fields` replace or (None) remove keys."""
+  """A good record with one step per MC score in sixteenths; `fields` replace or (None) remove keys."""
   record = {
     "image": "VisualPRM400K-v1.1-Raw/geo/1.png",
     "question": "<image>\nAnswer.\n\nQuestion:\n\nHow long is AB?",

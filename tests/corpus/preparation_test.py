@@ -1,4 +1,4 @@
-"""Raw annotations and images -> a corpus that gives back what went in, or nothing at all."""
+"""Raw annotations and images -> a corpus that returns the same records, or nothing."""
 
 import json
 import os

@@ -13,7 +13,7 @@ from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK
 
 
 def reference(lines: list[bytes]) -> tuple[list[tuple], list[tuple[int, str]]]:
-  """One line after another by `records`: (line, scores, measured, flags, images), (line, reason)."""
+  """Line by line with `records`: (line, scores, measured, flags, images), (line, reason)."""
   rows, bad, seen = [], [], set()
   for at, raw in enumerate(lines):
     flags, images = 0, None

@@ -1,4 +1,4 @@
-"""Anyone's scores as JSON lines: read back exactly, and every fault named with its line and item."""
+"""Scores as JSON lines: read back exactly, and every fault named with its line and item."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Weights out: what plain Transformers does with an exported folder, and in again bit for bit."""
+"""Export: plain Transformers reads the folder, and loading it again is bit-equal."""
 
 import dataclasses
 import io
@@ -45,7 +45,7 @@ def config(small_config, processor):
 
 @pytest.fixture(scope="module")
 def model(config, processor):
-  """(graph, params) of the smallest model, changed so that it tells steps apart.
+  """(graph, params) of the smallest model, changed so that its scores of steps differ.
 
   Markers have no embedding of their own: their states are all that they read from their context.
   """
@@ -139,7 +139,7 @@ def test_the_cards_example_gives_our_scores(small_config, scorer, folder):
 
 @pytest.mark.parametrize("sizes", [((300, 420), (80, 250)), ((130, 500), (500, 130)), ()])
 def test_several_images_and_none_give_transformers_scores(scorer, processor, folder, sizes):
-  """The whole way from encoded images through our packed rows against Transformers' own."""
+  """The whole path from encoded images through our packed rows against Transformers' own."""
   rng = np.random.default_rng(0)
   pictures = []
   for height, width in sizes:
@@ -204,7 +204,7 @@ def test_a_checkpoint_in_and_out_is_bit_equal(tmp_path, config, processor, tied)
 def test_sharded_parameters_and_small_files_give_the_same_tensors(
   config, model, processor, folder, tmp_path
 ):
-  """Eight devices, and as many files as tensors ask for."""
+  """Eight devices, and one file per tensor."""
   mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
   params = {
     path: jax.device_put(

@@ -75,7 +75,7 @@ def _assert_equal(a, b):
   ("architecture", "layout"), [("internlm2", "hub"), ("qwen2", "hub"), ("qwen2", "hf")]
 )
 def test_export_and_load_give_the_same_parameters(tmp_path, architecture, layout):
-  """Whole and over 4 x 2 devices, whose shards cut the fused tensors anywhere."""
+  """Whole and over 4 x 2 devices, whose shards cut the fused tensors at any row."""
   config = tiny(VOCAB, architecture)
   params = _random(config)
   _write(tmp_path, config, params, layout)

@@ -187,7 +187,7 @@ def test_every_difference_is_listed_in_one_error(lab, config, tensors, tmp_path)
 
 
 def test_damaged_files_are_named(lab, config, folder, tmp_path):
-  """A file cut short, a file of garbage, and a file that the index names but is not there."""
+  """A file cut short, a file of garbage, and a missing file that the index names."""
   for file in folder.iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
   names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
@@ -203,7 +203,7 @@ def test_damaged_files_are_named(lab, config, folder, tmp_path):
 
 
 def test_another_architecture_is_refused(lab, config, folder, tmp_path):
-  """What shapes cannot tell: rope base, sections, heads of the same total width."""
+  """Differences that shapes do not show: rope base, sections, heads of the same total width."""
   other = dataclasses.replace(config.text, rope_theta=1e4, mrope_section=(3, 3, 2))
   with pytest.raises(weights.WeightsError, match=r"rope_theta is 1000000.0, the model has 10000"):
     _load(lab, folder, dataclasses.replace(config, text=other))

@@ -119,7 +119,7 @@ def test_cost_without_decoding_is_what_the_patches_take(height, width):
 
 
 def test_released_preprocessor_settings_on_real_images(shared):
-  """Photographs, scans and drawings, some with endings that lie about their format."""
+  """Photographs, scans and drawings, some with the wrong suffix for their format."""
   reference = Qwen2VLImageProcessorPil.from_pretrained(
     str(shared / "data/tokenizers/qwen2_5_vl"), **LIMITS
   )

@@ -44,7 +44,7 @@ def _texts(parts, count, seed=0):
 
 @pytest.fixture(scope="module")
 def processor(shared):
-  """SentencePiece with the released file as it is."""
+  """SentencePiece with the released file unchanged."""
   return sentencepiece.SentencePieceProcessor(
     model_file=str(shared / "data/tokenizers/internlm2_5/tokenizer.model")
   )
@@ -144,7 +144,7 @@ def test_text_never_becomes_a_special_token(request, which):
 
 
 def test_attacking_text_decodes_to_itself(processor, internlm):
-  """Nothing of it is lost either: its pieces spell it."""
+  """Nothing of it is lost: its pieces concatenate to it."""
   for attack in _texts(_PARTS + _ATTACKS * 2, 100):
     [ids] = internlm.encode([attack])
     assert processor.decode(ids) == attack.replace("\u2581", " ")

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 
 def texts_by_way(folder, solutions):
-  """{way: [(question, steps)]} as each way hands them to the prompt."""
+  """{way: [(question, steps)]} as each entry point passes them to the prompt."""
   picture = (folder / "a.png").read_bytes()
   lines, records, items = [], [], []
   for question, steps in solutions:

@@ -1,4 +1,4 @@
-"""The plan holds every example once, within budgets, and says what it leaves empty or out."""
+"""The plan holds every example once, within budgets, and reports padding and left-out examples."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_rows_of_the_docstring():
 
 
 def test_order_is_a_function_of_seed_and_epoch_alone():
-  """The numbers hold for any numpy: a run resumes in the order that it began with."""
+  """The numbers hold for any numpy: a run resumes in the same order."""
   lengths = np.full(8, 100)
   order = lambda **options: pack.plan(  # noqa: E731
     lengths, lengths * 0, lengths * 0 + 1, **BUDGETS, **options

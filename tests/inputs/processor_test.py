@@ -1,4 +1,4 @@
-"""The whole way from text and files to arrays, against the Hugging Face processor."""
+"""The whole path from text and files to arrays, against the Hugging Face processor."""
 
 import functools
 import types

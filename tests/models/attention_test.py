@@ -1,4 +1,4 @@
-"""Attention: every way to compute it against a plain loop in float64."""
+"""Attention: every implementation against a plain loop in float64."""
 
 import functools
 
@@ -106,7 +106,7 @@ def _avals(jaxpr):
 
 
 def test_windows_are_attention_within_their_block(case):
-  """Two windows share a block, a third has one of its own, the rest of it is padding."""
+  """Two windows share a block, a third has one of its own, whose rest is padding."""
   q, k, v, _ = (x[:, :128] for x in case)
   windows = np.zeros((B, 128), np.int32)
   windows[:, :40], windows[:, 40:64], windows[:, 64:100] = 1, 2, 3
@@ -120,7 +120,7 @@ def test_windows_are_attention_within_their_block(case):
 
 @pytest.mark.parametrize("heads, head_dim, causal", [((28, 4), 128, True), ((16, 16), 80, False)])
 def test_the_gpu_kernel_lowers_for_cuda(heads, head_dim, causal):
-  """Forward and backward at the widths of the text and of the vision tower; compiled nowhere."""
+  """Forward and backward at the widths of the text and of the vision tower; not compiled."""
   q, k = (jax.ShapeDtypeStruct((1, 2048, n, head_dim), jnp.bfloat16) for n in heads)
   segments = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
 

@@ -1,4 +1,4 @@
-"""InternVL against Transformers, float32 on CPU: every stage, gradients, and what a mistake would do.
+"""InternVL against Transformers, float32 on CPU: every stage, gradients, and mutations.
 
 The references are InternVLForConditionalGeneration with Qwen2 inside, which is InternVL3, and with
 Llama inside: InternLM2.5 is Llama with other names and fused weights, and is loaded from those here.
@@ -231,7 +231,7 @@ _apply = jax.jit(lambda layer, *args: layer(*args))
 
 
 def _stages(lab, batch):
-  """The model's computation layer by layer, one named output a stage."""
+  """The model's computation layer by layer, one named output per stage."""
   model, config, out = lab.model, lab.config, {}
   tower, decoder = model.vision_model, model.language_model
   tiles = batch["patches"].reshape(1, TILES, 16, 588)

@@ -28,7 +28,7 @@ def test_gradients_are_the_same(arrays, remat):
 
 
 def test_what_is_kept(arrays):
-  """Products are computed again with "full" alone, and leave the device with "offload" alone."""
+  """Products are recomputed with "full" alone, and leave the device with "offload" alone."""
 
   def count(remat, word):
     return str(jax.make_jaxpr(jax.grad(_loss), static_argnums=2)(*arrays, remat)).count(word)

@@ -1,4 +1,4 @@
-"""Counted operations against sums worked out by hand and against XLA's count."""
+"""Counted FLOPs against sums by hand and against XLA's count."""
 
 import dataclasses
 

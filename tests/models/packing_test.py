@@ -1,4 +1,4 @@
-"""Packed rows: every sample as if it were alone, and nothing of one in another."""
+"""Packed rows: every sample as if it were alone, independent of the others."""
 
 import jax
 import numpy as np

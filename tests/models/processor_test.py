@@ -1,4 +1,4 @@
-"""Every backbone reads by its own rules, and a recipe's are those of the paper."""
+"""Every backbone has its own processor, and a recipe's settings are those of the paper."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL against Transformers, float32 on CPU: every stage, and what a mistake would do.
+"""Qwen2.5-VL against Transformers, float32 on CPU: every stage, and mutations.
 
 Errors are ||ours - reference|| / ||reference||. `python -m pytest tests/models -s` prints the worst;
 measured: 2e-6 or less at every stage.
@@ -55,7 +55,7 @@ def _layer(layer, x, rope, segment):
 
 
 def _stages(lab, model, batch):
-  """The model's computation layer by layer, one named output a stage."""
+  """The model's computation layer by layer, one named output per stage."""
   tower, decoder, config, out = model.visual, model.language_model, model.config, {}
   rope = vision._rope(batch["patch_position"], config.vision.head_dim, config.vision.rope_theta)
   x = out["patch_embed"] = tower.patch_embed["proj"](batch["patches"])
@@ -130,7 +130,7 @@ def _in_reference_order(lab, sample, ours: dict[str, jax.Array]) -> dict[str, np
 
 @pytest.mark.parametrize("sizes", SQUARES + OTHERS, ids=_id)
 def test_every_stage_equals_transformers(lab, model, torch_model, sizes):
-  """At most 1e-5 at every stage, for every size of the issue's list and 0 to 3 images.
+  """At most 1e-5 at every stage, for every size in the list and 0 to 3 images.
 
   The mutations further down show what this would catch.
   """
@@ -180,7 +180,7 @@ def _exchange_patch_axes(batch):
 
 
 def _drop_mrope(batch):
-  """Image tokens count up like text."""
+  """Image tokens have the positions of text."""
   return {**batch, "positions": np.repeat(batch["positions"][:, :1], 3, axis=1)}
 
 

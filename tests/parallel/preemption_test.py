@@ -1,4 +1,4 @@
-"""A request to stop is heard once, and everything outside of it is as it was."""
+"""A stop signal is caught once, and signal handlers are restored afterwards."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from bis_jax.parallel.preemption import StopRequest
 
 @pytest.fixture(autouse=True)
 def interruptible():
-  """Ctrl-C as in a terminal: what runs in the background starts with it ignored."""
+  """Ctrl-C as in a terminal: background processes start with it ignored."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, before)

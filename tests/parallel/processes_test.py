@@ -1,4 +1,4 @@
-"""Real processes find each other, wait for each other, compute together and die together."""
+"""Real processes find each other, wait for each other, compute together and end together."""
 
 import os
 import pathlib
@@ -94,8 +94,8 @@ processes.wait_for_all("end")
 """
 
 
-def _surroundings(kind: str, process: int, port: int) -> dict[str, str]:
-  """Returns what the environment of process 0 or 1 of two looks like."""
+def _environment(kind: str, process: int, port: int) -> dict[str, str]:
+  """Returns the environment of process 0 or 1 of two."""
   if kind == "variables":
     return {
       "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
@@ -124,7 +124,7 @@ def _surroundings(kind: str, process: int, port: int) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["variables", "slurm", "tpu"])
 def test_processes_find_each_other(kind):
   port = _port()
-  started = [_start(COUNT, **_surroundings(kind, i, port)) for i in range(2)]
+  started = [_start(COUNT, **_environment(kind, i, port)) for i in range(2)]
   ended = [_finish(process) for process in started]
   assert [code for code, _, _ in ended] == [0, 0], ended
   assert [out.split() for _, out, _ in ended] == [["0", "2", "True"], ["1", "2", "False"]]

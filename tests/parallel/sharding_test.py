@@ -98,7 +98,7 @@ def test_splitting_and_merging_a_model_is_the_identity():
 
 
 def _mesh_of(shape, process_of_device):
-  """A mesh of devices that know nothing but their process."""
+  """A mesh of stub devices that only have a process index."""
   devices = [types.SimpleNamespace(process_index=p) for p in process_of_device]
   sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
   return types.SimpleNamespace(devices=np.array(devices).reshape(shape), shape=sizes)

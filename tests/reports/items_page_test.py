@@ -1,4 +1,4 @@
-"""The page of all items, as a person meets it: chosen, sorted and filtered in a real browser."""
+"""The page of all items: selecting, sorting and filtering in a real browser."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A run's page: whole by itself, true to its items, and without errors in a real browser."""
+"""A run's page: self-contained, correct, and without errors in a real browser."""
 
 import io
 import json

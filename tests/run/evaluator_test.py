@@ -1,4 +1,4 @@
-"""A run that is judged as it trains: the same run, one point a step, one compilation, one page."""
+"""Evaluation during training: the same run, one point per step, one compilation, one page."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def config(small_config):
 
 @pytest.fixture(scope="module")
 def judged(config, tmp_path_factory):
-  """(workdir, compiled score steps with their number of compilations) of a run that is judged."""
+  """(workdir, compiled score steps with their number of compilations) of an evaluated run."""
   made = []
   with pytest.MonkeyPatch.context() as patch:
     make = step_scorer.make_score_step
@@ -122,7 +122,7 @@ def test_the_scores_are_compiled_once(judged, config):
 def test_a_run_that_is_stopped_and_killed_has_the_same_points(
   judged, config, tmp_path, monkeypatch
 ):
-  """Told to stop at step 2, before its evaluation; killed at step 5, after 4's, with 3 saved."""
+  """Stopped at step 2, before its evaluation; killed at step 5, after 4's, with 3 saved."""
   folder, take = tmp_path / "run", pipeline.BatchIterator.__next__
 
   def start(hit_at, hit):

@@ -1,4 +1,4 @@
-"""Which rollouts are held out: none that is kept, of every source its share, the same each time."""
+"""Held-out rollouts: none that is kept, stratified by source, reproducible."""
 
 import types
 

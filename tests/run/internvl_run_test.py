@@ -82,7 +82,7 @@ def _examples(config):
 
 
 def test_a_stopped_run_ends_as_if_never_stopped(config, unbroken, tmp_path, monkeypatch):
-  """Drop path included: its draws are those of the step, whoever computes it."""
+  """Drop path included: its random numbers depend on the step alone."""
   folder = tmp_path / "run"
   take = pipeline.BatchIterator.__next__
 
@@ -104,7 +104,7 @@ def test_a_stopped_run_ends_as_if_never_stopped(config, unbroken, tmp_path, monk
 
 
 def test_a_workdir_scores_as_its_run_did(config, unbroken, monkeypatch):
-  """With nothing but the workdir: eight devices, one, and a solution at a time."""
+  """With the workdir alone: on eight devices, on one, and one solution at a time."""
   items, examples = _examples(config)
   written = _written_scores(unbroken)
   with monkeypatch.context() as patch:

@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 
 class Pod:
-  """A folder of runs that differ only in processes, devices and what happens to them."""
+  """A folder of runs that differ only in processes, devices and signals."""
 
   def __init__(self, config, folder: pathlib.Path):
     self._folder = folder

@@ -1,4 +1,4 @@
-"""A workdir's own tokenizer is the run's, token for token, and is whole or not there."""
+"""A workdir's tokenizer equals the run's, and is complete or absent."""
 
 import pytest
 from etils import epath

@@ -1,4 +1,4 @@
-"""A manifest says what was kept, cannot be altered unseen, and fits one corpus only."""
+"""A manifest lists what was kept, detects changes, and fits one corpus only."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Kept records on disk: the lines as they stood, the form trainers read, a loadable dataset."""
+"""Kept records on disk: the unchanged lines, the form trainers read, a loadable dataset."""
 
 import json
 import re

@@ -105,7 +105,7 @@ def test_tiles_that_cannot_fit_are_refused(changes, words):
 
 
 def test_the_tower_alone_is_frozen_by_default():
-  """In every published backbone; what projects its features is trained."""
+  """In every published backbone; the projector is trained."""
   for backbone, size in (("qwen2_5_vl", "7b"), ("internvl", "2.5-8b"), ("internvl", "3-14b")):
     c = common.get_config()
     c.model.backbone, c.model.size = backbone, size

@@ -1,4 +1,4 @@
-"""The toy corpus: layouts, determinism, truth that pictures bear out, measured MC scores."""
+"""The toy corpus: layouts, determinism, truth that agrees with the pictures, measured MC scores."""
 
 import concurrent.futures
 import dataclasses

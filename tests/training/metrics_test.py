@@ -88,7 +88,7 @@ def test_peaks_by_the_names_that_jax_gives(kind, flops):
   assert peak_flops(kind) == flops
 
 
-def test_a_run_that_died_goes_on_with_its_goodput(tmp_path):
+def test_a_killed_run_resumes_its_goodput(tmp_path):
   """Steps 1 to 3 take 10 s each, 1 s of it waiting; only step 2 was saved; 70 s until the restart.
 
   Then step 3 is done again: 27 productive seconds of the 30 + 70 + 10 since the first start.
@@ -125,7 +125,7 @@ def test_a_run_that_died_before_its_first_checkpoint_lost_that_time(tmp_path):
   assert second.add(10.0)["goodput"] == pytest.approx(10 / 40)
 
 
-def test_a_batch_counts_its_segments_and_images_each_for_itself():
+def test_a_batch_counts_its_segments_and_images_separately():
   """Row 0 holds rollouts of 3 and 2 tokens and an image of 4 patches, row 1 one of 4 and two."""
   batch = {
     "segment_ids": np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]], np.int32),

@@ -1,4 +1,4 @@
-"""The optimiser against torch's AdamW and against its own promises."""
+"""The optimizer against torch's AdamW and its documentation."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Caption pre-training: what it learns from, what it leaves, that Transformers reads the same."""
+"""Caption pre-training: its data, its files, and that Transformers gives the same logits."""
 
 import json
 import re

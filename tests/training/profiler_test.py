@@ -62,7 +62,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran(config, tmp_path_factory) -> Ran:
-  """Runs twice with one cache on disk; what other tests compile is kept out of it."""
+  """Runs twice with one cache on disk; without programs of other tests."""
   compiled, batches = [], []
 
   def hear(event: str, _: float, **labels: str) -> None:
