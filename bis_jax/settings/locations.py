@@ -1,12 +1,12 @@
-"""Where a run's inputs are, and what to do when one of them is missing."""
+"""Where the inputs of a run are, and how to get those that are missing."""
 
 import dataclasses
-import hashlib
 import pathlib
 
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
+from bis_jax.files import digest
 from bis_jax.hub import weights
 from bis_jax.models import backbones
 from bis_jax.toy import drawing
@@ -18,43 +18,41 @@ class MissingInputError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Locations:
-  """Folders and files that a run reads, and the folder of its prepared corpus."""
+  """Files and folders that a run reads, and the folders that it shares with other runs."""
 
   annotations: pathlib.Path  # folder of *.jsonl, or a zip of it
   images: pathlib.Path  # folder, or a zip of it
   prepared: pathlib.Path  # the prepared corpus, written by the run
-  programs: pathlib.Path | None  # compiled programs, shared by runs; None: not kept
+  programs: pathlib.Path | None  # persistent compilation cache
   tokenizer: str  # folder or hub id
-  checkpoint: str  # safetensors folder or hub id; "": random weights, or pre-trained ones
-  benchmark: pathlib.Path | None  # None: do not evaluate
-  toy: pathlib.Path | None  # folder to draw the toy corpus in; None: files on disk
-
-
-def _key(*parts: object) -> str:
-  return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+  checkpoint: str  # safetensors folder or hub id; "": random or pre-trained weights
+  benchmark: pathlib.Path | None  # None: no evaluation
+  toy: pathlib.Path | None  # folder of the toy corpus; None: files on disk
 
 
 def locate(config: ConfigDict) -> Locations:
-  """Returns the run's locations without touching them, but for `~`."""
-  c = config.corpus
-  cache = pathlib.Path(c.cache).expanduser().absolute()
-  drawn = cache / f"toy-{_key(sorted(c.toy.items()), drawing.VERSION)}" if c.name == "toy" else None
-  annotations = drawn / "annotations" if drawn else pathlib.Path(c.annotations).expanduser()
-  images = drawn / "images" if drawn else pathlib.Path(c.images).expanduser()
-  benchmark = (
-    drawn / "benchmark" if drawn else pathlib.Path(config.evaluation.benchmark).expanduser()
+  """Returns the locations of a run; reads no file."""
+  c, cache = config.corpus, pathlib.Path(config.corpus.cache).expanduser().absolute()
+  toy = None
+  annotations, images, benchmark = (
+    pathlib.Path(path).expanduser()
+    for path in (c.annotations, c.images, config.evaluation.benchmark)
   )
+  tokenizer = config.inputs.tokenizer or config.model.checkpoint
+  if c.name == "toy":
+    toy = cache / f"toy-{digest(sorted(c.toy.items()), drawing.VERSION)}"
+    annotations, images, benchmark = (toy / name for name in ("annotations", "images", "benchmark"))
+    tokenizer = config.inputs.tokenizer or str(toy / "tokenizer")
+  key = digest(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)
   return Locations(
     annotations=annotations,
     images=images,
-    prepared=cache
-    / f"corpus-{_key(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)}",
+    prepared=cache / f"corpus-{key}",
     programs=cache / config.train.compile_cache if config.train.compile_cache else None,
-    tokenizer=config.inputs.tokenizer
-    or (str(drawn / "tokenizer") if drawn else config.model.checkpoint),
+    tokenizer=tokenizer,
     checkpoint=config.model.checkpoint,
     benchmark=benchmark if config.evaluation.benchmark else None,
-    toy=drawn,
+    toy=toy,
   )
 
 
@@ -72,40 +70,40 @@ _DOWNLOADS = {
 }
 
 
-def require(config: ConfigDict, where: Locations) -> Locations:
+def require(config: ConfigDict, locations: Locations) -> Locations:
   """Checks that all inputs exist; returns the locations with hub ids as local folders.
 
   Raises MissingInputError with each missing input's key, place and the command that gets it.
   """
   needed: dict[str, str | pathlib.Path | None] = {}
-  if not where.toy:
-    needed |= {"corpus.annotations": where.annotations, "corpus.images": where.images}
-    needed |= {"evaluation.benchmark": where.benchmark}
-  if not where.toy or config.inputs.tokenizer:  # else it is drawn with the corpus
-    needed |= {"inputs.tokenizer": where.tokenizer}
-  needed |= {"model.checkpoint": where.checkpoint}
-  lines, found = [], {}
+  if not locations.toy:
+    needed |= {"corpus.annotations": locations.annotations, "corpus.images": locations.images}
+    needed |= {"evaluation.benchmark": locations.benchmark}
+  if not locations.toy or config.inputs.tokenizer:  # else it is drawn with the corpus
+    needed |= {"inputs.tokenizer": locations.tokenizer}
+  needed |= {"model.checkpoint": locations.checkpoint}
+  missing, fetched = [], {}
   for key, path in needed.items():
     if not path or pathlib.Path(path).expanduser().exists():
       continue
     if key in _HUB_FIELDS and weights.is_hub_id(str(path)):
       try:
         alone = key == "inputs.tokenizer"
-        found[_HUB_FIELDS[key]] = str(weights.find_checkpoint(str(path), tokenizer_alone=alone))
+        fetched[_HUB_FIELDS[key]] = str(weights.find_checkpoint(str(path), tokenizer_alone=alone))
       except FileNotFoundError as error:
-        lines.append(f"config.{key}: {error}")
+        missing.append(f"config.{key}: {error}")
       continue
-    absolute = pathlib.Path(path).absolute()
     command = _DOWNLOADS[key].format(
       path=path,
       folder=pathlib.Path(path).parent,
       checkpoint=backbones.get(config.model.backbone).checkpoint,
     )
-    lines.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
-  if lines:
+    absolute = pathlib.Path(path).absolute()
+    missing.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
+  if missing:
     raise MissingInputError(
       "inputs of this recipe are missing; nothing was started.\n  "
-      + "\n  ".join(dict.fromkeys(lines))
-      + "\n  or name another place, e.g. --config.corpus.images=FOLDER_OR_ZIP"
+      + "\n  ".join(dict.fromkeys(missing))
+      + "\n  or set another location, such as --config.corpus.images=FOLDER_OR_ZIP"
     )
-  return dataclasses.replace(where, **found)
+  return dataclasses.replace(locations, **fetched)
