@@ -17,6 +17,7 @@ from absl import app, flags
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from benchmarks.row_budget import balanced_row_patches
 from bis_jax.images import decode
 from bis_jax.inputs import pack
 from bis_jax.inputs.pipeline import Example, batches, measure
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
   for side, count in _COUNTS.items():
     examples = draw(side, count)
     measured = measure(examples, formatter, images, max_length=1024)
-    row_patches = pack.balanced_row_patches(measured.token_lengths, measured.patch_costs, 2048)
+    row_patches = balanced_row_patches(measured.token_lengths, measured.patch_costs, 2048)
     budgets = {"row_tokens": 2048, "row_patches": row_patches, "row_markers": 256}
     plan = pack.plan(*measured.costs, **budgets)
     iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)

@@ -17,6 +17,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.row_budget import balanced_row_patches
 from bis_jax.inputs import pack
 from bis_jax.inputs.pipeline import Example, measure, unlabelled
 from bis_jax.models.processor import make_processor
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
   print("| row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |")
   print("|---|---|---|---|---|---|---|")
   for row_tokens in (4096, 8192):
-    row_patches = pack.balanced_row_patches(lengths, measured.patch_costs, row_tokens)
+    row_patches = balanced_row_patches(lengths, measured.patch_costs, row_tokens)
     row_patches = -(-row_patches // images.slot_multiple) * images.slot_multiple
     for lookahead in (1, 64, 512):
       start = time.process_time()

@@ -82,6 +82,7 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
   """
   from PIL import Image
 
+  from benchmarks.row_budget import balanced_row_patches
   from bis_jax.inputs import pack
   from bis_jax.inputs.prompt import Sample
   from bis_jax.inputs.rows import RowWriter, empty_batch
@@ -102,7 +103,7 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
     drawn.append((Sample(tokens, markers, np.array([[6, count]])), patches))
   costs = [np.array([len(s.tokens), len(p.window), len(s.markers)]) for s, p in drawn]
   tokens, slots, markers = np.stack(costs, axis=1)
-  row_patches = pack.balanced_row_patches(tokens, slots, size.row_tokens)
+  row_patches = balanced_row_patches(tokens, slots, size.row_tokens)
   plan = pack.plan(
     tokens, slots, markers, row_tokens=size.row_tokens, row_patches=row_patches, row_markers=128
   )
@@ -153,7 +154,7 @@ def run_ours(size: Size, batch: dict[str, np.ndarray], steps: int) -> dict[str, 
     values = rng.standard_normal(shape.shape, np.float32) * 0.02 * (1 - scale) + scale
     params[path] = jax.device_put(jax.numpy.array(values, shape.dtype), shape.sharding)
   frozen = {path: params.pop(path) for path in ours.frozen}
-  state = train_state.first_state(ours.optimizer, params, ours.step.mesh)
+  state = train_state.first_state(ours.optimizer, params, ours.state)
   del params
 
   def step() -> float:

@@ -85,6 +85,8 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
       part.rename(path)
       old.rmtree()
       return
+    if path.is_dir() and not any(path.iterdir()):
+      path.rmtree()  # empty folders are not replaced by every file system
     try:
       part.rename(path)
     except OSError:

@@ -28,7 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "config file, such as configs/toy_bis10.py", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "folder of the run: a new or empty one, or a run to resume"
+  "workdir", None, "folder of the run: a new or empty one, or a run to resume", required=True
 )
 
 
@@ -58,5 +58,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   check_flags(sys.argv)
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   app.run(main)

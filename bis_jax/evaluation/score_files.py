@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from etils import epath
 
 from bis_jax import files
 from bis_jax.evaluation import json_records, step_metrics
@@ -59,7 +60,7 @@ def read_scores(path: str, items: Sequence) -> list[np.ndarray]:
   return [found[i] for i in range(len(items))]
 
 
-def write_scores(path: str, scores: Sequence[np.ndarray]) -> None:
+def write_scores(path: epath.PathLike, scores: Sequence[np.ndarray]) -> None:
   """Writes scores so that `read_scores` returns the same floats."""
   lines = [
     json.dumps({"index": i, "scores": np.asarray(item_scores, np.float64).tolist()}) + "\n"

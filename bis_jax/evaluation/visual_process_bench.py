@@ -12,7 +12,7 @@ import io
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from PIL import Image
@@ -47,6 +47,12 @@ class _Record(msgspec.Struct):
   answer: Any = ""
 
 
+class EncodedImage(Protocol):
+  """An image whose encoded bytes are read on demand."""
+
+  def read(self) -> bytes: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchmarkImage:
   """An image file under a root; nothing outside the root is ever read."""
@@ -64,7 +70,7 @@ class BenchmarkItem:
 
   index: int  # from 0
   question: str  # without image placeholders
-  images: tuple[BenchmarkImage, ...]
+  images: tuple[EncodedImage, ...]
   image_sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels after EXIF rotation
   steps: tuple[str, ...]
   labels: tuple[int, ...]  # 1 correct, -1 erroneous, 0 neutral: left out of every metric

@@ -26,7 +26,6 @@ class Plan:
 
   offsets: np.ndarray  # int64[rows + 1]; row r holds examples[offsets[r] : offsets[r + 1]]
   examples: np.ndarray  # int64[...], sorted by row
-  epoch_rows: np.ndarray  # int64[epochs + 1], the first row of each epoch, and the end
   row_tokens: int
   row_patches: int
   row_markers: int
@@ -84,18 +83,17 @@ def plan(
     raise UserError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
   if too_long:
     log.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
-  packed, lengths, epoch_rows = [], [], [0]
+  packed, lengths = [], []
   for epoch in range(epochs):
     order = fitting[_permutation(seed, epoch, len(fitting))] if shuffle else fitting
     members, sizes = _pack(costs[order], budgets, lookahead)
     packed.append(order[members])
     lengths.append(sizes)
-    epoch_rows.append(epoch_rows[-1] + len(sizes))
-  used = costs[fitting].sum(axis=0) * epochs / (budgets * epoch_rows[-1])
+  offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+  used = costs[fitting].sum(axis=0) * epochs / (budgets * (len(offsets) - 1))
   return Plan(
-    offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+    offsets=offsets,
     examples=np.concatenate(packed),
-    epoch_rows=np.array(epoch_rows, np.int64),
     row_tokens=row_tokens,
     row_patches=row_patches,
     row_markers=row_markers,
@@ -103,18 +101,6 @@ def plan(
     patch_padding=float(1 - used[1]),
     too_long=too_long,
   )
-
-
-def balanced_row_patches(
-  token_lengths: np.ndarray, patch_costs: np.ndarray, row_tokens: int, *, slack: float = 1.03
-) -> int:
-  """Returns the `row_patches` that fill tokens and patches equally, a multiple of 64.
-
-  `slack` > 1 trades patch padding for less token padding.
-  """
-  share = np.sum(patch_costs, dtype=np.float64) / max(1, np.sum(token_lengths, dtype=np.float64))
-  wanted = max(share * row_tokens * slack, np.max(patch_costs, initial=0), 1)
-  return int(np.ceil(wanted / _PATCH_BLOCK)) * _PATCH_BLOCK
 
 
 def _too_long(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:

@@ -10,7 +10,7 @@ any number of processes and workers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import grain
 import numpy as np
@@ -84,7 +84,7 @@ class Measured:
     return expand(compact, image_token_counts, self.special, int(self.dropped_steps[i]))
 
   def plan_rows(
-    self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: int
+    self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
   ) -> pack.Plan:
     """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`."""
     plan = pack.plan(
@@ -158,7 +158,7 @@ class BatchSource:
   def __len__(self) -> int:
     return -(-len(self.plan) // self.rows_per_batch)
 
-  def __getitem__(self, number: int) -> Batch:
+  def __getitem__(self, number: SupportsIndex, /) -> Batch:
     plan = self.plan
     budgets = (plan.row_tokens, plan.row_patches, plan.row_markers)
     batch = empty_batch(self.measured.images, self.rows, *budgets)
@@ -256,6 +256,7 @@ class BatchIterator(Iterator[Batch]):
       self._reader = None
 
   def _dataset(self) -> grain.IterDataset:
+    # pyrefly: ignore[bad-argument-type]  # Grain's stub wants a parameter of another name
     dataset = grain.MapDataset.source(self._source)[self.next_batch :]
     if not self._workers:
       ahead = grain.ReadOptions(num_threads=self._prefetch, prefetch_buffer_size=self._prefetch)

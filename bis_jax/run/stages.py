@@ -115,7 +115,7 @@ def initial_checkpoint(config: ConfigDict, locations: Locations) -> pathlib.Path
     return weights.find_checkpoint(locations.checkpoint)
   if not config.pretrain.steps or locations.toy is None:
     return None
-  toy, folder = locations.toy, pretrain.folder(config, locations.toy)
+  toy, folder = locations.toy, pretrain.backbone_folder(config, locations.toy)
   processes.first_makes(folder, lambda: pretrain.pretrain(config, toy, folder))
   return folder
 
@@ -244,7 +244,9 @@ def evaluate(
   scores = evaluator.score(trained.params)
   held_out_scores = evaluator.score_held_out(trained.params)
   evaluation = step_evaluation.evaluate(
-    items, scores, dev=held_out.scored_steps(held_out_scores) if held_out_scores else None
+    items,
+    scores,
+    dev=held_out.scored_steps(held_out_scores) if held_out and held_out_scores else None,
   )
   if config.evaluation.blank_images:
     blank = evaluator.score(trained.params, blank=True)
@@ -252,7 +254,7 @@ def evaluate(
     evaluation["blank_images"] = blank["thresholds"]
   if processes.is_first():
     score_files.write_scores(workdir / "scores.jsonl", scores)
-    if held_out_scores:
+    if held_out and held_out_scores:
       held_out.write(workdir, held_out_scores)
     files.write_json(workdir / "evaluation.json", evaluation)
     write_page(config, workdir, items, scores, evaluation, trained.history, corpus, manifest)

@@ -34,7 +34,7 @@ def restore(checkpoints: ocp.CheckpointManager, shapes: T) -> T | None:
   if step is None:
     return None
   args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-  return checkpoints.restore(step, args=args).state
+  return checkpoints.restore(step, args=args)["state"]
 
 
 def restore_params(
@@ -55,7 +55,7 @@ def restore_params(
       partial_restore=True,
     )
     restored = checkpoints.restore(step, args=ocp.args.Composite(state=state))
-  return step, restored.state["params"] | restore_frozen(workdir, frozen)
+  return step, restored["state"]["params"] | restore_frozen(workdir, frozen)
 
 
 def save_frozen(workdir: epath.Path, frozen: Params) -> None:

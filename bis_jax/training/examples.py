@@ -17,8 +17,8 @@ class RolloutExamples:
     """`indices` int64[k] are rollouts of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices
     self._labels = config.labels.to_dict()
-    by_truth = config.labels.kind == "truth"
-    self._truth = drawing.read_truth(locations.locate(config).toy) if by_truth else None
+    toy = locations.locate(config).toy
+    self._truth = drawing.read_truth(toy) if toy and config.labels.kind == "truth" else None
     self._tau, self._unmeasured = config.corpus.tau, config.corpus.unmeasured
 
   def __len__(self) -> int:

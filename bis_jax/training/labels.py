@@ -1,5 +1,7 @@
 """Training labels of steps, from their MC scores or from the truth of the toy corpus."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -12,7 +14,7 @@ def step_labels(
   labels: ConfigDict,
   tau: float,
   unmeasured: str,
-  truth: np.ndarray | None = None,
+  truth: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (targets, weights) of the n steps of a rollout, float32[n] each.
 

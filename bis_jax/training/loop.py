@@ -85,7 +85,7 @@ def train(
         model_config, shapes, initial_checkpoint(), special, config.seed, config.model.marker_noise
       )
       params, frozen = split_trainable(params, train_step.factors)
-      state = first_state(train_step.optimizer, params, mesh)
+      state = first_state(train_step.optimizer, params, train_step.state)
       checkpoint.save_frozen(workdir, frozen)
     start = int(state.step)
 
@@ -105,6 +105,8 @@ def train(
       return bool(evaluate and every and (step % every == 0 or step == steps))
 
     def write_evaluation(step: int, state: TrainState) -> None:
+      if evaluate is None:
+        return
       with rates.paused():
         values = evaluate(step, state.params | frozen)
       writer.write(step, {f"evaluation/{name}": value for name, value in values.items()})

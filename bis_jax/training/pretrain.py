@@ -10,12 +10,12 @@ loss pushes their rows the same way, and a reward head that starts from equal ro
 They are the random reward head that the model was initialized with.
 """
 
-import functools
+import contextlib
 import hashlib
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -36,10 +36,10 @@ from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh, put_rows
 from bis_jax.toy import drawing
 from bis_jax.training import optim
-from bis_jax.training.train_state import TrainState, first_params, first_state
+from bis_jax.training.train_state import TrainState, abstract_state, first_params, first_state
 from bis_jax.training.train_step import next_token_loss
 
-# Not the run's: every run on the same pictures starts from the same backbone.
+# Independent of the run: every run on the same pictures starts from the same backbone.
 _OPTIM = dict(
   warmup_fraction=0.03,
   weight_decay=0.05,
@@ -51,12 +51,12 @@ _OPTIM = dict(
 )
 # Keys of `config.inputs` that decide what a batch of captions holds.
 _INPUTS = ("separator", "row_patches", "row_markers", "lookahead")
-# Increase it when the same settings pre-train other parameters: cached backbones are made anew.
+# Increase it when the same settings pre-train other parameters: cached backbones are then made anew.
 VERSION = 1
 _CARD = """# A small {backbone} for the toy corpus of bis_jax
 
 Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
-{loss:.3f}, {seconds:.0f} s. It is a place to start from and has seen no step label.
+{loss:.3f}, {seconds:.0f} s. It initializes reward models and has seen no step label.
 """
 
 
@@ -74,21 +74,17 @@ def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Examp
         caption["question"],
         caption["sentences"],
         image_sizes=list(map(upright_size, paths)),
-        read_images=functools.partial(_read, paths),
+        read_images=lambda paths=paths: [path.read_bytes() for path in paths],
       )
     )
   return examples
 
 
-def _read(paths: list[pathlib.Path]) -> list[bytes]:
-  return [path.read_bytes() for path in paths]
-
-
-def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
+def backbone_folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
   """Returns the folder of a config's pre-trained backbone, beside its toy corpus in `drawn`."""
   model, inputs = config.model, config.inputs
   seen = [drawn / "captions.jsonl", drawn / "tokenizer" / "tokenizer.json"]
-  made_of = (
+  key = files.digest(
     [hashlib.sha256(path.read_bytes()).hexdigest() for path in seen],
     drawing.VERSION,  # which draws the pictures
     [model[key] for key in ("backbone", "size", "dtype")],
@@ -98,7 +94,6 @@ def folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
     _OPTIM,
     VERSION,
   )
-  key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
   return drawn.with_name(f"backbone-{key}")
 
 
@@ -122,18 +117,15 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
-  state = first_state(optimizer, params, mesh)
+  state = first_state(optimizer, params, abstract_state(optimizer, shapes, mesh))
   step = _make_step(graph, optimizer)
-  batches = _batches(config, captions, processor)
-  loss = None
-  try:
+  loss = float("nan")
+  with contextlib.closing(_batches(config, captions, processor)) as batches:
     bar = ProgressBar("pretrain", config.pretrain.steps, iterable=range(config.pretrain.steps))
     for done in bar:
       if done and done % 100 == 0:
         bar.set_postfix(loss=f"{float(loss):.3f}")
       state, loss = step(state, put_rows(device_arrays(next(batches)), mesh))
-  finally:
-    batches.close()
   seconds = time.monotonic() - started
   card = _CARD.format(
     backbone=config.model.backbone,
@@ -142,19 +134,9 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
     loss=float(loss),
     seconds=seconds,
   )
-  part = out.with_name(out.name + ".part")
-  shutil.rmtree(part, ignore_errors=True)  # of a run that was stopped
   hf_folder.write(
-    part,
-    state.params,
-    model,
-    processor,
-    base=None,
-    dtype="float32",
-    card=card,
-    tied=True,
+    out, state.params, model, processor, base=None, dtype="float32", card=card, tied=True
   )
-  part.rename(out)
   log.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
 
 
@@ -179,7 +161,8 @@ def _make_step(
 
   def loss_of(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
     rows = {key: array[0] for key, array in batch.items()}
-    logits_BTV = merge(graph, params).next_token_logits(rows)
+    model: Any = merge(graph, params)
+    logits_BTV = model.next_token_logits(rows)
     is_image_BT = rows["image_index"] >= 0
     return next_token_loss(logits_BTV, rows["tokens"], rows["segment_ids"], is_image_BT)
 

@@ -17,10 +17,10 @@ from bis_jax.parallel.sharding import MeshError, batch_shards
 
 
 class TrainState(NamedTuple):
-  """What training changes: int32[] steps done, trainable parameters, optimizer state."""
+  """What training changes: int32[] steps done, trainable parameters, optimizer state; or shapes."""
 
-  step: jax.Array
-  params: Params
+  step: Any
+  params: Any
   opt_state: Any
 
 
@@ -75,29 +75,24 @@ def abstract_state(
 
   `shapes` are those of the trainable parameters; everything else is replicated over `mesh`.
   """
-  everywhere = NamedSharding(mesh, PartitionSpec())
-
-  def place(struct: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=sharding)
-
+  replicated = NamedSharding(mesh, PartitionSpec())
   opt_state = optax.tree.map_params(
-    optimizer,
-    lambda struct, shape: place(struct, shape.sharding),
+    optimizer.init,
+    lambda struct, shape: struct.update(sharding=shape.sharding),
     jax.eval_shape(optimizer.init, shapes),
     shapes,
-    transform_non_params=lambda struct: place(struct, everywhere),
+    transform_non_params=lambda struct: struct.update(sharding=replicated),
   )
-  return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), shapes, opt_state)
+  return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), shapes, opt_state)
 
 
-def first_state(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
-  shapes = {
-    path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-    for path, array in params.items()
-  }
-  places = jax.tree.map(lambda s: s.sharding, abstract_state(optimizer, shapes, mesh))
-  opt_state = jax.jit(optimizer.init, out_shardings=places.opt_state)(params)
-  return TrainState(jax.device_put(jnp.int32(0), places.step), params, opt_state)
+def first_state(
+  optimizer: optax.GradientTransformation, params: Params, shapes: TrainState
+) -> TrainState:
+  """Returns the state before the first step; `shapes` from `abstract_state`."""
+  shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
+  opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+  return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
 def split_trainable(

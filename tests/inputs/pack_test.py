@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.row_budget import balanced_row_patches
 from bis_jax.errors import UserError
 from bis_jax.inputs import pack
 
@@ -37,9 +38,9 @@ def test_every_example_once_an_epoch_within_budgets(costs, seed, epochs, lookahe
     return
   plan = pack.plan(*costs.T, **options)
   assert sorted(plan.too_long) == np.flatnonzero(~fits).tolist()
-  for start, end in zip(plan.epoch_rows[:-1], plan.epoch_rows[1:], strict=True):
-    seen = np.concatenate([plan.row(r) for r in range(start, end)])
+  for seen in np.split(plan.examples, epochs):
     assert sorted(seen) == np.flatnonzero(fits).tolist()
+    assert np.isin(len(seen) * np.arange(epochs + 1), plan.offsets).all()  # no row spans two epochs
   for r in range(len(plan)):
     assert len(plan.row(r)) and (costs[plan.row(r)].sum(axis=0) <= budgets).all()
   assert not len(plan.row(len(plan)))
@@ -106,7 +107,7 @@ def test_padding_stays_small_when_budgets_fit_the_corpus():
   images = rng.integers(4, 80, 6000) * (rng.random(6000) < 0.9)
   tokens = images * 16 + rng.lognormal(5.4, 0.4, 6000).astype(int)
   markers = rng.integers(2, 15, 6000)
-  row_patches = pack.balanced_row_patches(tokens, images * 64, 8192)
+  row_patches = balanced_row_patches(tokens, images * 64, 8192)
   plan = pack.plan(
     tokens, images * 64, markers, row_tokens=8192, row_patches=row_patches, row_markers=256
   )

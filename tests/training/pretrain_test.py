@@ -37,7 +37,7 @@ def drawn(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(config, drawn):
-  out = pretrain.folder(config, drawn)
+  out = pretrain.backbone_folder(config, drawn)
   pretrain.pretrain(config, drawn, out)
   return out
 
@@ -111,7 +111,7 @@ def test_a_backbone_that_is_there_is_kept(config, drawn, folder):
 def test_another_recipe_has_a_backbone_of_its_own(config, drawn, folder, key, value):
   other = config.copy_and_resolve_references()
   other.update_from_flattened_dict({key: value})
-  assert pretrain.folder(other, drawn) != folder
+  assert pretrain.backbone_folder(other, drawn) != folder
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_another_recipe_has_a_backbone_of_its_own(config, drawn, folder, key, va
 def test_what_does_not_change_the_backbone_shares_it(config, drawn, folder, key, value):
   other = config.copy_and_resolve_references()
   other.update_from_flattened_dict({key: value})
-  assert pretrain.folder(other, drawn) == folder
+  assert pretrain.backbone_folder(other, drawn) == folder
 
 
 def test_a_backbone_can_follow_the_seed_of_the_run(config, drawn):
@@ -135,8 +135,10 @@ def test_a_backbone_can_follow_the_seed_of_the_run(config, drawn):
   first.update_from_flattened_dict({"pretrain.seed": -1})
   second = first.copy_and_resolve_references()
   second.update_from_flattened_dict({"seed": 1})
-  assert pretrain.folder(first, drawn) == pretrain.folder(config, drawn)  # both of seed 0
-  assert pretrain.folder(second, drawn) != pretrain.folder(first, drawn)
+  assert pretrain.backbone_folder(first, drawn) == pretrain.backbone_folder(
+    config, drawn
+  )  # both of seed 0
+  assert pretrain.backbone_folder(second, drawn) != pretrain.backbone_folder(first, drawn)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_backbone_can_follow_the_seed_of_the_run(config, drawn):
 )
 def test_corpora_of_the_same_pictures_share_a_backbone(config, drawn, tmp_path, knobs, shared):
   other = drawing.draw(tmp_path / "toy", workers=1, **dict(config.corpus.toy) | knobs)
-  ours, theirs = pretrain.folder(config, drawn), pretrain.folder(config, other)
+  ours, theirs = pretrain.backbone_folder(config, drawn), pretrain.backbone_folder(config, other)
   assert (ours.name == theirs.name) == shared
 
 
