@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   del argv
   jax.config.update("jax_platforms", "cpu")  # no hardware is looked for
   print(
-    "| slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB per device | spare ",
+    "| slice | row tokens | fsdp x tensor | micro-batches | rollouts | GB per device | free ",
     end="",
   )
   print("| model-FLOPs bound | roofline | compile |")
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     print(
       f"| {topology} | {tokens} | {step.mesh['fsdp']} x {tensor} | {accumulate} "
       f"| {step.rollouts:.0f} | {step.total / 1e9:.1f} of {step.chip.hbm_bytes / 1e9:.0f} "
-      f"| {step.spare:.0%} | {step.rollouts / step.model_seconds:.0f} rollouts/s "
+      f"| {step.free_memory:.0%} | {step.rollouts / step.model_seconds:.0f} rollouts/s "
       f"| {step.rollouts / step.seconds:.0f} rollouts/s "
       f"| {step.lower_seconds + step.compile_seconds:.0f} s |",
       flush=True,

@@ -43,7 +43,7 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
   yield f"memory per device, of {step.chip.hbm_bytes / 1e9:.1f} GB:"
   for name, size in {**step.memory, "total": step.total}.items():
     yield f"  {name:32}{size / 1e9:8.2f} GB"
-  yield f"  {'spare':32}{step.spare:8.1%}"
+  yield f"  {'free':32}{step.free_memory:8.1%}"
   yield "FLOPs per step, all devices:"
   total = {
     "model": sum(step.model_flops.values()),

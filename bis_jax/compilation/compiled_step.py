@@ -51,7 +51,7 @@ class CompiledStep:
     return sum(self.memory.values())
 
   @property
-  def spare(self) -> float:
+  def free_memory(self) -> float:
     """Free share of the chip's memory."""
     return 1 - self.total / self.chip.hbm_bytes
 

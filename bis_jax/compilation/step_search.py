@@ -11,7 +11,7 @@ from bis_jax.compilation.compiled_step import CompiledStep, compile_step, reside
 from bis_jax.parallel.devices import chip_of, slice_devices
 from bis_jax.parallel.sharding import MeshError
 
-SPARE = 0.10  # of a device's memory, to be left free
+MIN_FREE_MEMORY = 0.10  # of a device's memory, to be left free
 
 REMATS = ("full", "offload", "dots", "none")  # from least to most memory
 
@@ -74,7 +74,7 @@ def _try(
   config: ConfigDict, topology: str, rollout_tokens: float, devices: list, compile: Callable
 ) -> Trial:
   resident = resident_bytes(config, devices)
-  if resident > (1 - SPARE) * chip_of(topology).hbm_bytes:
+  if resident > (1 - MIN_FREE_MEMORY) * chip_of(topology).hbm_bytes:
     reason = f"not compiled: parameters and optimizer state take {resident / 1e9:.1f} GB"
     return Trial(config, reason=reason, too_large=True)
   try:
@@ -83,14 +83,14 @@ def _try(
     if used := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
       return Trial(config, reason=f"needs {used[1]} of {used[2]}", too_large=True)
     return Trial(config, reason=str(error).splitlines()[0][:100])
-  if step.spare < SPARE:
-    return Trial(config, step, f"less than {SPARE:.0%} spare", too_large=True)
+  if step.free_memory < MIN_FREE_MEMORY:
+    return Trial(config, step, f"less than {MIN_FREE_MEMORY:.0%} free", too_large=True)
   return Trial(config, step)
 
 
 def table(trials: list[Trial]) -> Iterator[str]:
   """Yields the lines of a Markdown table: what fits by predicted rollouts/s, then the rest."""
-  yield "| data | fsdp | tensor | micro-batches | remat | GB per device | spare | rollouts/s | |"
+  yield "| data | fsdp | tensor | micro-batches | remat | GB per device | free | rollouts/s | |"
   yield "|---|---|---|---|---|---|---|---|---|"
   yield from map(row, sorted(trials, key=order))
 
@@ -99,7 +99,7 @@ def row(trial: Trial) -> str:
   c, step = trial.config, trial.step
   cells = [c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.train.accumulate, c.model.remat]
   cells += (
-    [f"{step.total / 1e9:.1f}", f"{step.spare:.0%}", f"{step.rollouts / step.seconds:.0f}"]
+    [f"{step.total / 1e9:.1f}", f"{step.free_memory:.0%}", f"{step.rollouts / step.seconds:.0f}"]
     if step
     else [""] * 3
   )

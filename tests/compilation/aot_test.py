@@ -99,7 +99,7 @@ def test_the_step_compiles_and_fits(config, topology, chips, tensor):
   assert step.hbm_bytes > 0 and step.xla_flops > 0
   assert 0 < step.model_seconds < step.seconds
   lines = "\n".join(aot.report(config, topology, step))
-  for words in ("optimizer state", "spare", "all-reduce", "rollouts/s", f"fsdp {chips // tensor}"):
+  for words in ("optimizer state", "free", "all-reduce", "rollouts/s", f"fsdp {chips // tensor}"):
     assert words in lines
 
 

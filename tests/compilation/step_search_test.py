@@ -22,7 +22,7 @@ class Step:
   rollouts: float = 512.0
 
   @property
-  def spare(self):
+  def free_memory(self):
     return 1 - self.total / HBM
 
   @property
@@ -67,7 +67,7 @@ def test_a_candidate_that_fails_is_a_row(searched):
   rows = [step_search.row(one) for one in tried]
   assert any(row.endswith("| UNIMPLEMENTED: four |") for row in rows)
   assert any(row.endswith("| needs 20.3G of 15.75G |") for row in rows)
-  assert any(row.endswith("| less than 10% spare |") for row in rows)
+  assert any(row.endswith("| less than 10% free |") for row in rows)
 
 
 def test_nothing_larger_than_what_did_not_fit_is_compiled(searched):
