@@ -51,7 +51,7 @@ def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
     raise ImageError("bomb", str(error)) from error
   except UnidentifiedImageError as error:
     raise ImageError("broken", f"not one of {', '.join(FORMATS)}, or cut short") from error
-  except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+  except Exception as error:  # Pillow's decoders raise many types of errors for damaged files
     raise ImageError("broken", str(error) or type(error).__name__) from error
 
 

@@ -21,7 +21,7 @@ from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, mix64
 _ABSENT = -(1 << 40)  # a count that is not given
 
 
-# A lone image as its reference, several as a tuple.
+# One image as its reference, several as a tuple.
 _ImageSet = str | tuple[str, ...]
 
 

@@ -131,5 +131,5 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 @functools.lru_cache(maxsize=1)
 def _opened(path: pathlib.Path, stamp: tuple[int, int]) -> ImageRoot:
   # Cached: a process reads the directory of a large zip once, not once per task.
-  del stamp  # tells a zip that was replaced from the one before
+  del stamp  # changes when the zip is replaced
   return ImageRoot(path)

@@ -63,7 +63,7 @@ def prepare(
   sources = tuple(annotation_files(annotations))
   root = ImageRoot(images)
   parameters = {"format": FORMAT, "tau": tau, "unmeasured": unmeasured}
-  # Files are taken for unchanged if their sizes and times of change are the same.
+  # Files count as unchanged if their sizes and modification times are the same.
   stamps = [file.stamp for file in sources], sorted(root.listing())
   inputs = files.digest(parameters, *stamps)
   listing = out.with_name(out.name + ".rejections.jsonl")

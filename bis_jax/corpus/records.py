@@ -22,7 +22,7 @@ from typing import Any
 from bis_jax.corpus.image_root import candidates
 from bis_jax.corpus.rejections import BadRecord
 
-LONG_STEP = 32_768  # characters; at about 4 a token no training sample holds a longer step
+LONG_STEP = 32_768  # characters; at about 4 per token no training sample holds a longer step
 
 NOTES = {
   "special_token_text": "a text spells a special token; it is encoded as plain text",

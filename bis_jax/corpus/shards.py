@@ -144,7 +144,7 @@ def write(
 
 
 def _write_shard(name: str, task: tuple[Shard, str]) -> list[Rejected]:
-  # Returns what is worth noting about the examples.
+  # Returns the notes on the examples.
   shard, path = task
   serialize = FEATURES[name]().serialize_example
   part = os.fspath(files.temporary_name(epath.Path(path)))

@@ -23,7 +23,7 @@ from bis_jax.evaluation.step_evaluation import LEVEL, draw_items, interval
 MISSING = ("error", "worst")
 
 # Scores are float32 probabilities: those that round to 1 count as the largest number below it, so
-# that a solution with many sure steps still outranks one with few.
+# that a solution with many certain steps still outranks one with few.
 _SUREST = 1 - 2.0**-24
 
 

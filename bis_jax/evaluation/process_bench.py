@@ -54,7 +54,7 @@ def _records(paths: list[pathlib.Path]) -> Iterator[tuple[str, tuple[str, object
 def _parse(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
   subset, value = subset_and_record
   record = json_records.convert(value, _Record)
-  label, steps = record.label, len(record.steps)  # nothing is known of steps after the first error
+  label, steps = record.label, len(record.steps)  # steps after the first error are unlabelled
   if not -1 <= label < steps:
     raise EvaluationError(f"`label` is {label}; it must be -1 or one of the {steps} steps")
   return BenchmarkItem(

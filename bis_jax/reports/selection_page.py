@@ -101,8 +101,6 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
 def neighbours(rule: Rule) -> list[Rule]:
   # For BIS the paper's other alpha and fraction; for other strategies half and twice as many
   # rollouts; none for "full", which keeps everything.
-  # For BIS the paper's other alpha and fraction; for other strategies half and twice as many
-  # rollouts; none for "full", which keeps everything.
   change = functools.partial(dataclasses.replace, rule)
   if rule.strategy == "full":
     return []

@@ -172,5 +172,5 @@ def _refuse(_: Request, error: Exception) -> JSONResponse:
     status, reason = error.status_code, error.detail
   elif isinstance(error, ClientDisconnect):
     status, reason = 400, "the client disconnected"
-  # The rest of a body that was not read would be taken for the next request.
+  # The unread rest of a body would be parsed as the next request.
   return JSONResponse({"error": reason}, status, headers={"connection": "close"})

@@ -97,7 +97,7 @@ SETTINGS: dict[str, Setting] = {
   "model.attention": Setting(
     "auto", ("auto", "splash", "triton", "xla"), "splash: TPU; triton: GPU; auto: by platform"
   ),
-  # The vision tower is frozen; what projects its features is trained.
+  # The vision tower is frozen; the projector is trained.
   "model.learning_rates": Setting(
     ((_TOWERS, 0.0), (r".*", 1.0)),
     None,

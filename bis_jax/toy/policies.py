@@ -12,8 +12,8 @@ remaining slots. A wrong note stays wrong until its thing is looked at again; th
 state recovers.
 """
 
-# Array dims: N rollouts, K things (the maximum of any rollout), V values of a thing, S slots (2K +
-# 2), M runs side by side (1 when writing, the number of continuations when scoring).
+# Array dims: N rollouts, K things (the maximum of any rollout), V values of a thing, S slots
+# (2K + 2), M runs side by side (1 when writing, the number of continuations when scoring).
 
 import dataclasses
 
@@ -57,7 +57,7 @@ class Problems:
 class Solutions:
   """N solutions, slot by slot; all arrays start [N, S]."""
 
-  event: np.ndarray  # what happens in the slot; NOTHING: there is no such step
+  event: np.ndarray  # what happens in the slot; NOTHING: no step
   thing: np.ndarray  # the thing that is looked at
   value: np.ndarray  # the value that is noted
   total: np.ndarray  # start + the worth of the notes so far
