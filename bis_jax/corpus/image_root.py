@@ -100,7 +100,7 @@ class ImageRoot:
           yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
-    """Returns the size and CRC (zip) or time of change of a file, to detect changes."""
+    """Returns the size and CRC (zip) or modification time of a file, to detect changes."""
     if self._zip is not None:
       member = self._members[name]
       return member.file_size, member.CRC

@@ -51,7 +51,7 @@ class AnnotationFile:
 
   @property
   def stamp(self) -> tuple[str, int, int]:
-    """Name, size and (its or its zip's) time of change, to detect changes."""
+    """Name, size and modification time (of the zip, if any), to detect changes."""
     return self.name, self.size, self.path.stat().st_mtime_ns
 
   @contextlib.contextmanager

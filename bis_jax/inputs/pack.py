@@ -126,7 +126,7 @@ def _pack(costs: np.ndarray, budgets: np.ndarray, lookahead: int) -> tuple[np.nd
   """Returns (examples in row order, examples per row) for int64[n, 3] costs that all fit a row."""
   n = len(costs)
   size = min(lookahead, n)
-  waiting = np.arange(size)  # indices into the order; n if the window has run empty
+  waiting = np.arange(size)  # indices into the order; n if none is left
   tokens, patches, markers = costs[:size].T.copy()
   members, row_sizes = np.empty(n, np.int64), []
   upcoming, in_row, left = size, 0, budgets.copy()

@@ -118,7 +118,7 @@ class Prompt(abc.ABC):
     Trailing steps that do not fit into `max_length` expanded tokens are dropped, marker included.
     If not even the first step fits, the sample has no marker and may be longer than `max_length`.
     """
-    # Here and nowhere else, so that a text has the same ids by every way in.
+    # Only here, so that a text has the same ids through every entry point.
     texts = [(question_text(question), [*map(step_text, steps)]) for question, steps in texts]
     frames, pieces = [], []
     for (question, steps), counts in zip(texts, image_token_counts, strict=True):

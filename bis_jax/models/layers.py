@@ -50,7 +50,7 @@ class Linear(nnx.Module):
     self.dtype = config.dtype
 
   def __call__(self, x_BTC: jax.Array) -> jax.Array:
-    # Flat, because XLA's CPU backend else takes the kernel's gradient, a sum over both B and T,
+    # Flat, because otherwise XLA's CPU backend takes the kernel's gradient, a sum over both B and T,
     # through strided copies: a toy training step took half as long again.
     x_XC = x_BTC.astype(self.dtype).reshape(-1, x_BTC.shape[-1])
     y_XE = jnp.dot(x_XC, self.kernel[...].astype(self.dtype))

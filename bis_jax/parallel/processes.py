@@ -28,7 +28,7 @@ from etils import epath
 
 from bis_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 60  # silence after which a process is taken for dead
+HEARTBEAT_SECONDS = 60  # silence after which a process counts as dead
 _SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
 _WAIT_SECONDS = 7 * 24 * 3600  # no bound on work; a wait for a dead process ends by its heartbeat
 
@@ -121,8 +121,6 @@ def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-  # With other processes it ends at once: an orderly end would wait for them, while they wait for
-  # this one. They stop as the module's docstring says.
   # With other processes it ends at once: an orderly end would wait for them, while they wait for
   # this one. They stop as the module's docstring says.
   if not jax.distributed.is_initialized():

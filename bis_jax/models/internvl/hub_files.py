@@ -37,7 +37,6 @@ def config_json(
 def is_plain(config: InternVLConfig, base: Mapping[str, Any]) -> bool:
   # An export has the layout of the base, if there is one. Transformers' InternVL supports the
   # Qwen2.5 decoder only.
-  # Transformers' InternVL supports the Qwen2.5 decoder only.
   if not base:
     return config.text.architecture != "internlm2"
   return base["model_type"] == "internvl"

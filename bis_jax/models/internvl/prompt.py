@@ -43,7 +43,7 @@ SYSTEM = (
   "联合开发的多模态大语言模型。"
 )
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-# Behind the text model's own tokens, in this order; the step marker is a new row after them.
+# After the text model's own tokens, in this order; the step marker is a new row after them.
 ADDED = (
   IMAGE_START,
   IMAGE_END,

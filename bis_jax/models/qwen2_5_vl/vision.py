@@ -90,7 +90,7 @@ class PatchMerger(nnx.Module):
     vision = config.vision
     width = vision.hidden_size * vision.spatial_merge_size**2
     self.ln_q = RMSNorm(vision.hidden_size, vision.rms_norm_eps, config)
-    self.mlp = nnx.Dict(  # the places of the two in the source's nn.Sequential
+    self.mlp = nnx.Dict(  # indices of the two in the source's nn.Sequential
       {
         "0": Linear(width, width, config, rngs, use_bias=True),
         "2": Linear(width, config.text.hidden_size, config, rngs, use_bias=True),
