@@ -1,8 +1,8 @@
 """The paper's recipe, on which all others build.
 
 Every key, with its default, toy value, range, unit and meaning: bis_jax/settings/keys.py. A recipe
-changes only what differs and ends in `in_form()`, so that `--config=configs/RECIPE.py:toy` is the same
-recipe on the toy corpus.
+changes only what differs and ends in `in_form()`, so that `--config=configs/RECIPE.py:toy` is the
+same recipe on the toy corpus.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""BIS 10 % on the toy corpus with a toy Qwen2.5-VL: the main job, whole, on two CPU cores.
+"""A toy Qwen2.5-VL on the 10 % of the toy corpus with the highest BIS: the main job of CI.
 
-python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
+Hardware: two CPU cores, about four minutes.
+
+  python -m bis_jax.main --config=configs/toy_bis10.py --workdir=runs/toy_bis10
 """
 
 from configs import qwen_bis10
