@@ -18,7 +18,13 @@ from absl import app, flags
 from bis_jax import files
 from bis_jax.console import command
 from bis_jax.errors import UserError
-from bis_jax.evaluation import benchmarks, best_of_n, score_files, step_evaluation
+from bis_jax.evaluation import (
+  benchmarks,
+  best_of_n,
+  score_files,
+  step_evaluation,
+  visual_process_bench,
+)
 from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
@@ -57,6 +63,19 @@ def main(argv: list[str]) -> None:
       raise UserError("name the benchmark that was scored with --benchmark=DIR")
     if not _OUT.value:
       raise UserError("name the file to write with --out=FILE.json")
+    outputs, inputs = (
+      (_OUT, _PAGE, _PLOT, _SAVE_SCORES),
+      (_SCORES, _BASELINE, _HELD_OUT, _CANDIDATES),
+    )
+    run = {
+      f"the run's {name}": f"{_CHECKPOINT.value}/{name}" if _CHECKPOINT.value else None
+      for name in ("config.json", "manifest.json", "metrics.jsonl")
+    }
+    files.refuse_overwriting(
+      {f"--{flag.name}": flag.value for flag in outputs},
+      {f"--{flag.name}": flag.value for flag in inputs} | run,
+      {"--benchmark": _BENCHMARK.value},
+    )
     files.write_json(_OUT.value, _best_of_n() if _CANDIDATES.value else _steps())
   print(f"wrote {_OUT.value}")
 
@@ -95,6 +114,7 @@ def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
   from bis_jax.scoring import step_scorer
   from bis_jax.scoring.benchmark_examples import benchmark_examples
 
+  visual_process_bench.check_images(items)
   scores = step_scorer.load(_CHECKPOINT.value).score(benchmark_examples(items, _IMAGES.value))
   if _SAVE_SCORES.value:
     score_files.write_scores(_SAVE_SCORES.value, scores)

@@ -37,6 +37,9 @@ def main(argv: list[str]) -> None:
   with command("export", argv, "--out=FOLDER"):
     if not _WORKDIR.value or not _OUT.value:
       raise UserError("set --workdir (of a run) and --out (folder to write)")
+    files.refuse_overwriting(
+      {"--out": _OUT.value}, {"--workdir": _WORKDIR.value, "--base": _BASE.value}
+    )
     export_run(_WORKDIR.value, pathlib.Path(_OUT.value), _DTYPE.value, _BASE.value)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from etils import epath
@@ -21,6 +21,39 @@ def absolute(path: epath.PathLike) -> epath.Path:
   # Every path of a user passes through here: Orbax refuses relative ones.
   path = epath.Path(path).expanduser()
   return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
+
+
+def refuse_overwriting(
+  outputs: Mapping[str, epath.PathLike | None],
+  inputs: Mapping[str, epath.PathLike | None],
+  folders: Mapping[str, epath.PathLike | None] | None = None,
+) -> None:
+  """Raises UserError if an output is an input or another output, or lies in a folder of inputs.
+
+  All are named by their flag, such as {"--out": "scores.jsonl"}; empty ones are not set. Links are
+  followed. An output may not hold one of `folders` either: it may be replaced as a whole.
+  """
+  folders = _real_paths(folders or {})
+  others = _real_paths(inputs) | folders
+  for name, output in _real_paths(outputs).items():
+    for other, path in others.items():
+      if output == path or (_exists(output) and _exists(path) and os.path.samefile(output, path)):
+        raise UserError(f"{name}={output} is also {other}: name another {name}")
+    for other, folder in folders.items():
+      if os.path.isdir(folder) and output.startswith(folder + os.sep):
+        raise UserError(f"{name}={output} lies in {other}={folder}: name another {name}")
+      if folder.startswith(output + os.sep):
+        raise UserError(f"{name}={output} holds {other}={folder}: name another {name}")
+    others[name] = output
+
+
+def _real_paths(paths: Mapping[str, epath.PathLike | None]) -> dict[str, str]:
+  named = {name: os.fspath(absolute(path)) for name, path in paths.items() if path}
+  return {name: p if "://" in p else os.path.realpath(p) for name, p in named.items()}
+
+
+def _exists(path: str) -> bool:
+  return "://" not in path and os.path.exists(path)
 
 
 def temporary_name(path: epath.Path) -> epath.Path:

@@ -7,6 +7,7 @@ score table. If it is run again and no input file has changed, it reuses the pre
 
 from absl import app, flags
 
+from bis_jax import files
 from bis_jax.console import command
 from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
@@ -44,6 +45,11 @@ def main(argv: list[str]) -> None:
   with command("prepare", argv, "--out=DIR"):
     if not (_ANNOTATIONS.value and _IMAGES.value and _OUT.value):
       raise UserError("set --annotations, --images and --out")
+    files.refuse_overwriting(
+      {"--out": _OUT.value},
+      {"--images": _IMAGES.value},
+      {"--annotations": _ANNOTATIONS.value},
+    )
     prepare(
       _ANNOTATIONS.value,
       _IMAGES.value,

@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
 
 
 def write(workdirs: Sequence[str], out: epath.Path) -> None:
+  inputs = {f"the workdir {path}": path for path in workdirs}
+  files.refuse_overwriting({"--out": out}, inputs, {"--benchmark": _BENCHMARK.value})
   runs = [run_table.read_run(path, _THRESHOLD.value, _MEASURE.value) for path in workdirs]
   rows = run_table.rows_of(runs)
   has_items = _write_items(out, runs)

@@ -10,6 +10,7 @@ import pathlib
 
 from absl import app, flags
 
+from bis_jax import files
 from bis_jax.console import command
 from bis_jax.errors import UserError
 
@@ -29,6 +30,10 @@ def main(argv: list[str]) -> None:
     for flag in (_CHECKPOINT, _INPUT, _OUTPUT):
       if not flag.value:
         raise UserError(f"--{flag.name} is missing; give --checkpoint, --input and --output")
+    files.refuse_overwriting(
+      {"--output": _OUTPUT.value, "--output's note": f"{_OUTPUT.value}.model.json"},
+      {"--input": _INPUT.value},
+    )
     from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
 
     source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from bis_jax import files
 from bis_jax.console import command
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
@@ -86,6 +87,17 @@ def run() -> None:
   out = pathlib.Path(_OUT.value)
   manifest_path = out if _FORMAT.value == "manifest" else _beside_out("manifest.json")
   report = pathlib.Path(_REPORT.value) if _REPORT.value else None
+  files.refuse_overwriting(
+    {
+      "--out": _OUT.value,
+      "--out's manifest": None if manifest_path == out else manifest_path,
+      "--out's rejections": _beside_out("rejections.jsonl"),
+      "--report": _REPORT.value,
+      "--table": _TABLE.value,
+    },
+    {"--images": _IMAGES.value},
+    {"--annotations": _ANNOTATIONS.value},
+  )
   annotations = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
   if not annotations and (_FORMAT.value != "manifest" or not _TABLE.value):
     raise UserError(

@@ -176,8 +176,9 @@ def test_bad_input_is_named(tmp_path, annotations, arguments, message, run):
 
 
 def test_annotations_without_a_usable_record_are_named(tmp_path, run):
-  (tmp_path / "empty.jsonl").write_text("{}\n\n")
-  done = run(f"--annotations={tmp_path}", f"--out={tmp_path / 'x.jsonl'}")
+  (tmp_path / "annotations").mkdir()
+  (tmp_path / "annotations/empty.jsonl").write_text("{}\n\n")
+  done = run(f"--annotations={tmp_path / 'annotations'}", f"--out={tmp_path / 'x.jsonl'}")
   assert done.returncode == 1
   assert "no rollout can be ranked in strict order: check the annotations" in done.stderr
 

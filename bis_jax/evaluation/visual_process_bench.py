@@ -19,6 +19,7 @@ from PIL import Image
 
 from bis_jax import files, images
 from bis_jax.corpus.image_root import ImageRoot
+from bis_jax.corpus.rejections import BadRecord
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.inputs.texts import question_text
@@ -61,7 +62,10 @@ class BenchmarkImage:
   name: str
 
   def read(self) -> bytes:
-    return self.root.read(self.name)
+    try:
+      return self.root.read(self.name)
+    except BadRecord as error:
+      raise EvaluationError(f"image {self.name!r} of the benchmark: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,15 @@ def load(
     annotations,
     ((f"line {number} (item {index})", line) for index, (number, line) in records),
     lambda index, line: _parse(index, line, root),
+  )
+
+
+def check_images(items: Sequence[BenchmarkItem]) -> None:
+  """Decodes every image, one at a time; raises EvaluationError that lists the damaged ones."""
+  json_records.parse_items(
+    "images of the benchmark",
+    ((f"item {item.index}", item) for item in items),
+    lambda _, item: [_size(image, whole=True) for image in item.images],
   )
 
 
@@ -175,8 +188,8 @@ def _parse(index: int, line: bytes, root: ImageRoot) -> BenchmarkItem:
   )
 
 
-def _size(image: BenchmarkImage) -> tuple[int, int]:
+def _size(image: BenchmarkImage, whole: bool = False) -> tuple[int, int]:
   try:
-    return images.upright_size(image.read())  # of the header: a damaged rest shows when decoded
+    return images.upright_size(image.read(), whole=whole)
   except images.ImageError as error:
     raise EvaluationError(f"image {image.name!r} can't be opened: {error}") from error

@@ -216,6 +216,7 @@ def make_evaluator(
   items = visual_process_bench.load(locations.benchmark)
   examples = benchmark_examples(items, config.evaluation.images)
   step_scorer.check_lengths(examples, processor, config.inputs)  # before training, not after it
+  visual_process_bench.check_images(items)
   graph, _ = backbones.structure(model_config, mesh)
   return Evaluator(
     config.evaluation,

@@ -116,17 +116,24 @@ def _raw_lines(source: pathlib.Path) -> Iterator[bytes]:
 
 
 def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
-  """Returns how many complete lines `target` has; cuts off an incomplete one, left by a kill."""
-  if not target.exists():
+  """Returns how many complete lines `target` has; cuts off an incomplete one, left by a kill.
+
+  Raises OutputError, and changes nothing, if `target` is not an output for `source`.
+  """
+  content = target.read_bytes() if target.exists() else b""
+  if not content:
     return 0
-  whole = target.read_bytes()
-  whole = whole[: whole.rfind(b"\n") + 1]
-  written = whole.splitlines()
+  whole = content[: content.rfind(b"\n") + 1]
+  written = whole.split(b"\n")[:-1]
+  torn = content[len(whole) :]
+  head = b'{"id": '
+  if not (_note(target).exists() and torn[: len(head)] == head[: len(torn)]):
+    raise OutputError(f"{target} exists and is no output of this command: name another --output")
   expected = list(itertools.islice(_raw_lines(source), len(written)))
   if len(expected) < len(written):
     raise OutputError(f"{target} has more lines than {source}: name another --output")
   for number, (raw, line) in enumerate(zip(expected, written, strict=True), start=1):
-    if json.loads(line)["id"] != _read_identity(raw):
+    if _own_id(target, number, line) != _read_identity(raw):
       raise OutputError(
         f"{target} line {number} has another id than {source}: name another --output"
       )
@@ -135,8 +142,22 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
   return len(written)
 
 
+def _own_id(target: pathlib.Path, number: int, line: bytes) -> object:
+  try:
+    record = files.parse_json(line)
+  except ValueError:
+    record = None
+  if isinstance(record, dict) and record.keys() in ({"id", "scores"}, {"id", "error"}):
+    return record["id"]
+  raise OutputError(f"{target} line {number} is no output of this command: name another --output")
+
+
+def _note(target: pathlib.Path) -> pathlib.Path:
+  return target.with_name(target.name + ".model.json")
+
+
 def _name_model(target: pathlib.Path, name: str, *, fresh: bool) -> None:
-  note = target.with_name(target.name + ".model.json")
+  note = _note(target)
   if fresh:
     files.write_text(note, json.dumps({"checkpoint": name}) + "\n")
     return

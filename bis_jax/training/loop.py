@@ -110,6 +110,7 @@ def train(
       with rates.paused():
         values = evaluate(step, state.params | frozen)
       writer.write(step, {f"evaluation/{name}": value for name, value in values.items()})
+      writer.flush()
 
     def write_metrics(step: int, metrics: Metrics, batch: Batch) -> None:
       # Waits for the step, so it is called once the next step is on the device.
@@ -149,16 +150,16 @@ def train(
       if saving or evaluates_after(step):
         write_metrics(*pending)  # first: a state after a bad loss is neither saved nor evaluated
         pending = None
-      if evaluates_after(step) and (step == steps or not stopping):
-        write_evaluation(step, state)
       if saving:
         writer.flush()
         with rates.paused():
           checkpoint.save(checkpoints, step, state)
-        if stopping and step < steps:
-          raise Preempted(
-            f"stopped by a signal; step {step} of {steps} is saved: run the same command again to resume"
-          )
+      if stopping and step < steps:
+        raise Preempted(
+          f"stopped by a signal; step {step} of {steps} is saved: run the same command again to resume"
+        )
+      if evaluates_after(step):
+        write_evaluation(step, state)  # last: if it fails, the step is saved
   return Trained(state.params | frozen, writer.history)
 
 

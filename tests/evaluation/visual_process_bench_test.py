@@ -149,6 +149,17 @@ def test_several_images_are_separate_first_or_on_one_canvas(benchmark):
     visual_process_bench.encoded_images(one, "mosaic")
 
 
+def test_damaged_images_are_listed_by_item(benchmark):
+  items = visual_process_bench.load(benchmark)
+  visual_process_bench.check_images(items)
+  for name in ("2_1.png", "7_0.png"):
+    data = (benchmark / "images" / name).read_bytes()
+    (benchmark / "images" / name).write_bytes(data[:-30])
+  (benchmark / "images/4_0.png").unlink()
+  with pytest.raises(EvaluationError, match="(?s)3 bad items.*item 2: .*item 4: .*item 7: "):
+    visual_process_bench.check_images(items)
+
+
 def test_a_canvas_has_three_columns_and_centred_images_on_white():
   sizes = [(10, 4), (6, 8), (2, 2), (10, 8)]  # width, height
   colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9)]

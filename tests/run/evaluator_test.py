@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.evaluation import score_files, step_metrics, visual_process_bench
+from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.inputs import pipeline
 from bis_jax.models.processor import make_processor
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
@@ -25,11 +26,13 @@ from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.reports import run_table
 from bis_jax.run import stages
+from bis_jax.run.evaluator import Evaluator
 from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest
 from bis_jax.settings import locations
+from bis_jax.training import loop
 
 KEY = "tuned_on_test/overall_source_weighted"
 DEV = 30
@@ -146,6 +149,28 @@ def test_a_run_that_is_stopped_and_killed_has_the_same_points(
   stages.run(config, str(folder))
   assert [line["step"] for line in lines_of(folder)] == [2, 4, 5, 6]
   assert curve_of(folder) == curve_of(judged[0])
+
+
+def test_a_step_is_saved_before_it_is_evaluated(config, tmp_path, monkeypatch):
+  """Mutation caught: a fault of the evaluation loses the training since the last checkpoint."""
+
+  def broken(self, step, params):
+    if step == 6:
+      raise EvaluationError("broken")
+    return {}
+
+  monkeypatch.setattr(Evaluator, "while_training", broken)
+  with pytest.raises(EvaluationError, match="broken"):
+    stages.run(config, str(tmp_path / "run"))
+  assert (tmp_path / "run/checkpoints/6").is_dir()
+
+
+def test_a_damaged_benchmark_image_is_found_before_training(config, tmp_path, monkeypatch):
+  read = visual_process_bench.BenchmarkImage.read
+  monkeypatch.setattr(visual_process_bench.BenchmarkImage, "read", lambda image: read(image)[:-200])
+  monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("training has begun"))
+  with pytest.raises(EvaluationError, match="images of the benchmark: .* bad items"):
+    stages.run(config, str(tmp_path / "run"))
 
 
 def test_the_report_draws_the_curve(judged, tmp_path):
