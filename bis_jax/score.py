@@ -22,6 +22,9 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON lines of scores to write")
 _IMAGE_ROOT = flags.DEFINE_string(
   "image_root", "", "folder of the images; default: the folder of --input"
 )
+_MAX_LENGTH = flags.DEFINE_integer(
+  "max_length", 0, "tokens of a solution with its images; 0: the run's inputs.max_length", 0
+)
 _CHUNK = flags.DEFINE_integer("chunk", 256, "solutions packed and written at a time", lower_bound=1)
 
 
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> None:
     source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
     total, written, errors = solution_files.score_file(
-      _CHECKPOINT.value, source, target, root, _CHUNK.value
+      _CHECKPOINT.value, source, target, root, _CHUNK.value, _MAX_LENGTH.value
     )
   if written:
     print(f"wrote {written} of {total} lines to {target}, {errors} of them errors")

@@ -11,11 +11,12 @@ longest; with `missing="worst"` it loses to every other, does not vote and count
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
+from bis_jax.console import log
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError, Probability
 from bis_jax.evaluation.step_evaluation import LEVEL, draw_items, interval
@@ -46,8 +47,8 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray], float]] = {
 
 class _Candidate(msgspec.Struct, forbid_unknown_fields=True):
   scores: list[Probability]
-  correct: bool
-  answer: str | None = None
+  correct: bool | Literal[0, 1]
+  answer: str | bool | int | float | None = None
   steps: Any = None  # not used
 
 
@@ -66,25 +67,38 @@ class Candidates:
   correct: np.ndarray  # bool[Q, N]
   answers: list[list[str | None]]
   scores: list[list[np.ndarray | None]]  # float64[steps] each
+  notes: dict[str, int] = dataclasses.field(default_factory=dict)  # what was read with a remark
 
 
 def load(path: str, missing: str = "error") -> Candidates:
   """Returns the checked candidates of a JSON lines file, whose layout the module's docstring shows.
 
-  Raises EvaluationError for an invalid line, or an answer marked both right and wrong.
+  A candidate counts as it is marked, even if its answer is marked otherwise elsewhere. Raises
+  EvaluationError for an invalid line, or an id of an earlier line.
   """
-  ids, rows = [], []
+  ids, rows, seen = [], [], set()
+  notes = collections.Counter()
   for where, question in json_records.read(path, _Question):
+    if str(question.id) in seen:
+      raise EvaluationError(
+        f"{where}: question {question.id} is on an earlier line: keep one of them"
+      )
     ids.append(str(question.id))
+    seen.add(ids[-1])
     row = [c if c and c.scores else None for c in question.candidates]
-    correct_of = {}
+    judged = collections.defaultdict(set)
     for candidate in filter(None, row):
-      answer = candidate.answer = (candidate.answer or "").strip() or None
-      if answer and correct_of.setdefault(answer, candidate.correct) != candidate.correct:
-        raise EvaluationError(
-          f"{where} (question {ids[-1]}): the answer {answer!r} is marked both correct and not"
-        )
+      notes["numbers as answers"] += isinstance(candidate.answer, int | float)
+      notes["0 or 1 as correct"] += not isinstance(candidate.correct, bool)
+      answer = candidate.answer = _answer_text(candidate.answer)
+      judged[answer].add(bool(candidate.correct))
+    notes["answers judged both right and wrong"] += sum(
+      answer is not None and len(found) > 1 for answer, found in judged.items()
+    )
     rows.append(row)
+  notes = {note: count for note, count in notes.items() if count}
+  for note, count in notes.items():
+    log.warning("%s: %d %s; every candidate keeps its own judgement", path, count, note)
   longest = max(map(len, rows), default=0)
   if not longest:
     raise EvaluationError(f"{path} holds no candidate")
@@ -97,10 +111,17 @@ def load(path: str, missing: str = "error") -> Candidates:
       f"steps: {named}. Sample them again, or count them as the worst with --missing=worst"
     )
   return Candidates(
-    correct=np.array([[c is not None and c.correct for c in row] for row in rows]),
+    correct=np.array([[c is not None and bool(c.correct) for c in row] for row in rows]),
     answers=[[c and c.answer for c in row] for row in rows],
     scores=[[c and np.array(c.scores, np.float64) for c in row] for row in rows],
+    notes=notes,
   )
+
+
+def _answer_text(answer: str | float | None) -> str | None:
+  if isinstance(answer, float) and answer.is_integer():
+    answer = int(answer)
+  return None if answer is None else str(answer).strip() or None
 
 
 def aggregate(scores: Sequence[Sequence[np.ndarray | None]], aggregation: str) -> np.ndarray:
@@ -158,6 +179,7 @@ def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int =
     "pass@N": curve["pass@n"]["values"][-1],
     "majority_vote": curve["majority_vote"]["values"][-1],
     "mean_correct": float(candidates.correct.mean()),
+    "notes": candidates.notes,
     "curve": curve,
     "bootstrap": {"draws": bootstrap_draws, "seed": seed, "level": LEVEL},
   }

@@ -33,7 +33,12 @@ class OutputError(UserError):
 
 
 def score_file(
-  checkpoint: str, source: pathlib.Path, target: pathlib.Path, root: pathlib.Path, chunk: int
+  checkpoint: str,
+  source: pathlib.Path,
+  target: pathlib.Path,
+  root: pathlib.Path,
+  chunk: int,
+  max_length: int = 0,
 ) -> tuple[int, int, int]:
   """Scores the lines of `source` that `target` does not have yet, `chunk` at a time.
 
@@ -43,7 +48,7 @@ def score_file(
   done = _resume(source, target)
   if done == total:
     return total, 0, 0
-  scorer = step_scorer.load(checkpoint)
+  scorer = step_scorer.load(checkpoint, **({"max_length": max_length} if max_length else {}))
   writes = jax.process_index() == 0
   if writes:
     _name_model(target, scorer.name, fresh=not done)

@@ -39,8 +39,13 @@ class Scorer:
     *,
     batch_rows: int,
     name: str = "",
+    adapt_rows: bool = False,
   ):
-    """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users."""
+    """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users.
+
+    `adapt_rows`: an example larger than a row gets larger rows, which are compiled when needed.
+    """
+    self._adapt_rows = adapt_rows
     self.name = name
     self._processor, self._inputs, self._params = processor, inputs, params
     self._mesh, self._share = mesh, batch_share(mesh)
@@ -67,12 +72,19 @@ class Scorer:
     measured = pipeline.measure(
       examples, processor.prompt, processor.images, max_length=inputs.max_length
     )
-    refused = _refused(measured, inputs)
+    refused = _refused(measured, inputs, larger=self._adapt_rows)
     scores = [np.zeros(0, np.float32)] * len(examples)
-    fitting = np.array([i for i in range(len(examples)) if i not in refused], np.int64)
-    if len(fitting):
+    costs = np.stack(measured.costs, axis=1)
+    large = (costs > _row_of(inputs)).any(axis=1)
+    accepted = np.array([i not in refused for i in range(len(examples))], bool)
+    if len(fitting := np.flatnonzero(accepted & ~large)):
       plan = measured.plan_rows(inputs, only=fitting, shuffle=False)
-      self._run(measured, plan, scores)
+      self._run(measured, plan, scores, self.batch_rows(len(plan)))
+    if len(fitting := np.flatnonzero(accepted & large)):
+      rows = _larger_rows(inputs, costs[fitting].max(axis=0))
+      plan = measured.plan_rows(rows, only=fitting, shuffle=False)
+      fewest = self._sizes[0]
+      self._run(measured, plan, scores, [fewest] * -(-len(plan) // fewest))
     return scores, refused
 
   def warm_up(self) -> None:
@@ -95,12 +107,18 @@ class Scorer:
       rows -= batches[-1]
     return batches
 
-  def _run(self, measured: pipeline.Measured, plan: pack.Plan, scores: list[np.ndarray]) -> None:
+  def _run(
+    self,
+    measured: pipeline.Measured,
+    plan: pack.Plan,
+    scores: list[np.ndarray],
+    batches: list[int],
+  ) -> None:
     for i in plan.examples:
       scores[i] = np.zeros(measured.marker_counts[i], np.float32)
     first_row = 0
     with ProgressBar("score", len(plan), unit="row") as bar:
-      for rows, count in collections.Counter(self.batch_rows(len(plan))).items():
+      for rows, count in collections.Counter(batches).items():
         offsets = plan.offsets[first_row : first_row + rows * count + 1]
         first_row += rows * count
         for batch in pipeline.batches(
@@ -130,7 +148,9 @@ class Scorer:
     return self._step(self._params, put_rows(device_arrays(batch), self._mesh))
 
 
-def load(workdir: str, *, batch_rows: int | None = None, **inputs: int) -> Scorer:
+def load(
+  workdir: str, *, batch_rows: int | None = None, adapt_rows: bool = True, **inputs: int
+) -> Scorer:
   """Returns a scorer with the latest checkpoint of a workdir; raises as `load_run` does.
 
   `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config.
@@ -145,6 +165,7 @@ def load(workdir: str, *, batch_rows: int | None = None, **inputs: int) -> Score
     run.params,
     batch_rows=batch_rows or run.config.evaluation.batch_rows,
     name=f"{workdir} step {run.step}",
+    adapt_rows=adapt_rows,
   )
 
 
@@ -166,24 +187,40 @@ def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
     )
 
 
-def _refused(measured: pipeline.Measured, inputs: ConfigDict) -> dict[int, str]:
-  """Returns {index: reason} of those without a step, too long, or larger than a row."""
+_ROW = {"tokens": "row_tokens", "patch slots": "row_patches", "steps": "row_markers"}
+
+
+def _row_of(inputs: ConfigDict) -> np.ndarray:
+  return np.array([inputs[key] for key in _ROW.values()])
+
+
+def _larger_rows(inputs: ConfigDict, largest: np.ndarray) -> ConfigDict:
+  """Returns `inputs` with rows doubled until `largest` int64[3] fits, so that few are compiled."""
+  larger = inputs.copy_and_resolve_references()
+  with larger.unlocked():
+    for key, need in zip(_ROW.values(), largest.tolist(), strict=True):
+      while larger[key] < need:
+        larger[key] *= 2
+  return larger
+
+
+def _refused(
+  measured: pipeline.Measured, inputs: ConfigDict, larger: bool = False
+) -> dict[int, str]:
+  """Returns {index: reason} of those without a step, too long, or, unless `larger`, than a row."""
   refused = {}
-  limits = (
-    ("tokens", inputs.row_tokens),
-    ("patch slots", inputs.row_patches),
-    ("steps", inputs.row_markers),
-  )
   for i, cost in enumerate(zip(*measured.costs, strict=True)):
     dropped = int(measured.dropped_steps[i])
     over = [
-      f"{have} {unit}, a row holds {limit}"
-      for have, (unit, limit) in zip(cost, limits, strict=True)
-      if have > limit
+      f"{have} {unit}, a row holds {inputs[key]}: raise {key}"
+      for have, (unit, key) in zip(cost, _ROW.items(), strict=True)
+      if have > inputs[key] and not larger
     ]
     if dropped:
       steps = cost[2] + dropped
-      refused[i] = f"only {cost[2]} of {steps} steps fit into {inputs.max_length} tokens"
+      refused[i] = (
+        f"only {cost[2]} of {steps} steps fit into {inputs.max_length} tokens: raise max_length"
+      )
     elif over:
       refused[i] = "; ".join(over)
     elif not cost[2]:

@@ -129,7 +129,7 @@ def test_an_empty_solution_never_wins_under_a_log(tmp_path):
       r"line 1: .*<= 1.0 - at `\$.candidates\[0\].scores\[0\]`",
     ),
     ([[{"answer": "1", "scores": None}]], r"got `null` - at `\$.candidates\[0\].scores`"),
-    ([[{"answer": 1.0, "scores": [1]}]], r"got `float` - at `\$.candidates\[0\].answer`"),
+    ([[{"answer": [1], "scores": [1]}]], r"got `array` - at `\$.candidates\[0\].answer`"),
     ([[], []], "holds no candidate"),
   ],
 )
@@ -159,14 +159,10 @@ def test_what_is_missing_or_odd_is_an_error_that_names_it(tmp_path, rows, messag
     ('{"id": 1, "candidates": 3}', r"got `int` - at `\$.candidates`"),
     ('{"id": 1, "candidates": [[]]}', r"got `array` - at `\$.candidates\[0\]`"),
     (
-      '{"id": 1, "candidates": [{"scores": [1], "correct": 1}]}',
-      r"got `int` - at `\$.candidates\[0\].correct`",
+      '{"id": 1, "candidates": [{"scores": [1], "correct": 2}]}',
+      r"`\$.candidates\[.*\].correct`",
     ),
-    (
-      '{"id": 1, "candidates": [{"scores": [1], "correct": true, "answer": "a"}, '
-      '{"scores": [1], "correct": false, "answer": " a"}]}',
-      "'a' is marked both",
-    ),
+    ('{"id": 0, "candidates": []}', "line 2: question 0 is on an earlier line"),
   ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -174,6 +170,29 @@ def test_a_bad_line_is_named(tmp_path, line, message):
   (tmp_path / "c").write_text(good + "\n" + line)
   with pytest.raises(EvaluationError, match=message):
     best_of_n.load(str(tmp_path / "c"), missing="worst")
+
+
+def test_judgements_and_answers_are_read_as_people_write_them(tmp_path, caplog):
+  """One answer judged both ways, numbers as answers and 0 or 1 as booleans, each counted."""
+  candidates = [
+    {"answer": "a", "correct": True, "scores": [0.2]},
+    {"answer": " a", "correct": False, "scores": [0.9]},
+    {"answer": 52, "correct": 1, "scores": [0.5]},
+    {"answer": 52.0, "correct": 0, "scores": [0.1]},
+    {"answer": "52", "correct": 1, "scores": [0.1]},
+  ]
+  (tmp_path / "c").write_text(json.dumps({"id": 1, "candidates": candidates}))
+  found = best_of_n.load(str(tmp_path / "c"))
+  assert found.correct.tolist() == [[True, False, True, False, True]]
+  assert found.answers == [["a", "a", "52", "52", "52"]]
+  report = best_of_n.evaluate(found, bootstrap_draws=0)
+  assert report["notes"] == {
+    "numbers as answers": 2,
+    "0 or 1 as correct": 3,
+    "answers judged both right and wrong": 2,
+  }
+  assert report["curve"]["max"]["values"][-1] == 0 and report["majority_vote"] == 1
+  assert "2 answers judged both right and wrong" in caplog.text
 
 
 def test_a_better_scorer_wins_intervals_hold_and_the_plot_draws(tmp_path):

@@ -149,6 +149,14 @@ def test_what_is_too_long_is_refused_alone(scorer, small_config, some):
   assert all(isinstance(s, SolutionError) for s in solutions.score(scorer, [long, wordy]))
 
 
+def test_rows_grow_with_the_largest_solution(place, scorer, some):
+  """Mutation caught: "256 patch slots, a row holds 128", with no remedy."""
+  small = step_scorer.load(str(place), row_patches=64, row_markers=3)
+  assert_close(solutions.score(small, some[:4]), solutions.score(scorer, some[:4]))
+  fixed = step_scorer.load(str(place), adapt_rows=False, row_markers=1)
+  assert "steps, a row holds 1: raise row_markers" in str(solutions.score(fixed, some[:1])[0])
+
+
 def test_a_place_without_a_checkpoint_is_named(tmp_path, place):
   with pytest.raises(workdir.WorkdirError, match="holds no config.json"):
     step_scorer.load(str(tmp_path))
@@ -163,7 +171,7 @@ def source(folder, tmp_path, scorer, monkeypatch):
 
   The checkpoint is loaded and compiled once for all tests that score a file.
   """
-  monkeypatch.setattr(step_scorer, "load", lambda checkpoint: scorer)
+  monkeypatch.setattr(step_scorer, "load", lambda checkpoint, **_: scorer)
   items = visual_process_bench.load(folder)[:10]
   bad = [
     b"{",
