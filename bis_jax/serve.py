@@ -9,6 +9,7 @@ answers the requests that it holds, and ends.
 """
 
 import signal
+import socket
 
 from absl import app, flags
 
@@ -19,15 +20,20 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run; its latest checkpoint is used"
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
-_PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1)
+_PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1, upper_bound=65535)
 _BODY_SECONDS = flags.DEFINE_float("body_seconds", 20, "seconds in which a request must arrive")
-_WAITING = flags.DEFINE_integer("waiting", 256, "requests held at once; more get a 503")
-_BATCH = flags.DEFINE_integer("batch", 64, "solutions handed to the model at a time")
+_WAITING = flags.DEFINE_integer("waiting", 256, "requests held at once; more get a 503", 1)
+_BATCH = flags.DEFINE_integer("batch", 64, "solutions handed to the model at a time", 1)
 _ROWS = flags.DEFINE_integer(
   "rows",
   0,
   "maximum packed rows per batch; 0: the run's evaluation.batch_rows. Fewer are faster on a CPU",
+  lower_bound=0,
 )
+_INPUTS = [
+  flags.DEFINE_integer(name, 0, f"replaces inputs.{name} of the run; 0: the run's", lower_bound=0)
+  for name in ("max_length", "row_tokens", "row_patches", "row_markers")
+]
 
 
 def main(argv: list[str]) -> None:
@@ -38,22 +44,40 @@ def main(argv: list[str]) -> None:
       import uvicorn
 
       from bis_jax.scoring import server, step_scorer
+      from bis_jax.scoring.http_protocol import Protocol
     except ModuleNotFoundError as error:
       if error.name not in ("starlette", "uvicorn"):
         raise
       raise UserError(
         f"{error.name} is not installed; run: pip install 'bis_jax[serve]'"
       ) from error
-    scorer = step_scorer.load(_CHECKPOINT.value, batch_rows=_ROWS.value or None, workers=0)
-  scorer.warm_up()
+    if not 0 < _BODY_SECONDS.value < float("inf"):
+      raise UserError("--body_seconds must be a positive number of seconds")
+    inputs = {flag.name: flag.value for flag in _INPUTS if flag.value}
+    listener = _listen(_HOST.value, _PORT.value)  # before the model is loaded, which takes long
+    # Fixed rows: a request must not make the server compile.
+    scorer = step_scorer.load(
+      _CHECKPOINT.value, batch_rows=_ROWS.value or None, adapt_rows=False, workers=0, **inputs
+    )
+    scorer.warm_up()
   limits = server.Limits(
     body_seconds=_BODY_SECONDS.value, waiting=_WAITING.value, batch=_BATCH.value
   )
   # Uvicorn stops on SIGTERM and then raises it once more, which would look like a crash.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  uvicorn.run(
-    server.create_app(scorer, limits), host=_HOST.value, port=_PORT.value, access_log=False
-  )
+  app = server.create_app(scorer, limits)
+  config = uvicorn.Config(app, http=Protocol, access_log=False)
+  uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+  try:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+  except OSError as error:
+    raise UserError(
+      f"cannot listen on --host={host} --port={port}, name another: {error.strerror}"
+    ) from error
 
 
 if __name__ == "__main__":

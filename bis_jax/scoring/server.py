@@ -40,16 +40,20 @@ class Limits:
   steps: int = 256
   characters: int = 200_000  # of question and steps together
   images: int = 16
+  pixels: int = 16 << 20  # of a request's images together, and of a batch with several requests
   waiting: int = 256  # requests being read, waiting or on the device; more get a 503
   batch: int = 64  # solutions handed to the model at a time
+
+
+_Waiting = tuple[Solution, asyncio.Future]
 
 
 class Batcher:
   """Scores solutions, one batch after the other, on its own thread."""
 
-  def __init__(self, scorer: step_scorer.Scorer, batch: int):
-    self._scorer, self._batch = scorer, batch
-    self._queue: asyncio.Queue[tuple[Solution, asyncio.Future]] = asyncio.Queue()
+  def __init__(self, scorer: step_scorer.Scorer, limits: Limits):
+    self._scorer, self._limits = scorer, limits
+    self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
     self._device = ThreadPoolExecutor(1)
 
   async def score(self, solution: Solution) -> np.ndarray:
@@ -61,10 +65,13 @@ class Batcher:
   async def run(self) -> None:
     """Scores all waiting solutions repeatedly until it is cancelled."""
     loop = asyncio.get_running_loop()
+    waiting = []
     while True:
-      taken = [await self._queue.get()]
-      while len(taken) < self._batch and not self._queue.empty():
-        taken.append(self._queue.get_nowait())
+      if not waiting:
+        waiting.append(await self._queue.get())
+      while not self._queue.empty():
+        waiting.append(self._queue.get_nowait())
+      taken, waiting = self._next_batch(waiting)
       todo = [solution for solution, _ in taken]
       try:
         results = await loop.run_in_executor(self._device, solutions.score, self._scorer, todo)
@@ -79,10 +86,23 @@ class Batcher:
         else:
           answer.set_result(result)
 
+  def _next_batch(self, waiting: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+    """Returns (next batch, rest): the oldest first, but text never waits for others' images."""
+    taken, rest, pixels = [], [], 0
+    for solution, answer in waiting:
+      fits = not taken or not solution.pixels or pixels + solution.pixels <= self._limits.pixels
+      if fits and len(taken) < self._limits.batch:
+        taken.append((solution, answer))
+        pixels += solution.pixels
+      else:
+        rest.append((solution, answer))
+    return taken, rest
+
 
 def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
-  batcher = Batcher(scorer, limits.batch)
-  readers = ThreadPoolExecutor(4)  # base64, JSON and image decoding
+  batcher = Batcher(scorer, limits)
+  readers = ThreadPoolExecutor(2)  # of JSON
+  decoders = ThreadPoolExecutor(1)  # of images: one request at a time, beside requests of text
   held = 0
 
   async def score(request: Request) -> JSONResponse:
@@ -93,8 +113,12 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
     try:
       body = await _read_body(request, limits)
       loop = asyncio.get_running_loop()
-      identity, solution = await loop.run_in_executor(readers, parse, body, limits)
+      record = await loop.run_in_executor(readers, parse, body, limits)
       del body
+      pool = decoders if record.named_images else readers
+      solution = await loop.run_in_executor(pool, decode, record, limits)
+      identity = record.id
+      del record
       scores = await batcher.score(solution)
       answer = {} if identity is None else {"id": identity}
       return JSONResponse(answer | {"scores": [float(value) for value in scores]})
@@ -120,8 +144,8 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
   )
 
 
-def parse(body: bytes, limits: Limits) -> tuple[object, Solution]:
-  """Returns (id, solution) of a request's body; raises HTTPException or SolutionError."""
+def parse(body: bytes, limits: Limits) -> Record:
+  """Returns the record of a request's body, whose counts are checked; raises HTTPException or SolutionError."""
   try:
     record = Record.of(files.parse_json(body))
   except SolutionError as error:
@@ -138,7 +162,12 @@ def parse(body: bytes, limits: Limits) -> tuple[object, Solution]:
   ):
     if count > limit:
       raise HTTPException(413, f"{count} {unit}; at most {limit} are accepted")
-  return record.id, record.solution(_decode_base64)
+  return record
+
+
+def decode(record: Record, limits: Limits) -> Solution:
+  """Returns the solution of a request; raises HTTPException or SolutionError."""
+  return record.solution(_decode_base64, limits.pixels)
 
 
 def _decode_base64(text: str) -> bytes:

@@ -23,6 +23,7 @@ import jax
 
 from bis_jax import files
 from bis_jax.console import ProgressBar
+from bis_jax.corpus.image_root import MAX_BYTES
 from bis_jax.errors import UserError
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Record, Solution, SolutionError, identity
@@ -102,6 +103,8 @@ def _read_image(root: pathlib.Path, name: str) -> bytes:
   try:
     path = (root / name).resolve()  # wherever links lead
     if path.is_relative_to(root.resolve()) and path.is_file():
+      if path.stat().st_size > MAX_BYTES:
+        raise SolutionError(f"image {name!r} has more than {MAX_BYTES:,} bytes")
       return path.read_bytes()
   except (OSError, ValueError) as error:
     raise SolutionError(f"image {name!r} can't be read: {error}") from error

@@ -12,17 +12,19 @@ prints an array with the probability that each step is correct.
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from bis_jax.errors import UserError
 from bis_jax.evaluation.json_records import EvaluationError, convert
-from bis_jax.images import ImageError, decode
+from bis_jax.images import ImageError, decode, upright_size
 from bis_jax.inputs.pipeline import unlabelled
 from bis_jax.inputs.texts import has_placeholder, question_text
 from bis_jax.scoring.step_scorer import Scorer
+
+_T = TypeVar("_T")
 
 
 class SolutionError(UserError):
@@ -54,9 +56,12 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
   def named_images(self) -> list[str]:
     return [self.images] if isinstance(self.images, str) else self.images or []
 
-  def solution(self, read_image: Callable[[str], bytes]) -> "Solution":
+  def solution(
+    self, read_image: Callable[[str], bytes], max_pixels: int | None = None
+  ) -> "Solution":
     """Returns the checked solution; raises SolutionError."""
-    return Solution.of(self.question, self.steps, [*map(read_image, self.named_images)])
+    images = [*map(read_image, self.named_images)]
+    return Solution.of(self.question, self.steps, images, max_pixels=max_pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +84,11 @@ class Solution:
     images: bytes | Sequence[bytes] | None = None,
     *,
     image: bytes | Sequence[bytes] | None = None,
+    max_pixels: int | None = None,
   ) -> "Solution":
     """Returns the checked solution; `<image>`, `<image1>`, ... are removed from the question.
+
+    `max_pixels` is of all images together.
 
     `image` is another name of `images`. Raises SolutionError for a text or image that is unusable.
     """
@@ -101,14 +109,17 @@ class Solution:
         "`question` has a placeholder such as <image>, but there is no image: give it as `image`, "
         "or remove the placeholder"
       )
-    sizes = []
-    for position, data in enumerate(images):
-      try:
-        picture = decode(data)  # now, because in a batch it would affect others
-      except ImageError as error:
-        raise SolutionError(f"image {position}: {error}") from error
-      sizes.append((picture.height, picture.width))
+    sizes = [_checked(i, upright_size, data) for i, data in enumerate(images)]  # of the headers
+    pixels = sum(height * width for height, width in sizes)
+    if max_pixels and pixels > max_pixels:
+      raise SolutionError(f"{pixels:,} pixels in all images; at most {max_pixels:,} are accepted")
+    for i, data in enumerate(images):
+      _checked(i, decode, data)  # now, because in a batch a damaged one would affect others
     return cls(question_text(question), tuple(steps), images, tuple(sizes))
+
+  @property
+  def pixels(self) -> int:
+    return sum(height * width for height, width in self.image_sizes)
 
   def read_images(self) -> tuple[bytes, ...]:
     return self.images
@@ -122,6 +133,13 @@ def identity(value: object) -> object:
   except (ValueError, RecursionError):
     return None
   return found
+
+
+def _checked(position: int, read: Callable[[bytes], _T], data: bytes) -> _T:
+  try:
+    return read(data)
+  except ImageError as error:
+    raise SolutionError(f"image {position}: {error}") from error
 
 
 def _one_of(image: Any, images: Any) -> Any:

@@ -74,9 +74,12 @@ def texts_by_way(folder, solutions):
     "ProcessBench": benchmark_examples(process_bench.load(folder), "multi"),
     "file": [solution_files.read_line(json.dumps(line).encode(), folder)[1] for line in lines],
     "HTTP": [
-      server.parse(
-        json.dumps({"question": q, "steps": steps, **request}).encode(), server.Limits()
-      )[1]
+      server.decode(
+        server.parse(
+          json.dumps({"question": q, "steps": steps, **request}).encode(), server.Limits()
+        ),
+        server.Limits(),
+      )
       for q, steps in solutions
     ],
     "Python": [Solution.of(q, steps, [picture]) for q, steps in solutions],

@@ -16,16 +16,21 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import zlib
 
 import numpy as np
 import pytest
 import uvicorn
+from absl import flags
 from PIL import Image
 
-from bis_jax.scoring import server
+from bis_jax.scoring import http_protocol, server
+from tests.commands import run_command
 
-LIMITS = server.Limits(body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2)
+LIMITS = server.Limits(
+  body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2, pixels=1 << 20
+)
 
 
 class Lengths:
@@ -47,6 +52,10 @@ class Lengths:
     return scores, refused
 
 
+class QuickProtocol(http_protocol.Protocol):
+  head_seconds = 0.3
+
+
 class Served:
   """An application served on a free port by a thread of this process."""
 
@@ -55,7 +64,8 @@ class Served:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     self.port = listener.getsockname()[1]
-    config = uvicorn.Config(server.create_app(scorer, limits), log_level="critical")
+    app = server.create_app(scorer, limits)
+    config = uvicorn.Config(app, http=QuickProtocol, log_level="critical")
     self._server = uvicorn.Server(config)
     self._thread = threading.Thread(target=self._server.run, args=([listener],))
     self._thread.start()
@@ -140,6 +150,7 @@ BAD = {
   "half_base64": (solution("a", images=[png()[:-3]]), 400, "not base64"),
   "broken_image": (solution("a", images=[png()[:60]]), 422, "image 0: broken"),
   "huge_image": (solution("a", images=[HUGE]), 422, "image 0: bomb"),
+  "many_pixels": (solution("a", images=[png(1024, 800)] * 2), 422, "1,638,400 pixels in all"),
   "many_images": (solution("a", images=[png()] * 3), 413, "3 images; at most 2"),
   "many_steps": (solution(*["a"] * 10_000), 413, "10000 steps; at most 20"),
   "many_characters": (solution("a" * 5001), 413, "5010 characters; at most 5000"),
@@ -162,8 +173,53 @@ def test_a_bad_request_gets_a_reason(served, kind):
 
 
 def test_other_methods_and_paths_are_refused(served):
-  assert served.call(None, "GET")[0] == 405
-  assert served.call(None, "GET", "/etc/passwd")[0] == 404
+  assert served.call(None, "GET") == (405, {"error": "Method Not Allowed"})
+  assert served.call(None, "GET", "/etc/passwd") == (404, {"error": "Not Found"})
+
+
+@pytest.mark.parametrize("pieces", [[], [b"POST /score HTTP/1.1\r\n", *[b"X"] * 20]])
+def test_a_connection_without_a_request_is_closed(served, pieces):
+  started = time.monotonic()
+  try:
+    assert raw(served.port, *pieces, pause=0.05) == b""
+  except ConnectionError:
+    pass  # closed while it was sending
+  assert time.monotonic() - started < 10
+
+
+def test_images_are_measured_before_they_are_decoded(served, monkeypatch):
+  """Mutation caught: a bomb within the limit of one image is decoded before it is refused."""
+  monkeypatch.setattr(server.solutions, "decode", lambda data: pytest.fail("decoded"))
+  status, answer = served.call(solution("a", images=[png(1025, 1024)]))
+  assert status == 422 and "at most 1,048,576" in answer["error"]
+
+
+def test_text_does_not_wait_for_the_images_of_others():
+  limits = server.Limits(batch=3, pixels=100)
+  batcher = server.Batcher(None, limits)
+  image, text = types.SimpleNamespace(pixels=60), types.SimpleNamespace(pixels=0)
+  queue = [(image, 0), (image, 1), (text, 2), (image, 3), (text, 4), (text, 5)]
+  taken, rest = batcher._next_batch(queue)
+  assert [at for _, at in taken] == [0, 2, 4] and [at for _, at in rest] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [("--body_seconds=nan", "--body_seconds must be"), ("--body_seconds=0", "--body_seconds must")],
+)
+def test_flags_that_make_no_sense_are_refused(tmp_path, flag, message):
+  assert message in run_command("serve", f"--checkpoint={tmp_path}", flag)
+
+
+@pytest.mark.parametrize("flag", ["--batch=0", "--waiting=0", "--rows=-1", "--port=70000"])
+def test_flags_out_of_range_are_refused(tmp_path, flag):
+  with pytest.raises(flags.IllegalFlagValueError):
+    run_command("serve", f"--checkpoint={tmp_path}", flag)
+
+
+def test_a_port_in_use_is_noticed_before_the_model_is_loaded(served, tmp_path):
+  message = run_command("serve", f"--checkpoint={tmp_path}", f"--port={served.port}")
+  assert f"--port={served.port}, name another: Address already in use" in message
 
 
 def raw(port, *pieces, pause=0.0):
@@ -242,7 +298,8 @@ SLOW_SERVER = """
 import signal, sys, uvicorn
 sys.path.insert(0, {tests!r})
 import server_test
-from bis_jax.scoring import server
+from bis_jax.scoring import http_protocol, server
+from tests.commands import run_command
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 app = server.create_app(server_test.Lengths(seconds=1.0), server.Limits())
 uvicorn.run(app, port={port}, log_level="critical")
@@ -255,7 +312,7 @@ def test_sigterm_ends_it_once_requests_in_flight_are_answered(served):
     port = free.getsockname()[1]
   tests = pathlib.Path(__file__).parent
   program = SLOW_SERVER.format(tests=str(tests), port=port)
-  process = subprocess.Popen([sys.executable, "-c", program], cwd=tests.parent)
+  process = subprocess.Popen([sys.executable, "-c", program], cwd=tests.parents[1])
   probe = Served.__new__(Served)
   probe.port = port
   deadline = time.monotonic() + 60
