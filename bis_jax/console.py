@@ -21,7 +21,7 @@ class ProgressBar(tqdm):
   monitor_interval = 0  # tqdm's own thread would make forking worker processes unsafe
 
   def __init__(self, description: str, total: int, **options: Any):
-    options = {"disable": None, "leave": None} | options
+    options: dict[str, Any] = {"disable": None, "leave": None} | options
     super().__init__(desc=description, total=total, **options)
 
 

@@ -11,5 +11,7 @@ if __name__ == "__main__":
   steps = ["The red card shows 3.", "The blue card shows 4.", "Final answer: 7"]
   solution = solutions.Solution.of("Add the numbers on the cards.", steps, images)
   (scores,) = solutions.score(scorer, [solution])
+  if isinstance(scores, solutions.SolutionError):  # it is too long for the run's limits
+    raise scores
   for step, score in zip(steps, scores, strict=True):
     print(f"{score:.3f}  {step}")
