@@ -28,7 +28,7 @@ def refuse_overwriting(
   inputs: Mapping[str, epath.PathLike | None],
   folders: Mapping[str, epath.PathLike | None] | None = None,
 ) -> None:
-  """Raises UserError if an output is an input or another output, or lies in a folder of inputs.
+  """Raises UserError if an output is an input or another output, or is inside a folder of inputs.
 
   All are named by their flag, such as {"--out": "scores.jsonl"}; empty ones are not set. Links are
   followed. An output may not hold one of `folders` either: it may be replaced as a whole.
@@ -41,7 +41,7 @@ def refuse_overwriting(
         raise UserError(f"{name}={output} is also {other}: name another {name}")
     for other, folder in folders.items():
       if os.path.isdir(folder) and output.startswith(folder + os.sep):
-        raise UserError(f"{name}={output} lies in {other}={folder}: name another {name}")
+        raise UserError(f"{name}={output} is inside {other}={folder}: name another {name}")
       if folder.startswith(output + os.sep):
         raise UserError(f"{name}={output} holds {other}={folder}: name another {name}")
     others[name] = output

@@ -136,7 +136,7 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
   torn = content[len(whole) :]
   head = b'{"id": '
   if not (_note(target).exists() and torn[: len(head)] == head[: len(torn)]):
-    raise OutputError(f"{target} exists and is no output of this command: name another --output")
+    raise OutputError(f"{target} exists and was not written by this command: name another --output")
   expected = list(itertools.islice(_raw_lines(source), len(written)))
   if len(expected) < len(written):
     raise OutputError(f"{target} has more lines than {source}: name another --output")
@@ -157,7 +157,9 @@ def _own_id(target: pathlib.Path, number: int, line: bytes) -> object:
     record = None
   if isinstance(record, dict) and record.keys() in ({"id", "scores"}, {"id", "error"}):
     return record["id"]
-  raise OutputError(f"{target} line {number} is no output of this command: name another --output")
+  raise OutputError(
+    f"{target} line {number} was not written by this command: name another --output"
+  )
 
 
 def _note(target: pathlib.Path) -> pathlib.Path:

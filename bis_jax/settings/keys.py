@@ -201,7 +201,7 @@ def nest(flat: Mapping[str, Any]) -> ConfigDict:
 
 def renamed(name: str) -> str:
   """Returns a remark for a key that does not exist: its new name, if it has one."""
-  return f"it is now config.{RENAMED[name]}" if name in RENAMED else "there is no such key"
+  return f"it is now config.{RENAMED[name]}" if name in RENAMED else "unknown key"
 
 
 def check_flags(arguments: Sequence[str]) -> None:

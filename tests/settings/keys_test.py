@@ -58,5 +58,5 @@ def test_unknown_and_missing_keys_are_named():
   with pytest.raises(config_check.ConfigError) as error:
     config_check.check(config)
   assert "config.optim.warmup: it is now config.optim.warmup_fraction" in str(error.value)
-  assert "config.optim.warmpu: there is no such key" in str(error.value)
+  assert "config.optim.warmpu: unknown key" in str(error.value)
   assert "config.seed is missing" in str(error.value)
