@@ -84,7 +84,7 @@ def test_a_file_that_is_no_output_of_score_is_refused(data, content):
     target.write_text(content)
     if note:
       (data / "target.jsonl.model.json").write_text('{"checkpoint": "x"}')
-    with pytest.raises(solution_files.OutputError, match="no output of this command"):
+    with pytest.raises(solution_files.OutputError, match="not written by this command"):
       solution_files.score_file("run", data / "solutions.jsonl", target, data, chunk=1)
     assert target.read_text() == content
 
