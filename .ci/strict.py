@@ -5,13 +5,17 @@ cannot say so: it takes no pattern for the module.
 """
 
 import importlib
+import pathlib
 import pkgutil
 import runpy
+import sys
 import warnings
 
-import bis_jax
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])  # configs/ is not installed
 
 if __name__ == "__main__":  # worker processes import this file again
+  import bis_jax
+
   for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
     warnings.filterwarnings("error", category=category, module=r"bis_jax\b|configs\b|__main__")
   for module in pkgutil.walk_packages(bis_jax.__path__, "bis_jax."):
