@@ -41,8 +41,9 @@ def main(argv: list[str]) -> None:
 
     source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
+    inputs = {"max_length": _MAX_LENGTH.value} if _MAX_LENGTH.value else {}
     total, written, errors = solution_files.score_file(
-      _CHECKPOINT.value, source, target, root, _CHUNK.value, _MAX_LENGTH.value
+      _CHECKPOINT.value, source, target, root, _CHUNK.value, **inputs
     )
   if written:
     print(f"wrote {written} of {total} lines to {target}, {errors} of them errors")

@@ -39,17 +39,18 @@ def score_file(
   target: pathlib.Path,
   root: pathlib.Path,
   chunk: int,
-  max_length: int = 0,
+  **inputs: int,
 ) -> tuple[int, int, int]:
   """Scores the lines of `source` that `target` does not have yet, `chunk` at a time.
 
-  Returns (lines of the input, lines written now, errors among those). Raises OutputError.
+  Returns (lines of the input, lines written now, errors among those). `inputs` replace settings, see
+  `step_scorer.load`. Raises OutputError.
   """
   total = sum(1 for _ in _raw_lines(source))
   done = _resume(source, target)
   if done == total:
     return total, 0, 0
-  scorer = step_scorer.load(checkpoint, **({"max_length": max_length} if max_length else {}))
+  scorer = step_scorer.load(checkpoint, adapt_rows=True, **inputs)
   writes = jax.process_index() == 0
   if writes:
     _name_model(target, scorer.name, fresh=not done)
