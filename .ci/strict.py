@@ -19,6 +19,6 @@ if __name__ == "__main__":  # worker processes import this file again
   for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
     warnings.filterwarnings("error", category=category, module=r"bis_jax\b|configs\b|__main__")
   for module in pkgutil.walk_packages(bis_jax.__path__, "bis_jax."):
-    if module.name.count(".") > 1 and module.name != "bis_jax.scoring.server":  # needs an extra
+    if module.name.count(".") > 1:  # the modules above are commands, whose flags collide
       importlib.import_module(module.name)
   runpy.run_module("bis_jax.main", run_name="__main__", alter_sys=True)
