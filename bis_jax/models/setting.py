@@ -48,4 +48,4 @@ class Setting:
     """Returns the allowed values in words; "" for any."""
     if isinstance(self.allowed, tuple):
       return "one of " + ", ".join(map(str, self.allowed))
-    return self.allowed or ""
+    return (self.allowed or "").replace("multiple of", "a multiple of")

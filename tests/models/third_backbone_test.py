@@ -18,7 +18,7 @@ from bis_jax.models.qwen2_5_vl.record import QWEN2_5_VL
 from bis_jax.models.setting import Setting
 from bis_jax.run import stages
 from bis_jax.scoring.restore import load_run
-from bis_jax.settings import config_check
+from bis_jax.settings import config_check, keys
 from configs import common
 
 
@@ -39,6 +39,8 @@ RECORD = dataclasses.replace(
 @pytest.fixture
 def config(monkeypatch, small_config, tmp_path):
   monkeypatch.setitem(backbones.BACKBONES, "third", RECORD)
+  names = dataclasses.replace(keys.SETTINGS["model.backbone"], allowed=tuple(backbones.BACKBONES))
+  monkeypatch.setitem(keys.SETTINGS, "model.backbone", names)  # as if the record were in its file
   c = common.in_form(common.use_backbone(common.get_config(), "third", "toy", ""), "toy")
   c.corpus = small_config.corpus
   c.train = small_config.train
