@@ -22,8 +22,13 @@ export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$processes JAX_
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 
 running=()
-# Without the lines of Gloo, by which JAX's CPU devices meet.
-mark() { trap '' INT TERM; awk -v mark="[$1] " '!/^\[Gloo\] / { print mark $0; fflush() }'; }
+# Without the lines of Gloo, by which JAX's CPU devices meet. Its threads write them in pieces, so that
+# the pieces of several lines can mix: every line that holds nothing else is left out.
+gloo='^(\\[Gloo\\] Rank |[0-9]+| is connected to | peer ranks[.] | ?Expected number of connected peer ranks is : )*$'
+mark() {
+  trap '' INT TERM
+  awk -v mark="[$1] " -v gloo="$gloo" '$0 !~ gloo { print mark $0; fflush() }'
+}
 stop() { for pid in ${running[@]+"${running[@]}"}; do kill -s "$1" "$pid" 2>/dev/null || true; done; }
 trap 'stop TERM' INT TERM
 trap 'stop KILL' EXIT
