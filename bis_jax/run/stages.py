@@ -4,6 +4,7 @@ raw records --prepare--> corpus --select--> manifest --measure, plan--> rows
 rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, held_out/items.html
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -40,7 +41,7 @@ from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
-from bis_jax.settings.workdir import claim
+from bis_jax.settings.workdir import OWNER, claim
 from bis_jax.toy import drawing
 from bis_jax.training import loop, pretrain, train_state
 from bis_jax.training.examples import RolloutExamples
@@ -49,8 +50,8 @@ from bis_jax.training.examples import RolloutExamples
 def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """Executes or resumes the run in a workdir and returns the content of its evaluation.json.
 
-  Raises UserError or OSError if the config, the workdir or the data cannot be used, and Preempted
-  if training received a stop signal and saved everything.
+  Raises UserError or OSError if the config, the workdir or the data cannot be used, or another
+  process uses the workdir, and Preempted if training received a stop signal and saved everything.
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
@@ -58,6 +59,12 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   if locations.programs:  # persistent compilation cache
     jax.config.update("jax_compilation_cache_dir", str(locations.programs))
   workdir = files.absolute(folder)
+  alone = files.owned(workdir / OWNER, f"--workdir={folder}")
+  with alone if processes.is_first() else contextlib.nullcontext():
+    return _run(config, locations, workdir)
+
+
+def _run(config: ConfigDict, locations: Locations, workdir: epath.Path) -> dict[str, Any]:
   processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
   claim(workdir, config)  # on every process: each checks its own config against the first one's
   log.info(

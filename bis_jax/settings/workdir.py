@@ -25,6 +25,8 @@ FREE_KEYS = (
   "evaluation.",
 )
 
+OWNER = "owner.json"  # names the process that runs in the workdir
+
 
 class WorkdirError(UserError):
   """The workdir belongs to another run, or does not hold what is needed of it."""
@@ -69,7 +71,7 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
         + "\n  ".join(differ)
         + "\nGive this run a --workdir of its own, or the values of the run that is there."
       )
-  elif workdir.exists() and any(workdir.iterdir()):
+  elif workdir.exists() and any(file.name != OWNER for file in workdir.iterdir()):
     raise WorkdirError(
       f"{workdir} holds files but no config.json, so it is not the workdir of a run: name an empty or "
       "new folder as --workdir"

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from bis_jax import files
 from bis_jax.inputs import pipeline
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
@@ -205,3 +206,13 @@ def test_bad_input_ends_the_command_with_words_and_a_nonzero_code(flags, words, 
   )
   assert done.returncode != 0 and words in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_a_workdir_is_told_of_the_first_and_changes_nothing(unbroken, small_config):
+  before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+  with (
+    files.owned(unbroken / workdir.OWNER, "it"),
+    pytest.raises(files.OwnedError, match=f"{unbroken} is in use by process {os.getpid()} on"),
+  ):
+    stages.run(small_config, str(unbroken))
+  assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
