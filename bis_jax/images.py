@@ -14,6 +14,7 @@ from bis_jax.errors import UserError
 # Raster formats only: for others Pillow may start programs (EPS runs Ghostscript).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_STORED_PIXELS = 89_478_485  # Pillow's own limit; larger is taken for a decompression bomb
+MAX_SCANS = 32  # of a progressive JPEG, usually about 10; each costs time for all of the pixels
 
 _ORIENTATION = 0x0112  # EXIF tag; the values from 5 to 8 swap height and width
 # A PNG may store its orientation after the pixels, which Pillow must decode to find it.
@@ -44,6 +45,8 @@ def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
       if image.width * image.height > MAX_STORED_PIXELS:
         size = f"{image.width} x {image.height} pixels"
         raise ImageError("bomb", f"{size}, more than {MAX_STORED_PIXELS:,}")
+      if image.format == "JPEG" and _scans(data) > MAX_SCANS:
+        raise ImageError("bomb", f"a JPEG of {_scans(data)} scans, more than {MAX_SCANS}")
       yield image
   except ImageError:
     raise
@@ -53,6 +56,13 @@ def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
     raise ImageError("broken", f"not one of {', '.join(FORMATS)}, or cut short") from error
   except Exception as error:  # Pillow's decoders raise many types of errors for damaged files
     raise ImageError("broken", str(error) or type(error).__name__) from error
+
+
+def _scans(jpeg: bytes) -> int:
+  at = 2  # segments up to the first scan, some of which hold any bytes
+  while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] not in (b"\xda", b""):
+    at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+  return jpeg.count(b"\xff\xda", at)
 
 
 def decode(source: bytes | str | os.PathLike) -> Image.Image:
@@ -69,9 +79,15 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
   if "A" not in image.getbands() and "transparency" not in image.info:
     return image.convert("RGB")
-  image = image.convert("RGBA")
+  image = image if image.mode == "RGBA" else image.convert("RGBA")
   white = Image.new("RGBA", image.size, (255, 255, 255, 255))
   return Image.alpha_composite(white, image).convert("RGB")
+
+
+def stored_pixels(source: bytes) -> int:
+  """Returns width x height, surely from the header alone; ImageError as `opened`."""
+  with opened(source) as image:
+    return image.width * image.height
 
 
 def upright_size(source: bytes | str | os.PathLike, *, whole: bool = False) -> tuple[int, int]:

@@ -129,3 +129,15 @@ def test_only_raster_formats_are_opened(monkeypatch):
 def test_errors_travel_between_processes():
   error = pickle.loads(pickle.dumps(ImageError("bomb", "huge")))
   assert (str(error), error.reason) == ("bomb image: huge", "bomb")
+
+
+def test_a_jpeg_of_very_many_scans_is_a_bomb():
+  """82 kB of 300 scans took 14 s to decode at 16 megapixels."""
+  encoded = io.BytesIO()
+  Image.new("L", (64, 64)).save(encoded, "JPEG", progressive=True, comment=b"\xff\xda" * 40)
+  data = encoded.getvalue()
+  images.decode(data)
+  scan, end = data.rindex(b"\xff\xc4"), data.rindex(b"\xff\xd9")
+  bomb = data[:end] + data[scan:end] * 40 + data[end:]
+  with pytest.raises(images.ImageError, match="bomb image: a JPEG of 46 scans, more than 32"):
+    images.decode(bomb)

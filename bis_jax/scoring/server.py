@@ -13,8 +13,10 @@ while a batch is on the device are packed into the next one.
 
 import asyncio
 import base64
+import collections
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,11 +43,46 @@ class Limits:
   characters: int = 200_000  # of question and steps together
   images: int = 16
   pixels: int = 16 << 20  # of a request's images together, and of a batch with several requests
-  waiting: int = 256  # requests being read, waiting or on the device; more get a 503
+  # More requests or bytes get a 503. One client, which is an address, may have half of each.
+  waiting: int = 256  # requests being read, waiting or on the device
+  held_bytes: int = 64 << 20  # of their bodies; those up to `small_bytes` are not counted
+  small_bytes: int = 64 << 10
   batch: int = 64  # solutions handed to the model at a time
 
 
-_Waiting = tuple[Solution, asyncio.Future]
+class _Shared:
+  """What all clients together hold of something, of which one client may have half."""
+
+  def __init__(self, limit: int, unit: str):
+    self._limit, self._unit = limit, unit
+    self._held: collections.Counter[str] = collections.Counter()
+
+  def total(self) -> int:
+    return self._held.total()
+
+  def take(self, client: str, amount: int = 1) -> None:
+    """Raises HTTPException if it is too much."""
+    for holder, held, limit in (
+      ("the server", self.total(), self._limit),
+      (f"your address {client}", self._held[client], -(-self._limit // 2)),
+    ):
+      if held + amount > limit:
+        raise HTTPException(
+          503, f"{holder} has {held} {self._unit} waiting, of at most {limit}; try again later"
+        )
+    self._held[client] += amount
+
+  def give_back(self, client: str, amount: int = 1) -> None:
+    self._held[client] -= amount
+    if not self._held[client]:
+      del self._held[client]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+  client: str
+  solution: Solution
+  answer: asyncio.Future
 
 
 class Batcher:
@@ -56,10 +93,10 @@ class Batcher:
     self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
     self._device = ThreadPoolExecutor(1)
 
-  async def score(self, solution: Solution) -> np.ndarray:
+  async def score(self, client: str, solution: Solution) -> np.ndarray:
     """Returns a solution's scores; raises SolutionError if it is too long."""
     answer = asyncio.get_running_loop().create_future()
-    self._queue.put_nowait((solution, answer))
+    self._queue.put_nowait(_Waiting(client, solution, answer))
     return await answer
 
   async def run(self) -> None:
@@ -72,61 +109,69 @@ class Batcher:
       while not self._queue.empty():
         waiting.append(self._queue.get_nowait())
       taken, waiting = self._next_batch(waiting)
-      todo = [solution for solution, _ in taken]
+      todo = [one.solution for one in taken]
       try:
         results = await loop.run_in_executor(self._device, solutions.score, self._scorer, todo)
       except Exception as error:  # the next batch may well be fine
         log.exception("a batch of %d solutions failed", len(todo))
         results = [error] * len(todo)
-      for (_, answer), result in zip(taken, results, strict=True):
-        if answer.done():  # its client has disconnected
+      for one, result in zip(taken, results, strict=True):
+        if one.answer.done():  # its client has disconnected
           continue
         if isinstance(result, Exception):
-          answer.set_exception(result)
+          one.answer.set_exception(result)
         else:
-          answer.set_result(result)
+          one.answer.set_result(result)
 
   def _next_batch(self, waiting: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-    """Returns (next batch, rest): the oldest first, but text never waits for others' images."""
-    taken, rest, pixels = [], [], 0
-    for solution, answer in waiting:
-      fits = not taken or not solution.pixels or pixels + solution.pixels <= self._limits.pixels
+    """Returns (next batch, rest): clients in turn, and text never waits for others' images."""
+    turns: collections.Counter[str] = collections.Counter()
+    turn = []
+    for one in waiting:
+      turn.append(turns[one.client])
+      turns[one.client] += 1
+    taken, pixels = set(), 0
+    for i in sorted(range(len(waiting)), key=turn.__getitem__):
+      size = waiting[i].solution.pixels
+      fits = not taken or not size or pixels + size <= self._limits.pixels
       if fits and len(taken) < self._limits.batch:
-        taken.append((solution, answer))
-        pixels += solution.pixels
-      else:
-        rest.append((solution, answer))
-    return taken, rest
+        taken.add(i)
+        pixels += size
+    return (
+      [one for i, one in enumerate(waiting) if i in taken],
+      [one for i, one in enumerate(waiting) if i not in taken],
+    )
 
 
 def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
   batcher = Batcher(scorer, limits)
-  readers = ThreadPoolExecutor(2)  # of JSON
+  readers = ThreadPoolExecutor(2)  # of JSON and text
   decoders = ThreadPoolExecutor(1)  # of images: one request at a time, beside requests of text
-  held = 0
+  # A client's requests with images are decoded one after the other, so that others get their turn.
+  decoding: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+  requests, sizes = _Shared(limits.waiting, "requests"), _Shared(limits.held_bytes, "bytes")
 
   async def score(request: Request) -> JSONResponse:
-    nonlocal held
-    if held >= limits.waiting:
-      raise HTTPException(503, f"{limits.waiting} requests are waiting already; try again later")
-    held += 1
-    try:
-      body = await _read_body(request, limits)
-      loop = asyncio.get_running_loop()
+    client = request.client.host if request.client else ""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as held:
+      requests.take(client)
+      held.callback(requests.give_back, client)
+      body = await _read_body(request, limits, sizes, held)
       record = await loop.run_in_executor(readers, parse, body, limits)
       del body
-      pool = decoders if record.named_images else readers
-      solution = await loop.run_in_executor(pool, decode, record, limits)
-      identity = record.id
+      if record.named_images:
+        async with decoding.setdefault(client, asyncio.Lock()):
+          solution = await loop.run_in_executor(decoders, read, record, scorer, limits)
+      else:
+        solution = await loop.run_in_executor(readers, read, record, scorer, limits)
+      answer = {} if record.id is None else {"id": record.id}
       del record
-      scores = await batcher.score(solution)
-      answer = {} if identity is None else {"id": identity}
+      scores = await batcher.score(client, solution)
       return JSONResponse(answer | {"scores": [float(value) for value in scores]})
-    finally:
-      held -= 1
 
   async def healthz(_: Request) -> JSONResponse:
-    return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": held})
+    return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": requests.total()})
 
   @contextlib.asynccontextmanager
   async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -140,12 +185,20 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
       Route("/healthz", healthz, methods=["GET"]),
     ],
     lifespan=lifespan,
-    exception_handlers=dict.fromkeys((HTTPException, SolutionError, ClientDisconnect), _refuse),
+    exception_handlers=dict.fromkeys(
+      (HTTPException, SolutionError, ClientDisconnect, Exception), _refuse
+    ),
   )
 
 
 def parse(body: bytes, limits: Limits) -> Record:
-  """Returns the record of a request's body, whose counts are checked; raises HTTPException or SolutionError."""
+  """Returns the record of a request's body, whose counts are checked; raises HTTPException."""
+  # Every JSON value but the first follows one of these bytes, and no base64 holds any. Many small
+  # values take far more memory than their bytes.
+  values = sum(map(body.count, (b",", b"[", b"{")))
+  most = limits.characters + limits.steps + limits.images
+  if values > most:
+    raise HTTPException(413, f"more than {most} JSON values or characters")
   try:
     record = Record.of(files.parse_json(body))
   except SolutionError as error:
@@ -165,9 +218,11 @@ def parse(body: bytes, limits: Limits) -> Record:
   return record
 
 
-def decode(record: Record, limits: Limits) -> Solution:
-  """Returns the solution of a request; raises HTTPException or SolutionError."""
-  return record.solution(_decode_base64, limits.pixels)
+def read(record: Record, scorer: step_scorer.Scorer, limits: Limits) -> Solution:
+  """Returns the solution of a request, whose images are decoded last; HTTPException, SolutionError."""
+  solution = record.solution(_decode_base64, limits.pixels)
+  solutions.check_length(scorer, solution)
+  return solution.check_images()
 
 
 def _decode_base64(text: str) -> bytes:
@@ -178,8 +233,11 @@ def _decode_base64(text: str) -> bytes:
     raise HTTPException(400, f"an image is not base64: {shown!r}: {error}") from error
 
 
-async def _read_body(request: Request, limits: Limits) -> bytes:
+async def _read_body(
+  request: Request, limits: Limits, sizes: _Shared, held: contextlib.ExitStack
+) -> bytes:
   too_large = HTTPException(413, f"a body of more than {limits.body_bytes} bytes")
+  client = request.client.host if request.client else ""
   announced = request.headers.get("content-length", "0")
   if announced.isdigit() and int(announced) > limits.body_bytes:
     raise too_large
@@ -190,16 +248,21 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         body += part
         if len(body) > limits.body_bytes:
           raise too_large
+        if len(body) > limits.small_bytes:
+          sizes.take(client, len(part))
+          held.callback(sizes.give_back, client, len(part))
   except TimeoutError as error:
     raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} s") from error
   return bytes(body)
 
 
 def _refuse(_: Request, error: Exception) -> JSONResponse:
-  status, reason = 422, str(error)  # a SolutionError
+  status, reason, headers = 500, "internal error; the server's log has more", {}
   if isinstance(error, HTTPException):
-    status, reason = error.status_code, error.detail
+    status, reason, headers = error.status_code, error.detail, dict(error.headers or {})
+  elif isinstance(error, SolutionError):
+    status, reason = 422, str(error)
   elif isinstance(error, ClientDisconnect):
     status, reason = 400, "the client disconnected"
   # The unread rest of a body would be parsed as the next request.
-  return JSONResponse({"error": reason}, status, headers={"connection": "close"})
+  return JSONResponse({"error": reason}, status, headers=headers | {"connection": "close"})

@@ -88,7 +88,8 @@ def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | Soluti
   except SolutionError as error:
     return None, error
   try:
-    return identity(value), Record.of(value).solution(functools.partial(_read_image, root))
+    solution = Record.of(value).solution(functools.partial(_read_image, root))
+    return identity(value), solution.check_images()
   except SolutionError as error:
     return identity(value), error
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from bis_jax.errors import UserError
 from bis_jax.evaluation.json_records import EvaluationError, convert
-from bis_jax.images import ImageError, decode, upright_size
-from bis_jax.inputs.pipeline import unlabelled
+from bis_jax.images import ImageError, decode, stored_pixels, upright_size
+from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.inputs.texts import has_placeholder, question_text
 from bis_jax.scoring.step_scorer import Scorer
 
@@ -59,9 +59,9 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
   def solution(
     self, read_image: Callable[[str], bytes], max_pixels: int | None = None
   ) -> "Solution":
-    """Returns the checked solution; raises SolutionError."""
+    """Returns `Solution.measured` of this record; raises SolutionError."""
     images = [*map(read_image, self.named_images)]
-    return Solution.of(self.question, self.steps, images, max_pixels=max_pixels)
+    return Solution.measured(self.question, self.steps, images, max_pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +84,20 @@ class Solution:
     images: bytes | Sequence[bytes] | None = None,
     *,
     image: bytes | Sequence[bytes] | None = None,
-    max_pixels: int | None = None,
   ) -> "Solution":
     """Returns the checked solution; `<image>`, `<image1>`, ... are removed from the question.
-
-    `max_pixels` is of all images together.
 
     `image` is another name of `images`. Raises SolutionError for a text or image that is unusable.
     """
     images = _one_of(image, images) or ()
     images = (images,) if isinstance(images, bytes) else tuple(images)
+    return cls.measured(question, steps, images).check_images()
+
+  @classmethod
+  def measured(
+    cls, question: object, steps: object, images: Sequence[bytes], max_pixels: int | None = None
+  ) -> "Solution":
+    """Returns a solution whose images are still to be checked; at most `max_pixels` in all of them."""
     if not isinstance(question, str):
       raise SolutionError("`question` must be a string")
     if not isinstance(steps, (list, tuple)) or not all(isinstance(step, str) for step in steps):
@@ -109,13 +113,16 @@ class Solution:
         "`question` has a placeholder such as <image>, but there is no image: give it as `image`, "
         "or remove the placeholder"
       )
-    sizes = [_checked(i, upright_size, data) for i, data in enumerate(images)]  # of the headers
-    pixels = sum(height * width for height, width in sizes)
+    pixels = sum(_checked(stored_pixels, images))
     if max_pixels and pixels > max_pixels:
       raise SolutionError(f"{pixels:,} pixels in all images; at most {max_pixels:,} are accepted")
-    for i, data in enumerate(images):
-      _checked(i, decode, data)  # now, because in a batch a damaged one would affect others
-    return cls(question_text(question), tuple(steps), images, tuple(sizes))
+    sizes = tuple(_checked(upright_size, images))
+    return cls(question_text(question), tuple(steps), tuple(images), sizes)
+
+  def check_images(self) -> "Solution":
+    """Decodes every image: in a batch, a damaged one would affect other solutions."""
+    _checked(decode, self.images)
+    return self
 
   @property
   def pixels(self) -> int:
@@ -135,11 +142,14 @@ def identity(value: object) -> object:
   return found
 
 
-def _checked(position: int, read: Callable[[bytes], _T], data: bytes) -> _T:
-  try:
-    return read(data)
-  except ImageError as error:
-    raise SolutionError(f"image {position}: {error}") from error
+def _checked(read: Callable[[bytes], _T], images: Sequence[bytes]) -> list[_T]:
+  results = []
+  for i, data in enumerate(images):
+    try:
+      results.append(read(data))
+    except ImageError as error:
+      raise SolutionError(f"image {i}: {error}") from error
+  return results
 
 
 def _one_of(image: Any, images: Any) -> Any:
@@ -150,9 +160,18 @@ def _one_of(image: Any, images: Any) -> Any:
 
 def score(scorer: Scorer, solutions: Sequence[Solution]) -> list[np.ndarray | SolutionError]:
   """Returns the step scores float32[n], P(correct), of each solution, or why it is too long."""
-  examples = [
+  scores, refused = scorer.score_each(_examples(solutions))
+  return [SolutionError(refused[i]) if i in refused else s for i, s in enumerate(scores)]
+
+
+def check_length(scorer: Scorer, solution: Solution) -> None:
+  """Raises SolutionError if the solution is too long; reads only its text and image sizes."""
+  for reason in scorer.refused(_examples([solution])).values():
+    raise SolutionError(reason)
+
+
+def _examples(solutions: Sequence[Solution]) -> list[Example]:
+  return [
     unlabelled(f"solution {i}", s.question, s.steps, s.image_sizes, s.read_images)
     for i, s in enumerate(solutions)
   ]
-  scores, refused = scorer.score_each(examples)
-  return [SolutionError(refused[i]) if i in refused else s for i, s in enumerate(scores)]

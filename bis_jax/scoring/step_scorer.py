@@ -20,6 +20,7 @@ from bis_jax.models.backbone import Processor
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
 from bis_jax.scoring.restore import load_run
+from bis_jax.settings.keys import SETTINGS
 
 
 class UnscoredStepError(UserError):
@@ -66,13 +67,18 @@ class Scorer:
     _check_none_refused(examples, refused)
     return scores
 
+  def refused(self, examples: Examples) -> dict[int, str]:
+    """Returns {index: reason} of the examples that `score_each` would reject; reads no image."""
+    return self._measured(examples)[1]
+
+  def _measured(self, examples: Examples) -> tuple[pipeline.Measured, dict[int, str]]:
+    measured = _measure(examples, self._processor, self._inputs)
+    return measured, _refused(measured, self._inputs, larger=self._adapt_rows)
+
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
     """Returns (scores, {index: reason it was rejected}); the scores of those are empty."""
-    inputs, processor = self._inputs, self._processor
-    measured = pipeline.measure(
-      examples, processor.prompt, processor.images, max_length=inputs.max_length
-    )
-    refused = _refused(measured, inputs, larger=self._adapt_rows)
+    inputs = self._inputs
+    measured, refused = self._measured(examples)
     scores = [np.zeros(0, np.float32)] * len(examples)
     costs = np.stack(measured.costs, axis=1)
     large = (costs > _row_of(inputs)).any(axis=1)
@@ -153,8 +159,13 @@ def load(
 ) -> Scorer:
   """Returns a scorer with the latest checkpoint of a workdir; raises as `load_run` does.
 
-  `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config.
+  `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config; a
+  UserError names those out of range.
   """
+  for key, value in inputs.items():
+    setting = SETTINGS[f"inputs.{key}"]
+    if not setting.allows(value):
+      raise UserError(f"--{key} is {value}; it must be {setting.words()}")
   run = load_run(workdir)
   run.config.inputs.update(inputs)
   return Scorer(
@@ -171,10 +182,13 @@ def load(
 
 def check_lengths(examples: Examples, processor: Processor, inputs: ConfigDict) -> None:
   """Raises UnscoredStepError if `Scorer.score` would; reads only texts and image sizes."""
-  measured = pipeline.measure(
+  _check_none_refused(examples, _refused(_measure(examples, processor, inputs), inputs))
+
+
+def _measure(examples: Examples, processor: Processor, inputs: ConfigDict) -> pipeline.Measured:
+  return pipeline.measure(
     examples, processor.prompt, processor.images, max_length=inputs.max_length
   )
-  _check_none_refused(examples, _refused(measured, inputs))
 
 
 def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,9 @@ def folder(tmp_path_factory):
   return folder
 
 
+UNLIMITED = types.SimpleNamespace(refused=lambda examples: {})  # a scorer of any length
+
+
 def texts_by_way(folder, solutions):
   """{way: [(question, steps)]} as each entry point passes them to the prompt."""
   picture = (folder / "a.png").read_bytes()
@@ -74,10 +78,11 @@ def texts_by_way(folder, solutions):
     "ProcessBench": benchmark_examples(process_bench.load(folder), "multi"),
     "file": [solution_files.read_line(json.dumps(line).encode(), folder)[1] for line in lines],
     "HTTP": [
-      server.decode(
+      server.read(
         server.parse(
           json.dumps({"question": q, "steps": steps, **request}).encode(), server.Limits()
         ),
+        UNLIMITED,
         server.Limits(),
       )
       for q, steps in solutions

@@ -5,6 +5,7 @@ checked; `scoring_test.py` holds the real one against itself.
 """
 
 import base64
+import dataclasses
 import http.client
 import io
 import json
@@ -23,7 +24,8 @@ import numpy as np
 import pytest
 import uvicorn
 from absl import flags
-from PIL import Image
+from PIL import Image, ImageFile
+from starlette.exceptions import HTTPException
 
 from bis_jax.scoring import http_protocol, server
 from tests.commands import run_command
@@ -41,6 +43,10 @@ class Lengths:
   def __init__(self, seconds: float = 0.0):
     self.batches, self._seconds = [], seconds
 
+  def refused(self, examples):
+    texts = [example.steps for example in examples]
+    return {i: "too long" for i, steps in enumerate(texts) if max(map(len, steps)) > 1000}
+
   def score_each(self, examples):
     self.batches.append(len(examples))
     time.sleep(self._seconds)
@@ -48,12 +54,12 @@ class Lengths:
     if any("break" in steps for steps in texts):
       raise RuntimeError("the device is gone")
     scores = [np.array([len(step) / 1000 for step in steps], np.float32) for steps in texts]
-    refused = {i: "too long" for i, steps in enumerate(texts) if max(map(len, steps)) > 1000}
-    return scores, refused
+    return scores, self.refused(examples)
 
 
 class QuickProtocol(http_protocol.Protocol):
   head_seconds = 0.3
+  most = 40
 
 
 class Served:
@@ -134,7 +140,7 @@ _HUGE += bytes(4) + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
 HUGE = base64.b64encode(_HUGE).decode()
 BAD = {
   "no_json": (b"{", 400, "not valid JSON"),
-  "deep_json": (b"[" * 100_000, 400, "not valid JSON"),
+  "deep_json": (b"[" * 4000, 400, "not valid JSON"),
   "no_object": ([], 400, "Expected `object`, got `array`"),
   "unknown_key": (solution("a", imges=["x"]), 400, "unknown key `imges`; .*nearest.*`images`"),
   "both_names": (solution("a", image=[], images=[]), 400, "`image` and `images` are two names"),
@@ -152,7 +158,7 @@ BAD = {
   "huge_image": (solution("a", images=[HUGE]), 422, "image 0: bomb"),
   "many_pixels": (solution("a", images=[png(1024, 800)] * 2), 422, "1,638,400 pixels in all"),
   "many_images": (solution("a", images=[png()] * 3), 413, "3 images; at most 2"),
-  "many_steps": (solution(*["a"] * 10_000), 413, "10000 steps; at most 20"),
+  "many_steps": (solution(*["a"] * 100), 413, "100 steps; at most 20"),
   "many_characters": (solution("a" * 5001), 413, "5010 characters; at most 5000"),
   "long_step": (solution("a" * 1001), 422, "too long"),
   "no_steps": (solution(), 422, "at least one step"),
@@ -160,6 +166,7 @@ BAD = {
   "step_type": (solution("a", 3), 422, "`steps` must be a list of strings"),
   "no_question": ({"steps": ["a"]}, 422, "`question` must be a string"),
   "surrogate": (b'{"question": "x", "steps": ["\\ud800"]}', 400, "half of a surrogate pair"),
+  "many_values": (b'{"id": [' + b"[]," * 9000 + b"0]}", 413, "more than 5022 JSON values"),
   "large_body": (b" " * 200_001, 413, "more than 200000 bytes"),
 }
 
@@ -187,20 +194,87 @@ def test_a_connection_without_a_request_is_closed(served, pieces):
   assert time.monotonic() - started < 10
 
 
-def test_images_are_measured_before_they_are_decoded(served, monkeypatch):
+def late_exif_png(width, height):
+  """A PNG whose orientation is stored after the pixels, so that it must be decoded to be known."""
+  encoded = io.BytesIO()
+  Image.new("RGB", (width, height)).save(encoded, "PNG")
+  data = encoded.getvalue()
+  end = data.rindex(b"IEND") - 4
+  exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+  chunk = len(exif).to_bytes(4) + b"eXIf" + exif + zlib.crc32(b"eXIf" + exif).to_bytes(4)
+  return base64.b64encode(data[:end] + chunk + data[end:]).decode()
+
+
+@pytest.mark.parametrize(
+  ("body", "reason"),
+  [
+    (solution("a", images=[png(1025, 1024)]), "at most 1,048,576"),
+    (solution("a", images=[late_exif_png(1025, 1024)]), "at most 1,048,576"),
+    (solution("a" * 1001, images=[png()]), "too long"),
+  ],
+)
+def test_pixels_and_tokens_are_counted_before_anything_is_decoded(
+  served, monkeypatch, body, reason
+):
   """Mutation caught: a bomb within the limit of one image is decoded before it is refused."""
-  monkeypatch.setattr(server.solutions, "decode", lambda data: pytest.fail("decoded"))
-  status, answer = served.call(solution("a", images=[png(1025, 1024)]))
-  assert status == 422 and "at most 1,048,576" in answer["error"]
+  monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+  status, answer = served.call(body)
+  assert status == 422 and reason in answer["error"]
+
+
+def waiting(*queue):
+  return [
+    server._Waiting(client, types.SimpleNamespace(pixels=pixels), i)
+    for i, (client, pixels) in enumerate(queue)
+  ]
 
 
 def test_text_does_not_wait_for_the_images_of_others():
-  limits = server.Limits(batch=3, pixels=100)
-  batcher = server.Batcher(None, limits)
-  image, text = types.SimpleNamespace(pixels=60), types.SimpleNamespace(pixels=0)
-  queue = [(image, 0), (image, 1), (text, 2), (image, 3), (text, 4), (text, 5)]
-  taken, rest = batcher._next_batch(queue)
-  assert [at for _, at in taken] == [0, 2, 4] and [at for _, at in rest] == [1, 3, 5]
+  batcher = server.Batcher(None, server.Limits(batch=3, pixels=100))
+  taken, rest = batcher._next_batch(waiting(*[("a", size) for size in (60, 60, 0, 60, 0, 0)]))
+  assert [one.answer for one in taken] == [0, 2, 4] and [one.answer for one in rest] == [1, 3, 5]
+
+
+def test_clients_take_turns():
+  batcher = server.Batcher(None, server.Limits(batch=3))
+  taken, rest = batcher._next_batch(waiting(*[(client, 0) for client in "aaaabc"]))
+  assert [one.answer for one in taken] == [0, 4, 5] and [one.answer for one in rest] == [1, 2, 3]
+
+
+def test_a_client_may_hold_half(served):
+  """Mutation caught: one client's slow bodies take every place, so that others get a 503."""
+  shared = server._Shared(5, "requests")
+  for _ in range(3):
+    shared.take("a")
+  for client, reason in (("a", "your address a has 3 requests waiting, of at most 3"), ("b", "")):
+    for _ in range(2):
+      try:
+        shared.take(client)
+      except HTTPException as error:
+        assert error.status_code == 503 and reason in error.detail
+  with pytest.raises(HTTPException, match="the server has 5 requests waiting, of at most 5"):
+    shared.take("c")
+  shared.give_back("a")
+  shared.take("c")
+  assert shared.total() == 5
+
+
+def test_the_bytes_of_all_bodies_are_bounded():
+  served = Served(Lengths(), dataclasses.replace(LIMITS, held_bytes=100_000, small_bytes=1000))
+  length = b"Content-Length: 150000\r\n\r\n"
+  answer = raw(served.port, HEAD + length, b" " * 40_000, b" " * 30_000, pause=0.1)
+  assert answer.startswith(b"HTTP/1.1 503") and b"bytes waiting, of at most 50000" in answer
+  assert served.call(solution("a"))[0] == 200
+  served.stop()
+
+
+def test_silent_connections_make_room_for_others(served):
+  """Mutation caught: silent connections of one client use up the open files."""
+  silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(60)]
+  assert served.call(solution("a"))[0] == 200
+  assert len(QuickProtocol._open) <= QuickProtocol.most
+  for connection in silent:
+    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +352,7 @@ def test_what_waits_is_scored_in_one_batch_and_each_gets_its_own():
 
 
 def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
-  served = Served(Lengths(seconds=0.3), server.Limits(waiting=2))
+  served = Served(Lengths(seconds=0.3), server.Limits(waiting=4))
   statuses = []
   threads = [
     threading.Thread(target=lambda: statuses.append(served.call(solution("a"))[0]))
@@ -288,7 +362,8 @@ def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
     thread.start()
   for thread in threads:
     thread.join()
-  assert served.call(solution("break"))[0] == 500
+  status, answer = served.call(solution("break"))
+  assert status == 500 and "internal error" in answer["error"]
   assert served.call(solution("fine"))[0] == 200
   served.stop()
   assert set(statuses) == {200, 503} and statuses.count(200) >= 2

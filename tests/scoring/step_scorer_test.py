@@ -14,6 +14,7 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
+from bis_jax.errors import UserError
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
@@ -157,6 +158,13 @@ def test_rows_grow_with_the_largest_solution(place, scorer, some):
   assert "steps, a row holds 1: raise row_markers" in str(solutions.score(fixed, some[:1])[0])
 
 
+@pytest.mark.parametrize("wrong", [{"row_patches": 100}, {"row_tokens": 1}, {"max_length": -5}])
+def test_settings_out_of_range_are_refused_before_the_run_is_loaded(wrong):
+  """Mutation caught: every request to a server with --row_patches=100 gets a 500."""
+  with pytest.raises(UserError, match="it must be"):
+    step_scorer.load("nowhere", **wrong)
+
+
 def test_a_place_without_a_checkpoint_is_named(tmp_path, place):
   with pytest.raises(workdir.WorkdirError, match="holds no config.json"):
     step_scorer.load(str(tmp_path))
@@ -274,7 +282,7 @@ def test_what_is_no_solution_is_refused(question, steps, images, message):
     Solution.of(question, steps, images)
 
 
-def test_the_keys_of_a_solution_are_the_same_everywhere(tmp_path):
+def test_the_keys_of_a_solution_are_the_same_everywhere(tmp_path, scorer):
   """Mutation caught: `images` in a file is not read, so the answer is scored blind."""
   Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
   picture = (tmp_path / "a.png").read_bytes()
@@ -289,7 +297,7 @@ def test_the_keys_of_a_solution_are_the_same_everywhere(tmp_path):
     assert solution_files.read_line(line, tmp_path) == (3, want)
     request = record.replace('"x"', f'"{encoded}"').encode()
     asked = server.parse(request, server.Limits())
-    assert asked.id == 3 and server.decode(asked, server.Limits()) == want
+    assert asked.id == 3 and server.read(asked, scorer, server.Limits()) == want
 
 
 @pytest.mark.parametrize(
