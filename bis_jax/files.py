@@ -1,6 +1,7 @@
 """Paths, atomic writes, owners, JSON lines and digests; local files or any URL of etils.epath."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -23,6 +25,7 @@ from bis_jax.errors import UserError
 # `_SILENCE`, an owner that is not known to be alive or dead otherwise counts as dead.
 _SIGN_OF_LIFE = 10.0  # seconds
 _SILENCE = 60.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OwnedError(UserError):
@@ -76,18 +79,54 @@ def temporary_name(path: epath.Path) -> epath.Path:
 
 
 @contextlib.contextmanager
+def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
+  """Turns a full disk's error, of whatever library, into a UserError that names `path`.
+
+  `needed` is the number of bytes to write, 0 if it is not known.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    number = getattr(error, "errno", None)
+    if number not in _FULL and "No space left" not in str(error):
+      raise
+    raise full_disk(path, needed) from error
+
+
+def full_disk(path: epath.PathLike, needed: int = 0) -> UserError:
+  need = f", {needed:,} bytes are needed" if needed else ""
+  return UserError(
+    f"no space left to write {path}: {free_bytes(path):,} bytes are free there{need}; make room and "
+    "run the same command again"
+  )
+
+
+def free_bytes(path: epath.PathLike) -> int:
+  """Returns the free bytes where `path` is or will be; a huge number for object stores."""
+  path = absolute(path)
+  if "://" in os.fspath(path):
+    return 2**63
+  while not path.exists():
+    path = path.parent
+  return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
 def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
   """Opens a temporary file that replaces `path` once the block succeeds, and is removed otherwise."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = temporary_name(path)
-  try:
-    with part.open(mode) as file:
-      yield file
-    part.replace(path)
-  except BaseException:
-    part.unlink(missing_ok=True)
-    raise
+  with naming_full_disk(path):
+    try:
+      with part.open(mode) as file:
+        yield file
+      part.replace(path)
+    except BaseException:
+      part.unlink(missing_ok=True)
+      raise
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -107,11 +146,12 @@ def temporary_folder(path: epath.PathLike) -> Iterator[epath.Path]:
   path = epath.Path(path)
   _remove_leftovers(path)
   part = temporary_name(path)
-  part.mkdir(parents=True)
-  try:
-    yield part
-  finally:
-    part.rmtree(missing_ok=True)
+  with naming_full_disk(path):
+    part.mkdir(parents=True)
+    try:
+      yield part
+    finally:
+      part.rmtree(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -318,6 +358,27 @@ def read_jsonl(
     except ValueError as fault:
       raise error(f"{path} line {number} is not valid JSON: {fault}") from fault
     yield number, value
+
+
+def read_log(path: epath.PathLike) -> list[dict[str, Any]]:
+  """Returns the objects of a file of JSON lines that a run appends to; [] if there is no file.
+
+  A damaged line is left out with a warning: a kill or a full disk can cut the last one off.
+  """
+  path, objects = epath.Path(path), []
+  raw = path.read_bytes() if path.exists() else b""
+  for number, line in enumerate(raw.split(b"\n"), start=1):
+    if not line.strip():
+      continue
+    try:
+      value = parse_json(line)
+    except ValueError as fault:
+      value = fault
+    if isinstance(value, dict):
+      objects.append(value)
+    else:
+      log.warning("%s line %d is damaged and left out: %s", path, number, value)
+  return objects
 
 
 def digest(*parts: object) -> str:

@@ -60,8 +60,7 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
   if blocks.get(threshold, {}).get(measure) is None:
     held = "; ".join(f"{name}: {', '.join(block)}" for name, block in blocks.items())
     raise UserError(f"{workdir}/evaluation.json has no {threshold} {measure}; it has {held}")
-  metrics = folder / "metrics.jsonl"
-  lines = [line for _, line in files.read_jsonl(metrics)] if metrics.exists() else []
+  lines = files.read_log(folder / "metrics.jsonl")
   key = f"evaluation/{threshold}/{measure}"
   return Run(
     workdir=str(workdir),
@@ -69,7 +68,7 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
     fraction=float(config["selection"]["fraction"]),
     seed=int(config["seed"]),
     value=blocks[threshold][measure],
-    curve=tuple((line["step"], line[key]) for line in lines if key in line),
+    curve=tuple((line["step"], line[key]) for line in lines if key in line and "step" in line),
   )
 
 

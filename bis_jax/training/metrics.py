@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from bis_jax import files
 from bis_jax.models.model_flops import step_flops
@@ -29,16 +31,14 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
     self._path = workdir / "metrics.jsonl"
-    self.found: list[Line] = []
-    if self._path.exists():
-      self.found = [line for _, line in files.read_jsonl(self._path)]
+    self.found = [line for line in files.read_log(self._path) if _is_line(line)]
     self.history = [line.copy() for line in self.found if line["step"] <= resume_step]
     self._write, self._local = write, "://" not in str(workdir)
     self._events = None
     if write:
       self._write_all()
       if self._local:
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._events = _Events(workdir / "tensorboard", resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds the line {"step": step, **values}; values for the step of the last line extend it."""
@@ -47,17 +47,15 @@ class MetricWriter:
     if is_new:
       self.history.append({"step": step})
     self.history[-1] |= values
-    if self._events:
-      for name, value in values.items():
-        self._events.add_scalar(name, value, step)
-      self._events.flush()
     if not self._write or not self._local:
       return
     if is_new:
-      with self._path.open("a") as file:
+      with files.naming_full_disk(self._path), self._path.open("a") as file:
         file.write(json.dumps(self.history[-1]) + "\n")
     else:
       self._write_all()
+    if self._events:
+      self._events.write(step, values)
 
   def flush(self) -> None:
     if self._write and not self._local:
@@ -70,6 +68,34 @@ class MetricWriter:
 
   def _write_all(self) -> None:
     files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))
+
+
+def _is_line(line: Line) -> bool:
+  return "step" in line and all(isinstance(value, int | float) for value in line.values())
+
+
+class _Events:
+  """TensorBoard events. tensorboardX's own writer has a thread, which a full disk stops for ever."""
+
+  def __init__(self, folder: epath.Path, purge_step: int):
+    """Readers forget what earlier starts wrote of `purge_step` and later steps."""
+    self._folder = folder
+    start = SessionLog(status=SessionLog.START)
+    with files.naming_full_disk(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = EventsWriter(str(folder / "events"))
+      self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    with files.naming_full_disk(self._folder):
+      for name, value in values.items():
+        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self._writer.write_event(event)
+      self._writer.flush()
+
+  def close(self) -> None:
+    with files.naming_full_disk(self._folder):
+      self._writer.close()
 
 
 class Rates:
@@ -138,6 +164,7 @@ class Goodput:
   """
 
   def __init__(self, lines: list[Line], resume_step: int, clock: Callable[[], float] = time.time):
+    lines = [line for line in lines if "run_started" in line and "productive_seconds" in line]
     kept = [line["productive_seconds"] for line in lines if line["step"] <= resume_step]
     self._clock = clock
     self._started = lines[0]["run_started"] if lines else clock()

@@ -1,11 +1,15 @@
 """Rates, goodput and FLOPs against sums by hand, with a clock that the test advances."""
 
+import errno
 import json
+import resource
 
 import numpy as np
 import pytest
 from etils import epath
 
+from bis_jax import files
+from bis_jax.errors import UserError
 from bis_jax.models.model_flops import step_flops
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.devices import peak_flops
@@ -142,3 +146,38 @@ def test_a_batch_counts_its_segments_and_images_separately():
     "rollouts": 6,
     "flops": pytest.approx(2 * flops, rel=1e-12),
   }
+
+
+@pytest.mark.parametrize(
+  "tail", [b'{"step": 3, "lo', b'{"step": 3, "loss": "x"}\n', b"\xff\n", b"7"]
+)
+def test_a_damaged_line_is_dropped_and_the_run_resumes(tmp_path, caplog, tail):
+  """As a kill or a full disk leaves it; on f92436b no start got past it."""
+  folder, path = epath.Path(tmp_path), tmp_path / "metrics.jsonl"
+  path.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n' + tail)
+  writer = MetricWriter(folder, resume_step=2, write=True)
+  assert [line["step"] for line in writer.found] == [1, 2]
+  Goodput(writer.found, 2)
+  writer.write(3, {"loss": 0.5})
+  writer.close()
+  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+  assert b'"x"' in tail or f"{path} line 3 is damaged and left out" in caplog.text
+
+
+@pytest.mark.parametrize("step", [1, 2])  # a new line; one that an evaluation extends
+def test_a_full_disk_is_named_and_loses_no_line(tmp_path, monkeypatch, step):
+  folder, path = epath.Path(tmp_path), tmp_path / "metrics.jsonl"
+  writer = MetricWriter(folder, resume_step=0, write=True)
+  writer.write(1, {"loss": 2.0})
+  with monkeypatch.context() as patch:
+    patch.setattr(json, "dumps", lambda line: "x" * 2**20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    patch.setattr(files, "_FULL", (*files._FULL, errno.EFBIG))
+    try:
+      with pytest.raises(UserError, match=f"no space left to write {path}: .* bytes are free"):
+        writer.write(step, {"loss": 1.0})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+  again = MetricWriter(folder, resume_step=2, write=True)
+  assert again.found == [{"step": 1, "loss": 2.0}]
+  assert not list(tmp_path.glob("*.part"))
