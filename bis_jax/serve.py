@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if not 0 < _BODY_SECONDS.value < float("inf"):
       raise UserError("--body_seconds must be a positive number of seconds")
     inputs = {flag.name: flag.value for flag in _INPUTS if flag.value}
-    listener = _listen(_HOST.value, _PORT.value)  # before the model is loaded, which takes long
+    bound = _bind(_HOST.value, _PORT.value)  # before the model is loaded, which takes long
     # Fixed rows: a request must not make the server compile.
     scorer = step_scorer.load(
       _CHECKPOINT.value, batch_rows=_ROWS.value or None, adapt_rows=False, workers=0, **inputs
@@ -67,17 +67,20 @@ def main(argv: list[str]) -> None:
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   app = server.create_app(scorer, limits)
   config = uvicorn.Config(app, http=Protocol, access_log=False)
-  uvicorn.Server(config).run(sockets=[listener])
+  uvicorn.Server(config).run(sockets=[bound])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
+  # Connections are refused until the server runs, instead of waiting for the model.
+  bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+  bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    bound.bind((host, port))
   except OSError as error:
     raise UserError(
       f"cannot listen on --host={host} --port={port}, name another: {error.strerror}"
     ) from error
+  return bound
 
 
 if __name__ == "__main__":
