@@ -103,6 +103,12 @@ def full_disk(path: epath.PathLike, needed: int = 0) -> UserError:
   )
 
 
+def require_room(path: epath.PathLike, size: int) -> None:
+  """Raises UserError, before any work, if there are fewer than `size` bytes for `path`."""
+  if free_bytes(path) < size:
+    raise full_disk(path, size)
+
+
 def free_bytes(path: epath.PathLike) -> int:
   """Returns the free bytes where `path` is or will be; a huge number for object stores."""
   path = absolute(path)

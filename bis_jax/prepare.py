@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
       raise UserError("set --annotations, --images and --out")
     files.refuse_overwriting(
       {"--out": _OUT.value},
-      {"--images": _IMAGES.value},
-      {"--annotations": _ANNOTATIONS.value},
+      {},
+      {"--annotations": _ANNOTATIONS.value, "--images": _IMAGES.value},
     )
     prepare(
       _ANNOTATIONS.value,

@@ -63,6 +63,7 @@ FROM = ["--annotations=annotations", "--overwrite"]
     ("select", [*FROM, "--out=new.jsonl", "--table=new.jsonl"]),
     ("prepare", ["--annotations=annotations", "--images=bench", "--out=annotations"]),
     ("prepare", ["--annotations=annotations", "--images=bench", "--out=bench"]),
+    ("prepare", ["--annotations=annotations", "--images=bench", "--out=bench/corpus"]),
     ("report", ["run", "--out=run"]),
     ("export", ["--workdir=run", "--out=run"]),
   ],

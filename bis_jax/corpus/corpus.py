@@ -7,6 +7,7 @@ out/score_table.npz     see `score_table`
 out/rejections.jsonl    one line per rejected record; notes.jsonl: per noted record
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bis_jax.corpus import shared
 from bis_jax.corpus.records import Rollout
 from bis_jax.corpus.rejections import CorpusError
 from bis_jax.corpus.score_table import ScoreTable
@@ -25,7 +27,9 @@ from bis_jax.corpus.score_table import ScoreTable
 FORMAT = 1  # of the files above
 SPLIT = "train"  # of both datasets: they have one split
 CONTENTS = {"corpus.json", "rollouts", "images", "index.npz", "score_table.npz"}
-CONTENTS |= {"rejections.jsonl", "notes.jsonl"}
+_SUSPECT = "suspect"  # there if a record could not be read
+CONTENTS |= {"rejections.jsonl", "notes.jsonl", _SUSPECT}
+_CHECKED_BYTES = 1 << 30  # shards of a larger corpus are checked by size: their records have hashes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,24 +42,55 @@ class Corpus:
 
   def __init__(self, path: str | os.PathLike):
     """Opens the corpus in a folder; CorpusError if there is none, or one of another version."""
-    self.path = pathlib.Path(path)
+    self.path, path = pathlib.Path(path), pathlib.Path(path) / "corpus.json"
     try:
-      held = json.loads((self.path / "corpus.json").read_text())
-    except (OSError, ValueError) as error:
+      held = json.loads(path.read_bytes())
+      if shared.CHECK in held or "files" in held:  # earlier versions wrote neither
+        held = shared.read_record(path) or {}
+      if held.get("format") not in (FORMAT, None):
+        raise CorpusError(f"{self.path} was prepared by another version: prepare it again")
+      self.digest: str = held["digest"]
+      self.inputs: str = held["inputs"]
+      self.stats: dict[str, Any] = held["stats"]
+      self.files: shared.Digests = held.get("files", {})
+    except FileNotFoundError as error:
       raise CorpusError(
         f"{self.path} holds no prepared corpus ({error}): run python -m bis_jax.prepare"
       ) from error
-    if held.get("format") != FORMAT:
-      raise CorpusError(f"{self.path} was prepared by another version: prepare it again")
-    self.digest: str = held["digest"]
-    self.inputs: str = held["inputs"]
-    self.stats: dict[str, Any] = held["stats"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+      raise self._damaged(path) from error
     self._readers: dict[str, Any] = {}
     self._process = os.getpid()
 
   @classmethod
   def open(cls, path: str | os.PathLike) -> "Corpus":
-    return cls(path)
+    """Opens a corpus and checks its files; raises CorpusError if one is damaged."""
+    corpus = cls(path)
+    if damaged := corpus.damaged_file():
+      raise corpus._damaged(damaged)
+    return corpus
+
+  def damaged_file(self) -> pathlib.Path | None:
+    """Returns a file that is not as it was written, None if there is none.
+
+    Shards of more than a gigabyte in all are checked by their sizes, unless a record of this corpus
+    could not be read before: that reads them whole.
+    """
+    suspect = self.path / _SUSPECT
+    total = sum(int(digest.split()[0]) for digest in self.files.values())
+    by_size = total > _CHECKED_BYTES and not suspect.exists()
+    damaged = shared.damaged_file(
+      self.path, self.files, lambda name: by_size and ".array_record" in name
+    )
+    if damaged is None:
+      suspect.unlink(missing_ok=True)
+    return damaged
+
+  def _damaged(self, path: pathlib.Path) -> CorpusError:
+    return CorpusError(
+      f"{path} is damaged: run the same python -m bis_jax.main or bis_jax.prepare again, which makes "
+      "the corpus again"
+    )
 
   def __reduce__(self):
     return Corpus, (self.path,)
@@ -104,13 +139,18 @@ class Corpus:
     # TFDS's own decoding takes 5 times longer.
     if self._process != os.getpid():  # open readers do not survive a fork
       self._readers, self._process = {}, os.getpid()
-    if dataset not in self._readers:
-      (folder,) = (self.path / dataset).iterdir()
-      self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
-        split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-      )
-    # pyrefly: ignore[missing-attribute]  # in generated code
-    return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
+    try:
+      if dataset not in self._readers:
+        (folder,) = (self.path / dataset).iterdir()
+        self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
+          split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+      # pyrefly: ignore[missing-attribute]  # in generated code
+      return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
+    except Exception as error:  # libraries raise many types for damaged files
+      with contextlib.suppress(OSError):
+        (self.path / _SUSPECT).touch()
+      raise CorpusError(f"{self._damaged(self.path / dataset)} (record {i}: {error})") from error
 
 
 def _texts(feature: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Each annotation file is read twice: once to check every line and once to write the rollouts.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from bis_jax import files
 from bis_jax.console import ProgressBar, log
-from bis_jax.corpus import shards
+from bis_jax.corpus import shards, shared
 from bis_jax.corpus.corpus import CONTENTS, FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
 from bis_jax.corpus.reading import annotation_files
@@ -70,13 +71,18 @@ def prepare(
   held = _held(out)
   if held and held.inputs == inputs:
     return _reuse(held, max_rejected_fraction)
-  with Workers(workers) if beam is None else BeamWorkers(beam, out) as pool:
+  with contextlib.ExitStack() as until_made:
+    until_made.enter_context(shared.owner(out))
+    held = _held(out)
+    if held and held.inputs == inputs:  # made by the process that this one waited for
+      return _reuse(held, max_rejected_fraction)
+    pool = until_made.enter_context(Workers(workers) if beam is None else BeamWorkers(beam, out))
     found = _with_images(scan_files(sources, pool, whole_lines=True), root, pool)
     stats = {"records": found.scan.records, "rejected": counts_by_reason(found.scan.rejections)}
     digest = _corpus_digest(found, parameters)
     summary = {"format": FORMAT, "digest": digest, "inputs": inputs, "stats": stats}
     if held and (held.digest, held.stats) == (digest, stats):
-      files.write_json(out / "corpus.json", summary)
+      shared.write_record(out / "corpus.json", summary | {"files": held.files})
       return _reuse(held, max_rejected_fraction)
     for reason, count in stats["rejected"].items():
       log.info("rejected %8s  %s: %s", f"{count:,}", reason, REASONS[reason])
@@ -85,9 +91,12 @@ def prepare(
     except CorpusError:
       write_jsonl(found.scan.rejections, listing)
       raise
-    with files.new_folder(out, replace=True) as part:
-      _write(pathlib.Path(part), found, root, parameters, digest, pool)
-      files.write_json(part / "corpus.json", summary)
+    files.require_room(out, sum(root.stamp(image.name)[0] for image in found.images))
+    with files.new_folder(out, replace=True) as folder:
+      part = pathlib.Path(folder)
+      _write(part, found, root, parameters, digest, pool)
+      digests = shared.digests_of(part, pool.map)
+      shared.write_record(part / "corpus.json", summary | {"files": digests})
   listing.unlink(missing_ok=True)  # of an earlier attempt
   corpus = Corpus(out)
   log.info(
@@ -104,10 +113,12 @@ def _held(out: pathlib.Path) -> Corpus | None:
   if not out.exists():
     return None
   try:
-    return Corpus(out)
-  except CorpusError:
-    names = {path.name for path in out.iterdir()}
+    return Corpus.open(out)
+  except CorpusError as error:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
     if "corpus.json" in names or names <= CONTENTS:
+      if names:
+        log.warning("preparing the corpus in %s again: %s", out, error)
       return None
     raise CorpusError(f"{out} is not a prepared corpus: name another folder") from None
 

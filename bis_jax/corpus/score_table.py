@@ -192,7 +192,9 @@ class ScoreTable:
         columns = {name: _read_rows(archive, f"{name}.npy", *part) for name in _COLUMNS}
       fields: dict[str, Any] = json.loads(head) | columns
       return cls(tuple(fields.pop("source_names")), **fields)
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+      raise
+    except Exception as error:  # zipfile and NumPy raise many types for damaged files
       raise ScoreTableError(
         f"{path} is not a score table of this version ({error}): delete it and write it again"
       ) from error
@@ -227,7 +229,8 @@ def _read_rows(archive: zipfile.ZipFile, name: str, part: int, parts: int) -> np
     np.lib.format.read_magic(member)
     (rows,), _, dtype = np.lib.format.read_array_header_1_0(member)
     start, stop = rows * part // parts, rows * (part + 1) // parts
-    member.seek(start * dtype.itemsize, os.SEEK_CUR)
+    if start:  # a member that is read whole is compared with its checksum
+      member.seek(start * dtype.itemsize, os.SEEK_CUR)
     data = member.read((stop - start) * dtype.itemsize)
     if len(data) < (stop - start) * dtype.itemsize:
       raise EOFError(f"{name} is cut short")

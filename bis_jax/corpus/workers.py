@@ -42,12 +42,13 @@ class Workers:
   ) -> list[R]:
     """Returns [function(task) for task in tasks]; calls `done` with each result in that order."""
     results = []
-    for result in self._run(function, tasks):
+    for result in self.imap(function, tasks):
       results.append(result)
       done(result)
     return results
 
-  def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
+  def imap(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
+    """Yields the results in the order of the tasks."""
     if self.count <= 1 or len(tasks) <= 1:
       return map(function, tasks)
     if self._pool is None:
@@ -80,7 +81,7 @@ class BeamWorkers(Workers):
       ) from error
     self._options, self._out = PipelineOptions(list(options)), out
 
-  def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
+  def imap(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterable[R]:
     import apache_beam as beam  # pyrefly: ignore[missing-import]
 
     with files.temporary_folder(self._out) as scratch:

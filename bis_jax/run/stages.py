@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax import files
+from bis_jax.compilation import program_cache
 from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
@@ -56,8 +57,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   check(config)
   check_backend(config.model.attention, jax.default_backend())
   locations = require(config, locate(config))
-  if locations.programs:  # persistent compilation cache
-    jax.config.update("jax_compilation_cache_dir", str(locations.programs))
+  if locations.programs:
+    program_cache.use(locations.programs)
   workdir = files.absolute(folder)
   alone = files.owned(workdir / OWNER, f"--workdir={folder}")
   with alone if processes.is_first() else contextlib.nullcontext():

@@ -6,7 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
-from bis_jax.files import digest
+from bis_jax.files import digest, refuse_overwriting
 from bis_jax.hub import weights
 from bis_jax.models import backbones
 from bis_jax.toy import drawing
@@ -75,6 +75,11 @@ def require(config: ConfigDict, locations: Locations) -> Locations:
 
   Raises MissingInputError with each missing input's key, place and the command that gets it.
   """
+  refuse_overwriting(
+    {"config.corpus.cache": locations.prepared},
+    {},
+    {"config.corpus.annotations": locations.annotations, "config.corpus.images": locations.images},
+  )
   needed: dict[str, str | pathlib.Path | None] = {}
   if not locations.toy:
     needed |= {"corpus.annotations": locations.annotations, "corpus.images": locations.images}

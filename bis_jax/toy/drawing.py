@@ -16,24 +16,26 @@ its labels are the truth, 0 for a step that claims nothing.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Iterator
-from multiprocessing.pool import Pool
 from typing import Any
 
 from bis_jax import files
-from bis_jax.console import ProgressBar, log
+from bis_jax.console import ProgressBar
+from bis_jax.corpus import shared
+from bis_jax.corpus.workers import Workers
 from bis_jax.toy import records, tokenizer
 from bis_jax.toy.questions import SOURCES
 from bis_jax.toy.records import Groups, Knobs
 
 _IMAGE_PREFIX = "VisualPRM400K-v1.1-Raw/"
 _GROUPS_PER_TASK = 500
+_CONTENTS = {
+  *("annotations", "images", "benchmark", "tokenizer", "truth.jsonl", "captions.jsonl"),
+  shared.RECORD,
+}
 # Increase it if the same settings draw other bytes: cached corpora and backbones are then made anew.
 VERSION = 1
 
@@ -44,27 +46,19 @@ def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathl
     draw("corpus", rollouts=3000, n_mc=4)
 
   `knobs` are the fields of `Knobs`. The number of `workers` (processes; 0: one per core) does not
-  change what is written. Raises ValueError if an argument is out of range, and FileExistsError if
+  change what is written. Raises ValueError if an argument is out of range, and UserError if
   `out_dir` was not drawn from these settings.
   """
   settings = Knobs(**knobs)
   out = pathlib.Path(out_dir)
-  identity = {"knobs": dataclasses.asdict(settings), "version": VERSION}
-  if out.exists():
-    damaged = _damaged_file(out, identity)
-    if damaged is None:
-      log.info("reusing the toy corpus in %s: it was drawn from the same settings", out)
-      return out
-    log.warning("%s is damaged: drawing the toy corpus again", damaged)
-  with files.new_folder(out, replace=out.exists()) as folder:
-    part = pathlib.Path(folder)
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    with context.Pool(workers or os.cpu_count()) as pool:
+
+  def make(part: pathlib.Path) -> None:
+    with Workers(workers) as pool:
       _draw_corpus(pool, part, settings)
       _draw_benchmark(pool, part, settings)
-    drawn = sorted(path for path in part.rglob("*") if path.is_file())
-    digests = {path.relative_to(part).as_posix(): _digest(path) for path in drawn}
-    files.write_json(part / "digest.json", identity | {"files": digests})
+
+  identity = {"knobs": dataclasses.asdict(settings), "version": VERSION}
+  shared.made(out, "the toy corpus", identity, make, _CONTENTS)
   return out
 
 
@@ -74,29 +68,7 @@ def read_truth(drawn: pathlib.Path) -> dict[tuple[str, int], list[int]]:
   return {(pathlib.PurePath(a["file"]).stem, a["line"]): a["truth"] for _, a in lines}
 
 
-def _damaged_file(out: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path | None:
-  """Returns a file that is not as it was drawn, or None.
-
-  Raises FileExistsError if `out` was not drawn from `identity`.
-  """
-  path = out / "digest.json"
-  held = json.loads(path.read_text()) if path.is_file() else {}
-  digests = held.pop("files", {})  # none in corpora of earlier versions
-  if held != identity:
-    raise FileExistsError(
-      f"{out} holds {held or 'something else'}, not the corpus of {identity}: "
-      "delete it or name another folder"
-    )
-  return next(
-    (out / name for name, digest in digests.items() if _digest(out / name) != digest), None
-  )
-
-
-def _digest(path: pathlib.Path) -> str:
-  return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
-
-
-def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
+def _draw_corpus(pool: Workers, part: pathlib.Path, knobs: Knobs) -> None:
   tasks = list(_corpus_tasks(knobs, part))
   work = functools.partial(records.draw_rollouts, knobs=knobs)
   (part / "annotations").mkdir()
@@ -111,9 +83,9 @@ def _draw_corpus(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
   tokenizer.train_tokenizer(texts, part / "tokenizer")
 
 
-def _draw_benchmark(pool: Pool, part: pathlib.Path, knobs: Knobs) -> None:
+def _draw_benchmark(pool: Workers, part: pathlib.Path, knobs: Knobs) -> None:
   (part / "benchmark").mkdir()
-  for items in pool.imap(records.draw_benchmark, _benchmark_tasks(knobs, part)):
+  for items in pool.imap(records.draw_benchmark, list(_benchmark_tasks(knobs, part))):
     _append(part / "benchmark" / "test.jsonl", items)
 
 

@@ -11,19 +11,24 @@ They are the random reward head that the model was initialized with.
 """
 
 import contextlib
+import functools
 import hashlib
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
 from bis_jax import files
 from bis_jax.console import ProgressBar, log
+from bis_jax.corpus import shared
+from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder
 from bis_jax.images import upright_size
 from bis_jax.inputs import pipeline
@@ -58,6 +63,10 @@ _CARD = """# A small {backbone} for the toy corpus of bis_jax
 Pre-trained on captions of the corpus's pictures: {captions} captions in {steps} steps, last loss
 {loss:.3f}, {seconds:.0f} s. It initializes reward models and has seen no step label.
 """
+
+
+class DivergedError(UserError):
+  """The loss of the pre-training is not finite, or has grown."""
 
 
 def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Example]:
@@ -102,11 +111,16 @@ def _seed(config: ConfigDict) -> int:
 
 
 def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
-  """Writes the pre-trained backbone as the Hugging Face folder `out`, unless it exists."""
+  """Writes the pre-trained backbone as the Hugging Face folder `out`, unless it is there undamaged.
+
+  Raises DivergedError, and publishes nothing, if the loss is not finite or has grown.
+  """
   # Uses one device of this process, so its result depends neither on the mesh nor on the processes.
-  if out.exists():
-    log.info("reusing the pre-trained backbone in %s", out)
-    return
+  make = functools.partial(_pretrain, config, drawn)
+  shared.made(out, "the pre-trained backbone", {"version": VERSION}, make)
+
+
+def _pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
   started = time.monotonic()
   processor = make_processor(config, str(drawn / "tokenizer"))
   captions = caption_examples(drawn / "captions.jsonl", drawn / "images")
@@ -114,30 +128,40 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   model = backbones.model_config(config, len(processor.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
+  files.require_room(out, sum(math.prod(shape.shape) * 4 for shape in shapes.values()))
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, abstract_state(optimizer, shapes, mesh))
   step = _make_step(graph, optimizer)
-  loss = float("nan")
+  losses = []
   with contextlib.closing(_batches(config, captions, processor)) as batches:
     bar = ProgressBar("pretrain", config.pretrain.steps, iterable=range(config.pretrain.steps))
     for done in bar:
       if done and done % 100 == 0:
-        bar.set_postfix(loss=f"{float(loss):.3f}")
+        bar.set_postfix(loss=f"{float(losses[-1]):.3f}")
       state, loss = step(state, put_rows(device_arrays(next(batches)), mesh))
+      losses.append(loss)
+  first, last = float(losses[0]), float(losses[-1])
+  finite = all(bool(jnp.isfinite(value).all()) for value in state.params.values())
+  if not finite or not last <= 2 * first:
+    raise DivergedError(
+      f"the pre-training of the toy backbone diverged (loss {first:.3f} in step 1, {last:.3f} in step "
+      f"{len(losses)}), and nothing was saved: lower config.pretrain.learning_rate, which is "
+      f"{config.pretrain.learning_rate:g}"
+    )
   seconds = time.monotonic() - started
   card = _CARD.format(
     backbone=config.model.backbone,
     captions=len(captions),
     steps=config.pretrain.steps,
-    loss=float(loss),
+    loss=last,
     seconds=seconds,
   )
   hf_folder.write(
     out, state.params, model, processor, base=None, dtype="float32", card=card, tied=True
   )
-  log.info("pre-trained the backbone in %.0f s, last loss %.3f: %s", seconds, loss, out)
+  log.info("pre-trained the backbone in %.0f s, last loss %.3f", seconds, last)
 
 
 def _batches(

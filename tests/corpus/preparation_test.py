@@ -214,8 +214,12 @@ def test_equal_inputs_with_other_times_are_checked_and_not_written_again(raw, tm
   assert Corpus.open(tmp_path / "out").inputs != first.inputs
 
 
-def test_a_corpus_whose_metadata_names_an_old_module_opens(raw, tmp_path):
+def test_a_corpus_of_an_earlier_version_opens(raw, tmp_path):
+  """Its metadata name an old module, and its corpus.json has no digests of its files."""
   corpus = run(raw, tmp_path / "out")
+  held = json.loads((tmp_path / "out/corpus.json").read_text())
+  del held["files"], held["check"]
+  (tmp_path / "out/corpus.json").write_text(json.dumps(held))
   for name in ("rollouts", "images"):
     path = tmp_path / "out" / name / "1.0.0/dataset_info.json"
     path.write_text(
@@ -337,11 +341,45 @@ def test_folders_that_are_no_corpus(raw, tmp_path):
   run(raw, tmp_path / "out")
   (tmp_path / "out/corpus.json").unlink()
   assert len(run(raw, tmp_path / "out")) == 5
-  held = json.loads((tmp_path / "out/corpus.json").read_text())
-  (tmp_path / "out/corpus.json").write_text(json.dumps(held | {"format": 0}))
+  (tmp_path / "out/corpus.json").write_text('{"format": 0}')
   with pytest.raises(CorpusError, match="another version"):
     Corpus.open(tmp_path / "out")
   assert len(run(raw, tmp_path / "out")) == 5
+
+
+def test_a_damaged_corpus_is_prepared_again(raw, tmp_path, caplog):
+  """Mutation caught: a file is used without a look at its digest."""
+  out = tmp_path / "out"
+  run(raw, out)
+  whole = tree(out)
+  for name, data in whole.items():
+    for damaged in (data[: len(data) // 2], bytes([*data[:-9], data[-9] ^ 1, *data[-8:]]), None):
+      (out / name).unlink() if damaged is None else (out / name).write_bytes(damaged)
+      if damaged == data:  # a file without bytes
+        continue
+      caplog.clear()
+      with pytest.raises(CorpusError, match="is damaged|holds no prepared corpus"):
+        Corpus.open(out)
+      run(raw, out)
+      assert tree(out) == whole and "preparing the corpus in" in caplog.text, name
+  assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
+
+
+def test_a_damaged_record_of_a_large_corpus_is_found_when_it_is_read(raw, tmp_path, monkeypatch):
+  corpus = run(raw, tmp_path / "out")
+  monkeypatch.setattr("bis_jax.corpus.corpus._CHECKED_BYTES", 0)  # shards by size
+  (shard,) = (tmp_path / "out").rglob("images-train*")
+  data = bytearray(shard.read_bytes())
+  data[data.index(b"IHDR")] ^= 1
+  shard.write_bytes(data)
+  damaged = Corpus.open(tmp_path / "out")
+  with pytest.raises(CorpusError, match="images is damaged: run the same .* again"):
+    [damaged.image(i) for i in range(3)]
+  run(raw, tmp_path / "out")
+  assert [corpus.image(i) for i in range(3)] == [
+    Corpus.open(tmp_path / "out").image(i) for i in range(3)
+  ]
+  assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
 
 
 def test_nothing_left_is_an_error(raw, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -95,6 +96,33 @@ def test_a_backbone_that_is_there_is_kept(config, drawn, folder):
   before = (folder / "config.json").stat().st_mtime_ns
   pretrain.pretrain(config, drawn, folder)
   assert (folder / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_damaged_backbone_is_made_again(config, drawn, folder, tmp_path, monkeypatch):
+  """Mutation caught: the folder is reused because it exists."""
+  shutil.copytree(folder, tmp_path / "backbone")
+  data = bytearray((folder / "model-00001-of-00001.safetensors").read_bytes())
+  data[-1000] ^= 1
+  (tmp_path / "backbone/model-00001-of-00001.safetensors").write_bytes(data)
+  made = []
+  monkeypatch.setattr(pretrain, "_pretrain", lambda config, drawn, out: made.append(out))
+  pretrain.pretrain(config, drawn, tmp_path / "backbone")
+  assert len(made) == 1
+  pretrain.pretrain(config, drawn, folder)
+  assert len(made) == 1
+
+
+@pytest.mark.parametrize("losses", [[6.0, np.nan], [6.0, 13.0]])
+def test_a_pre_training_that_diverged_is_not_published(
+  config, drawn, tmp_path, monkeypatch, losses
+):
+  """Mutation caught: parameters that are not finite are saved in the shared cache."""
+  config = config.copy_and_resolve_references().unlock()
+  config.model.size, config.pretrain.steps, found = "tiny", 2, iter(losses)
+  monkeypatch.setattr(pretrain, "_make_step", lambda *_: lambda state, batch: (state, next(found)))
+  with pytest.raises(pretrain.DivergedError, match="lower config.pretrain.learning_rate"):
+    pretrain.pretrain(config, drawn, tmp_path / "backbone")
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Folders that several runs share: made by one process, published whole, checked before use."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+from bis_jax import files
+from bis_jax.console import log
+from bis_jax.errors import UserError
+
+RECORD = "digest.json"  # what a folder was made from, and the size and digest of its files
+CHECK = "check"  # key of a record's digest of itself
+
+Digests = dict[str, str]  # {name in the folder: "SIZE DIGEST"}
+
+
+def digest_of(path: pathlib.Path) -> str:
+  """Returns the size and the digest of a file, "" if there is none."""
+  if not path.is_file():
+    return ""
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+  return f"{path.stat().st_size} {digest}"
+
+
+def digests_of(folder: pathlib.Path, map: Callable = map) -> Digests:
+  """Returns the digests of all files; `map` may spread the work over processes."""
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  names = [path.relative_to(folder).as_posix() for path in paths]
+  return dict(zip(names, map(digest_of, paths), strict=True))
+
+
+def write_record(path: pathlib.Path, record: dict[str, Any]) -> None:
+  files.write_json(path, record | {CHECK: _check(record)})
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any] | None:
+  """Returns a record; None if the file is missing or not as `write_record` wrote it."""
+  try:
+    record = json.loads(path.read_bytes())
+    return record if record.pop(CHECK) == _check(record) else None
+  except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    return None
+
+
+def _check(record: dict[str, Any]) -> str:
+  return files.digest(json.dumps(record, sort_keys=True))
+
+
+def damaged_file(
+  folder: pathlib.Path,
+  digests: Mapping[str, str],
+  by_size: Callable[[str], bool] = lambda name: False,
+) -> pathlib.Path | None:
+  """Returns a file that differs from its digest, or from its size alone if `by_size(name)`."""
+  for name, digest in digests.items():
+    path = folder / name
+    if by_size(name) and path.is_file() and path.stat().st_size == int(digest.split()[0]):
+      continue
+    if by_size(name) or digest_of(path) != digest:
+      return path
+  return None
+
+
+@contextlib.contextmanager
+def owner(out: pathlib.Path) -> Iterator[None]:
+  """Makes this process the only one that makes `out`; waits for another one that does."""
+  with files.owned(out.with_name(f"{out.name}.owner"), str(out), wait=True):
+    yield
+
+
+def made(
+  out: pathlib.Path,
+  what: str,
+  identity: Any,
+  make: Callable[[pathlib.Path], None],
+  contents: Container[str] | None = None,
+) -> None:
+  """Lets `make` fill the folder `out`, unless it is there undamaged; makes a damaged one again.
+
+  `identity` is JSON. Raises UserError if `out` was made from another one, or holds other names than
+  `contents` and is no such folder.
+  """
+  if _usable(out, what, identity, contents):
+    return
+  with owner(out):
+    if _usable(out, what, identity, contents):  # made by the process that this one waited for
+      return
+    with files.new_folder(out, replace=True) as folder:
+      part = pathlib.Path(folder)
+      make(part)
+      write_record(part / RECORD, {"made_from": identity, "files": digests_of(part)})
+
+
+def _usable(out: pathlib.Path, what: str, identity: Any, contents: Container[str] | None) -> bool:
+  if not out.exists():
+    return False
+  record = read_record(out / RECORD)
+  if record is None:
+    names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name]
+    if contents is not None and not all(name in contents for name in names):
+      raise UserError(f"{out} holds something else than {what}: name another folder")
+    damaged = out / RECORD
+  elif record["made_from"] != identity:
+    raise UserError(
+      f"{out} holds {what} of {record['made_from']}, not of {identity}: delete it or name another "
+      "folder"
+    )
+  else:
+    damaged = damaged_file(out, record["files"])
+  if damaged is None:
+    log.info("reusing %s in %s", what, out)
+  else:
+    log.warning("%s is damaged: making %s again", damaged, what)
+  return damaged is None
