@@ -14,7 +14,6 @@ import pytest
 from bis_jax.corpus import records
 from bis_jax.corpus.rejections import REASONS
 from bis_jax.evaluation import best_of_n, step_evaluation
-from bis_jax.hub import card
 from bis_jax.selection.strategies import STRATEGIES
 from bis_jax.settings import config_check, keys
 
@@ -246,10 +245,3 @@ def test_the_import_order_is_the_one_that_is_tested():
   block = contributing.split("## Import order")[1].split("```")[1]
   lines = [tuple(line.split(", ")) for line in block.strip().splitlines()]
   assert lines[1:] == list(order[1:])  # the first is the commands
-
-
-def test_the_transformers_example_is_the_one_that_is_tested():
-  """By tests/hub/export_test.py."""
-  template = card.TEMPLATES.get_template("qwen2_5_vl/card.md")
-  context = template.new_context({"run": {"inputs": {"separator": "\n\n"}}})
-  assert "".join(template.blocks["example"](context)).strip() in page("export.md")

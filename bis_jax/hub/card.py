@@ -3,6 +3,7 @@
 `templates/model_card.md` is the frame; `models/BACKBONE/card.md` fills in the backbone's own parts.
 """
 
+import inspect
 import json
 import pathlib
 from collections.abc import Mapping
@@ -10,10 +11,20 @@ from typing import Any
 
 import jinja2
 
+from bis_jax import images
+from bis_jax.inputs import texts
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
 
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
+_TRIED = "4.57.6 and 5.24.0"  # by benchmarks/export_transformers.py
+# Of the example: the same functions as in training.
+_FUNCTIONS = "\n\n".join(
+  [
+    f"IMAGE_PLACEHOLDER = {texts.IMAGE_PLACEHOLDER}\n",
+    *map(inspect.getsource, (texts.question_text, images.upright_rgb)),
+  ]
+).strip()
 _HUB = pathlib.Path(__file__).parent
 
 TEMPLATES = jinja2.Environment(
@@ -57,4 +68,6 @@ def model_card(
     other_rows=other_rows,
     plain=plain,
     measures=_MEASURES,
+    functions=_FUNCTIONS,
+    tried=_TRIED,
   )

@@ -1,10 +1,13 @@
 """A model as a Hugging Face folder: weights, config, tokenizer, image processor, model card."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import transformers
+from etils import epath
 
 from bis_jax import files
 from bis_jax.hub import weights
@@ -46,8 +49,19 @@ def write(
       tied=tied,
     )
     processor.tokenizer.save_pretrained(part)
+    _rename_for_transformers_4(part / "tokenizer_config.json")
     files.write_json(part / "preprocessor_config.json", preprocessor)
     files.write_text(part / "README.md", card)
+
+
+def _rename_for_transformers_4(file: epath.Path) -> None:
+  # Of what Transformers 5 writes, 4.57 refuses these two; 5 reads either spelling.
+  content = json.loads(file.read_text())
+  if content.get("tokenizer_class") == "TokenizersBackend":
+    content["tokenizer_class"] = "PreTrainedTokenizerFast"
+  if isinstance(content.get("extra_special_tokens"), list):
+    content["additional_special_tokens"] = content.pop("extra_special_tokens")
+  files.write_json(file, content)
 
 
 def hugging_face_config(
@@ -57,6 +71,7 @@ def hugging_face_config(
   return content | {
     "tie_word_embeddings": False,  # the rows of `Yes` and `No` differ from the embedding's
     "dtype": dtype,
+    "transformers_version": transformers.__version__,  # without it 4.57 warns of a wrong tokenizer
     "step_marker_token_id": processor.prompt.special.prm,  # read back by `weights.load`
   }
 

@@ -2,14 +2,14 @@
 
 import re
 
-_IMAGE_PLACEHOLDER = re.compile(r"<image(?: ?\d+)?>")
+IMAGE_PLACEHOLDER = re.compile(r"<image(?: ?\d+)?>")
 
 
 def question_text(question: str) -> str:
   """Returns the question without `<image>`, `<image1>`, `<image 1>`, ... and outer white space."""
-  shorter = _IMAGE_PLACEHOLDER.sub("", question)
+  shorter = IMAGE_PLACEHOLDER.sub("", question)
   while shorter != question:  # until none is left, so that applying it twice changes nothing
-    question, shorter = shorter, _IMAGE_PLACEHOLDER.sub("", shorter)
+    question, shorter = shorter, IMAGE_PLACEHOLDER.sub("", shorter)
   return question.strip()
 
 
@@ -18,4 +18,4 @@ def step_text(step: str) -> str:
 
 
 def has_placeholder(question: str) -> bool:
-  return bool(_IMAGE_PLACEHOLDER.search(question))
+  return bool(IMAGE_PLACEHOLDER.search(question))

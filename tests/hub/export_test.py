@@ -1,8 +1,11 @@
 """Export: plain Transformers reads the folder, and loading it again is bit-equal."""
 
 import dataclasses
+import functools
 import io
 import json
+import os
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks import export_transformers
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.export import export_run
 from bis_jax.hub import hf_folder, weights
@@ -170,6 +174,55 @@ def test_several_images_and_none_give_transformers_scores(scorer, processor, fol
     ).logits[0, ids[0] == special.prm]
   theirs = logits[:, [special.yes, special.no]].softmax(dim=-1)[:, 0].numpy()
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=export_transformers.RECIPES)
+def exported(request, processor, small_config, tmp_path_factory):
+  tokenizer = locations.locate(small_config).tokenizer
+  out = tmp_path_factory.mktemp("card") / "out"
+  return export_transformers.export(request.param, tokenizer, out)
+
+
+@pytest.mark.parametrize("transformers", ["this", "4.57.6"])
+def test_the_card_scores_every_image_as_we_do(exported, transformers, tmp_path, monkeypatch):
+  """EXIF, transparency, grey, pixel limits, several images, hostile text, and a padded batch."""
+  drawn = export_transformers.draw_solutions(tmp_path)
+  if transformers == "this":
+    run = functools.partial(in_this_process, monkeypatch, tmp_path)
+  else:
+    python = os.environ.get("TRANSFORMERS_4_PYTHON")
+    if not python:
+      pytest.skip("set TRANSFORMERS_4_PYTHON to a Python with Transformers 4.57.6 and torch")
+    run = functools.partial(export_transformers.their_scores, python)
+  theirs = run(exported.folder, drawn)
+  found = export_transformers.differences(exported.our_scores(drawn), theirs)
+  assert max(found.values()) < export_transformers.TOLERANCE, found
+  assert transformers in ("this", theirs["transformers"])
+
+
+def in_this_process(monkeypatch, place, folder, drawn):
+  (place / "in.json").write_text(json.dumps(drawn))
+  monkeypatch.setattr(sys, "argv", ["", str(folder), str(place / "in.json"), str(place / "out")])
+  exec(export_transformers.PROGRAM, {})
+  return json.loads((place / "out").read_text())
+
+
+def test_the_files_have_what_transformers_4_reads(exported):
+  """4.57 reads neither `rope_parameters`, nor lists of extra tokens, nor pixel limits in `size`."""
+  config, tokenizer, images = (
+    json.loads((exported.folder / f"{name}.json").read_text())
+    for name in ("config", "tokenizer_config", "preprocessor_config")
+  )
+  assert not isinstance(tokenizer.get("extra_special_tokens"), list)
+  assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert config["transformers_version"]  # without it, a warning that the tokenizer is wrong
+  text = config["text_config"]
+  assert text["rope_theta"] == 1e6
+  if config["model_type"] == "qwen2_5_vl":
+    sections = text["rope_parameters"]["mrope_section"]
+    assert text["rope_scaling"] == {"type": "mrope", "mrope_section": sections}
+    limits = {"shortest_edge": images["min_pixels"], "longest_edge": images["max_pixels"]}
+    assert images["size"] == limits
 
 
 def test_out_and_in_again_is_bit_equal(config, model, processor, folder):

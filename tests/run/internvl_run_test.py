@@ -8,6 +8,7 @@ of Yes and No exchanged in an export; the same drop path at every step.
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -26,6 +27,7 @@ from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones, param_tree
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.internvl.images import InternVLImages
+from bis_jax.models.internvl.prompt import load_tokenizer
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.parallel.preemption import Preempted
@@ -228,3 +230,26 @@ def test_internlm_goes_out_with_its_tokenizer(shared, tmp_path):
   )
   assert one.tokens.tolist() == other.tokens.tolist() and len(one.markers) == 2
   assert again.tokenizer.ids == processor.tokenizer.ids
+
+
+def test_internlm_keeps_the_bases_tokenizer_config(shared, tmp_path):
+  """The release's tokenizer finds <|im_start|> and <|im_end|> by it; the step marker is added."""
+  base, out = tmp_path / "base", tmp_path / "out"
+  base.mkdir()
+  out.mkdir()
+  shutil.copy(shared / "data/tokenizers/internlm2_5/tokenizer.model", base)
+  load_tokenizer(str(base)).save_pretrained(out)
+  tokens = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+  assert tokens["92543"]["content"] == "<|im_start|>"
+  assert tokens["92542"]["content"] == "<|im_end|>"
+  own = {"1": {"content": "<s>", "special": True}, "92543": {"content": "<|im_start|>", "a": 1}}
+  said = {"chat_template": "t", "added_tokens_decoder": own, "additional_special_tokens": ["<s>"]}
+  (base / "tokenizer_config.json").write_text(json.dumps(said))
+  for _ in range(2):  # the second from the first's folder, as from a workdir
+    load_tokenizer(str(base)).save_pretrained(out)
+    found = json.loads((out / "tokenizer_config.json").read_text())
+    assert found["chat_template"] == "t" and found["auto_map"]["AutoTokenizer"]
+    assert found["additional_special_tokens"] == ["<s>", "<prm>"]
+    tokens = found["added_tokens_decoder"]
+    assert own.items() <= tokens.items() and tokens["92553"]["content"] == "<prm>"
+    base = out

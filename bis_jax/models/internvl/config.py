@@ -134,8 +134,10 @@ class InternVLConfig(ModelConfig):
         "text_config": text,
         "vision_config": vision,
       }
+    text["architectures"] = ["Qwen2ForCausalLM"]
     if self.text.architecture == "internlm2":
-      text["bias"] = False
+      text |= {"architectures": ["InternLM2ForCausalLM"], "bias": False}
+    vision |= {"architectures": ["InternVisionModel"]}
     vision |= {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm"}
     for field in ("image_size", "patch_size", "qkv_bias", "qk_normalization"):
       vision[field] = getattr(self.vision, field)

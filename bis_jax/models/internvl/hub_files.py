@@ -9,6 +9,11 @@ from bis_jax.models.backbone import Processor
 from bis_jax.models.internvl.config import InternVLConfig
 from bis_jax.models.internvl.images import MEAN, STD, TOKEN_PATCHES, InternVLImages
 
+_RELEASE = {  # classes of its code
+  "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+  "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+}
+
 
 def config_json(
   config: InternVLConfig, processor: Processor, base: Mapping[str, Any]
@@ -26,6 +31,7 @@ def config_json(
       "max_dynamic_patch": processor.images.max_tiles,
       "min_dynamic_patch": 1,
       "use_thumbnail": True,
+      "auto_map": base.get("auto_map", _RELEASE),
     }
   theirs = {key: value for key, value in base.items() if key != "torch_dtype"}  # now "dtype"
   parts = {

@@ -105,17 +105,37 @@ def _internlm(file: pathlib.Path) -> TextTokenizer:
     ids=ids | added,
     beginning=(processor.bos_id(),),
     size=size + len(ADDED),
-    save_pretrained=functools.partial(_save_internlm, data, added),
+    save_pretrained=functools.partial(
+      _save_internlm, data, added, _internlm_config(file, {**ids, **added})
+    ),
   )
 
 
-def _save_internlm(data: bytes, added: Mapping[str, int], folder: str | pathlib.Path) -> None:
-  # The release's files. `load_tokenizer` reads only the first; others also need the added tokens' ids.
-  folder = pathlib.Path(folder)
-  config = {
-    "tokenizer_class": "InternLM2Tokenizer",
-    "added_tokens_decoder": {i: {"content": token, "special": True} for token, i in added.items()},
+def _internlm_config(file: pathlib.Path, ids: Mapping[str, int]) -> dict[str, Any]:
+  """Returns the tokenizer_config.json beside the model, if any, with the tokens that it lacks."""
+  path = file.with_name("tokenizer_config.json")
+  config = json.loads(path.read_text()) if path.exists() else {}
+  flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+  tokens = {
+    str(i): {"content": token, **flags, "special": True}
+    for token, i in ids.items()
+    if token not in (POSITIVE, NEGATIVE)
   }
+  special = config.get("additional_special_tokens", [])
+  return {
+    "tokenizer_class": "InternLM2Tokenizer",
+    "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+    **config,
+    "added_tokens_decoder": tokens | config.get("added_tokens_decoder", {}),
+    "additional_special_tokens": [*special, *({STEP_MARKER} - {*special})],
+  }
+
+
+def _save_internlm(
+  data: bytes, added: Mapping[str, int], config: Mapping[str, Any], folder: str | pathlib.Path
+) -> None:
+  # `load_tokenizer` needs only the first; the release's code reads the ids of added tokens.
+  folder = pathlib.Path(folder)
   (folder / "tokenizer.model").write_bytes(data)
   (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n")
   (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -106,7 +106,8 @@ class Qwen2_5_VLConfig(ModelConfig):
     """Returns the `config.json` of this architecture, for plain Transformers; ids are left out."""
     text = {field: getattr(self.text, field) for field in TEXT_FIELDS}
     vision = {field: getattr(self.vision, field) for field in _VISION_FIELDS}
-    rope = {"rope_type": "default", "rope_theta": self.text.rope_theta}
+    sections = {"mrope_section": list(self.text.mrope_section)}
+    rope = {"rope_type": "default", "rope_theta": self.text.rope_theta, **sections}
     return {
       "architectures": ["Qwen2_5_VLForConditionalGeneration"],
       "model_type": "qwen2_5_vl",
@@ -116,7 +117,10 @@ class Qwen2_5_VLConfig(ModelConfig):
         "hidden_act": "silu",
         "max_position_embeddings": 128_000,
         "use_sliding_window": False,
-        "rope_parameters": {**rope, "mrope_section": list(self.text.mrope_section)},
+        "rope_parameters": rope,
+        # Transformers 4.57 and the release read these two.
+        "rope_scaling": {"type": "mrope", **sections},
+        "rope_theta": self.text.rope_theta,
         **text,
       },
       "vision_config": {

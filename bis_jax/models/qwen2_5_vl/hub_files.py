@@ -30,4 +30,9 @@ def config_json(
 
 def preprocessor_json(images: QwenImages) -> dict[str, Any]:
   limits = {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels}
-  return Qwen2VLImageProcessorPil(**limits).to_dict() | {"processor_class": "Qwen2_5_VLProcessor"}
+  # Transformers 4.57 ignores `size` and reads these limits, 5 either.
+  return (
+    Qwen2VLImageProcessorPil(**limits).to_dict()
+    | limits
+    | {"processor_class": "Qwen2_5_VLProcessor"}
+  )
