@@ -76,6 +76,9 @@ def main(argv: list[str]) -> None:
       {f"--{flag.name}": flag.value for flag in inputs} | run,
       {"--benchmark": _BENCHMARK.value},
     )
+    for flag in (_OUT, _PLOT, _SAVE_SCORES):
+      if flag.value and files.absolute(flag.value).is_dir():
+        raise UserError(f"--{flag.name}={flag.value} is a folder: name a file")
     files.write_json(_OUT.value, _best_of_n() if _CANDIDATES.value else _steps())
   print(f"wrote {_OUT.value}")
 

@@ -9,7 +9,6 @@ other rows are those of the initial checkpoint. A model from a checkpoint in Int
 layout is exported in that layout, which the release's own code loads.
 """
 
-import json
 import pathlib
 
 from absl import app, flags
@@ -54,11 +53,12 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
   evaluation = place / "evaluation.json"
+  remedy = "resume the run, which writes it again"
   card = model_card(
     run=run.config.to_dict(),
     processor=run.processor,
-    manifest=json.loads((place / "manifest.json").read_text()),
-    evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
+    manifest=files.read_json(place / "manifest.json", remedy),
+    evaluation=files.read_json(evaluation, remedy) if evaluation.exists() else None,
     step=run.step,
     other_rows="those of the initial checkpoint" if base else "zero",
     plain=hf_folder.is_plain(run.model, folder),

@@ -14,8 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+import msgspec
 from etils import epath
 
 from bis_jax.console import log
@@ -32,6 +33,9 @@ class OwnedError(UserError):
   """Another process owns the folder; the message says which one, and since when."""
 
 
+_T = TypeVar("_T")
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
   """Returns an absolute path; `~` is expanded and URLs such as gs:// are unchanged."""
   # Every path of a user passes through here: Orbax refuses relative ones.
@@ -44,14 +48,19 @@ def refuse_overwriting(
   inputs: Mapping[str, epath.PathLike | None],
   folders: Mapping[str, epath.PathLike | None] | None = None,
 ) -> None:
-  """Raises UserError if an output is an input or another output, or is inside a folder of inputs.
+  """Raises UserError for an output that is an input or another output, or is inside a folder of inputs.
 
   All are named by their flag, such as {"--out": "scores.jsonl"}; empty ones are not set. Links are
-  followed. An output may not hold one of `folders` either: it may be replaced as a whole.
+  followed. An output may not hold one of `folders` either: it may be replaced as a whole. Nor may
+  it be in a place where nothing can be written.
   """
   folders = _real_paths(folders or {})
   others = _real_paths(inputs) | folders
   for name, output in _real_paths(outputs).items():
+    if "://" not in output:
+      place = next(p for p in pathlib.Path(output).parents if p.exists())
+      if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise UserError(f"{name}={output}: {place} is no folder to write in: name another {name}")
     for other, path in others.items():
       if output == path or (_exists(output) and _exists(path) and os.path.samefile(output, path)):
         raise UserError(f"{name}={output} is also {other}: name another {name}")
@@ -347,6 +356,19 @@ def parse_json(raw: bytes) -> Any:
   except UnicodeEncodeError as error:
     raise ValueError(f"half of a surrogate pair, {error.object[error.start]!a}") from error
   return value
+
+
+def read_json(
+  path: epath.PathLike,
+  remedy: str,
+  form: type[_T] = dict[str, Any],
+  error: type[UserError] = UserError,
+) -> _T:
+  """Returns what a JSON file holds as a msgspec type; raises `error` with the remedy if it cannot."""
+  try:
+    return msgspec.convert(parse_json(epath.Path(path).read_bytes()), form)
+  except (ValueError, msgspec.ValidationError) as fault:
+    raise error(f"{path} is damaged ({fault}): {remedy}") from fault
 
 
 def read_jsonl(

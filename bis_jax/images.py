@@ -80,8 +80,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
   if "A" not in image.getbands() and "transparency" not in image.info:
     return image.convert("RGB")
   image = image if image.mode == "RGBA" else image.convert("RGBA")
-  white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-  return Image.alpha_composite(white, image).convert("RGB")
+  rgb = Image.new("RGB", image.size)
+  for top in range(0, image.height, 256):  # in bands: whole copies would take much memory
+    band = image.crop((0, top, image.width, min(top + 256, image.height)))
+    white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+    rgb.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+  return rgb
 
 
 def stored_pixels(source: bytes) -> int:

@@ -10,12 +10,10 @@ Writes into the out folder
   items.html, items/                every benchmark item, under every run that kept its scores
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import app, flags
 from etils import epath
-from ml_collections import ConfigDict
 
 from bis_jax import files
 from bis_jax.console import command
@@ -24,6 +22,7 @@ from bis_jax.evaluation import benchmarks, score_files, step_evaluation
 from bis_jax.reports import items_page, page, plots, run_table
 from bis_jax.reports.run_table import Run
 from bis_jax.settings import locations
+from bis_jax.settings.workdir import read_config
 
 _OUT = flags.DEFINE_string("out", "report", "folder to write")
 _MEASURE = flags.DEFINE_string(
@@ -81,8 +80,7 @@ def _write_items(out: epath.Path, runs: Sequence[Run]) -> bool:
     return False
   benchmark = _BENCHMARK.value
   if not benchmark:
-    config = json.loads((epath.Path(scored[0].workdir) / "config.json").read_text())
-    benchmark = str(locations.locate(ConfigDict(config)).benchmark)
+    benchmark = str(locations.locate(read_config(epath.Path(scored[0].workdir))).benchmark)
   items = benchmarks.load(benchmark)
   scores = {
     f"{run.group}, seed {run.seed}": score_files.read_scores(f"{run.workdir}/scores.jsonl", items)

@@ -4,14 +4,29 @@ import collections
 import csv
 import dataclasses
 import io
-import json
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 from etils import epath
 
 from bis_jax import files
 from bis_jax.errors import UserError
+
+
+class _Selection(msgspec.Struct):
+  strategy: str
+  fraction: float
+
+
+class _Config(msgspec.Struct):
+  selection: _Selection
+  seed: int
+
+
+class _Evaluation(msgspec.Struct):
+  thresholds: dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +70,23 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
   for name, remedy in (("config.json", "name a run's workdir"), ("evaluation.json", "finish it")):
     if not (folder / name).exists():
       raise UserError(f"{workdir} holds no {name}: {remedy}")
-  config = json.loads((folder / "config.json").read_text())
-  blocks = json.loads((folder / "evaluation.json").read_text())["thresholds"]
-  if blocks.get(threshold, {}).get(measure) is None:
+  config = files.read_json(folder / "config.json", "put it back", _Config)
+  evaluation = folder / "evaluation.json"
+  blocks = files.read_json(
+    evaluation, "resume the run, which writes it again", _Evaluation
+  ).thresholds
+  value = blocks.get(threshold, {}).get(measure)
+  if not isinstance(value, int | float):
     held = "; ".join(f"{name}: {', '.join(block)}" for name, block in blocks.items())
-    raise UserError(f"{workdir}/evaluation.json has no {threshold} {measure}; it has {held}")
+    raise UserError(f"{evaluation} has no {threshold} {measure}; it has {held}")
   lines = files.read_log(folder / "metrics.jsonl")
   key = f"evaluation/{threshold}/{measure}"
   return Run(
     workdir=str(workdir),
-    strategy=config["selection"]["strategy"],
-    fraction=float(config["selection"]["fraction"]),
-    seed=int(config["seed"]),
-    value=blocks[threshold][measure],
+    strategy=config.selection.strategy,
+    fraction=config.selection.fraction,
+    seed=config.seed,
+    value=value,
     curve=tuple((line["step"], line[key]) for line in lines if key in line and "step" in line),
   )
 

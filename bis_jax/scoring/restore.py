@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax import files
-from bis_jax.errors import UserError
 from bis_jax.inputs.prompt import Tokenizer
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
@@ -90,14 +89,14 @@ def load_tokenizer(workdir: epath.Path, load: Callable[[str], _T]) -> _T | None:
 
 
 def _processor(config: ConfigDict, workdir: epath.Path) -> Processor:
-  saved = load_tokenizer(workdir, lambda folder: make_processor(config, folder))
-  if saved:
-    return saved
-  name = locations.locate(config).tokenizer
+  name = workdir / "tokenizer"
   try:
+    if saved := load_tokenizer(workdir, lambda folder: make_processor(config, folder)):
+      return saved
+    name = locations.locate(config).tokenizer
     return make_processor(config, name)
-  except (UserError, OSError, ValueError) as error:
+  except Exception as error:  # libraries raise even plain ones for damaged files
     raise FileNotFoundError(
-      f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "
+      f"the run's tokenizer {name} can't be loaded: put it back, or set inputs.tokenizer in the "
       f"workdir's config.json to where it is now ({error})"
     ) from error

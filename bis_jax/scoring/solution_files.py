@@ -173,6 +173,8 @@ def _name_model(target: pathlib.Path, name: str, *, fresh: bool) -> None:
   if fresh:
     files.write_text(note, json.dumps({"checkpoint": name}) + "\n")
     return
-  found = json.loads(note.read_text())["checkpoint"] if note.exists() else "no named checkpoint"
+  remedy = "name another --output"
+  held = files.read_json(note, remedy, error=OutputError) if note.exists() else {}
+  found = held.get("checkpoint", "no named checkpoint")
   if found != name:
     raise OutputError(f"{target} holds scores of {found}, not of {name}: name another --output")

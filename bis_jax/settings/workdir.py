@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.models.backbones import BACKBONES
-from bis_jax.settings.keys import RENAMED, flatten, nest
+from bis_jax.settings.keys import RENAMED, all_settings, flatten, nest
 
 # Keys that do not change the result of a run, so that it may resume with other values.
 FREE_KEYS = (
@@ -34,7 +34,8 @@ class WorkdirError(UserError):
 
 def _stored(path: epath.Path) -> dict[str, Any]:
   """Returns {key: value} of a config.json of any version under today's keys."""
-  flat = {RENAMED.get(k, k): v for k, v in flatten(json.loads(path.read_text())).items()}
+  held = files.read_json(path, "put it back, or start again in a new workdir", error=WorkdirError)
+  flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   return flat
 
@@ -47,7 +48,13 @@ def read_config(workdir: epath.Path) -> ConfigDict:
   path = workdir / "config.json"
   if not path.exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
-  return nest(_stored(path))
+  flat = _stored(path)
+  for key, setting in all_settings().items():
+    if key not in flat or not setting.allows(flat[key]):
+      raise WorkdirError(
+        f"{path}: {key} is {flat.get(key, 'missing')!r}; it must be {setting.words()}: put the file back"
+      )
+  return nest(flat)
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
