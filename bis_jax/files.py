@@ -26,7 +26,7 @@ from bis_jax.errors import UserError
 # `_SILENCE`, an owner that is not known to be alive or dead otherwise counts as dead.
 _SIGN_OF_LIFE = 10.0  # seconds
 _SILENCE = 60.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OwnedError(UserError):
@@ -98,8 +98,7 @@ def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    number = getattr(error, "errno", None)
-    if number not in _FULL and "No space left" not in str(error):
+    if not any(getattr(error, "errno", 0) == n or os.strerror(n) in str(error) for n in _FULL):
       raise
     raise full_disk(path, needed) from error
 

@@ -22,7 +22,7 @@ from bis_jax.models.param_tree import Params
 from bis_jax.parallel.devices import peak_flops
 from bis_jax.parallel.preemption import Preempted, StopRequest
 from bis_jax.parallel.sharding import batch_share, put_rows
-from bis_jax.training import checkpoint
+from bis_jax.training.checkpoint import Checkpoints
 from bis_jax.training.metrics import Goodput, MetricWriter, Rates, batch_counts
 from bis_jax.training.profiler import Profile
 from bis_jax.training.train_state import TrainState, first_params, first_state, split_trainable
@@ -70,23 +70,26 @@ def train(
 
   with contextlib.ExitStack() as at_exit:
     checkpoints = at_exit.enter_context(
-      checkpoint.manager(
-        workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints
-      )
+      Checkpoints(workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints)
     )
     at_exit.callback(iterator.close)
-    if state := checkpoint.restore(checkpoints, train_step.state):
-      frozen = checkpoint.restore_frozen(workdir, train_step.frozen)
-      iterator.seek(int(state.step))
-      log.info("resuming from step %d of %d", int(state.step), steps)
-    else:
+    checkpoints.check_room(train_step.state, train_step.frozen, steps)
+
+    def initial() -> tuple[Params, Params]:
       shapes = train_step.state.params | train_step.frozen
       params = first_params(
         model_config, shapes, initial_checkpoint(), special, config.seed, config.model.marker_noise
       )
-      params, frozen = split_trainable(params, train_step.factors)
+      return split_trainable(params, train_step.factors)
+
+    if state := checkpoints.restore(train_step.state):
+      frozen = checkpoints.restore_frozen(train_step.frozen, lambda: initial()[1])
+      iterator.seek(int(state.step))
+      log.info("resuming from step %d of %d", int(state.step), steps)
+    else:
+      params, frozen = initial()
       state = first_state(train_step.optimizer, params, train_step.state)
-      checkpoint.save_frozen(workdir, frozen)
+      checkpoints.save_frozen(frozen)
     start = int(state.step)
 
     writer = MetricWriter(workdir, resume_step=start, write=is_first_process)
@@ -153,7 +156,7 @@ def train(
       if saving:
         writer.flush()
         with rates.paused():
-          checkpoint.save(checkpoints, step, state)
+          checkpoints.save(step, state, frozen)
       if stopping and step < steps:
         raise Preempted(
           f"stopped by a signal; step {step} of {steps} is saved: run the same command again to resume"

@@ -43,10 +43,8 @@ def place(small_config, tmp_path_factory):
   head = params[head_gradients.HEAD]
   drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])
   params[head_gradients.HEAD] = jax.device_put(drawn.astype(head.dtype), head.sharding)
-  checkpoints = checkpoint.manager(folder, every=1, keep=1)
-  checkpoint.save(checkpoints, 3, TrainState(jnp.int32(3), params, {"m": jnp.zeros(2)}))
-  checkpoints.wait_until_finished()
-  checkpoints.close()
+  with checkpoint.Checkpoints(folder, every=1, keep=1) as checkpoints:
+    checkpoints.save(3, TrainState(jnp.int32(3), params, {"m": jnp.zeros(2)}), {})
   return folder
 
 

@@ -322,10 +322,8 @@ def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, ca
   """The latest checkpoint of a run, with its recipe, manifest digest and evaluation on the card."""
   place = epath.Path(tmp_path / "run")
   workdir.claim(place, small_config)
-  checkpoints = checkpoint.manager(place, every=1, keep=1)
-  checkpoint.save(checkpoints, 7, TrainState(jax.numpy.int32(7), model[1], {}))
-  checkpoints.wait_until_finished()
-  checkpoints.close()
+  with checkpoint.Checkpoints(place, every=1, keep=1) as checkpoints:
+    checkpoints.save(7, TrainState(jax.numpy.int32(7), model[1], {}), {})
   (place / "manifest.json").write_text(json.dumps(MANIFEST))
   out = tmp_path / "out"
   export_run(str(place), out, "float32", None)

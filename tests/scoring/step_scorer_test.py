@@ -49,10 +49,8 @@ def place(small_config, tmp_path_factory):
   head = params["reward_head.kernel"]
   drawn = np.random.default_rng(0).normal(size=head.shape) / np.sqrt(head.shape[0])
   params["reward_head.kernel"] = jax.device_put(drawn.astype(head.dtype), head.sharding)
-  checkpoints = checkpoint.manager(folder, every=1, keep=1)
-  checkpoint.save(checkpoints, STEP, TrainState(jnp.int32(STEP), params, {"m": jnp.zeros(2)}))
-  checkpoints.wait_until_finished()
-  checkpoints.close()
+  with checkpoint.Checkpoints(folder, every=1, keep=1) as checkpoints:
+    checkpoints.save(STEP, TrainState(jnp.int32(STEP), params, {"m": jnp.zeros(2)}), {})
   return folder
 
 
