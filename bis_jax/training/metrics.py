@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
+
 # pyrefly: ignore[missing-module-attribute]  # made by protobuf at run time
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
