@@ -58,6 +58,8 @@ def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
   if _COUNT in found or _INDEX in found:
     jax.distributed.initialize(*_from_environment(found), **timeouts)
     return
+  if "TORCHELASTIC_RUN_ID" in os.environ:
+    _refuse_torchrun()
   try:
     jax.distributed.initialize(**timeouts)
   except ValueError as error:  # raised before any start if no cluster is detected
@@ -68,6 +70,19 @@ def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
       ) from error
     if "coordinator_address" not in str(error):
       raise
+    _refuse_torchrun()
+
+
+def _refuse_torchrun() -> None:
+  # Its address is in use by its own store, and its processes would each run alone.
+  count, index = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK")
+  if count != "1" and index is not None:
+    raise DistributedError(
+      f"WORLD_SIZE={count} and RANK={index} are set, as by torchrun, but not {_COUNT}: start this "
+      "command once per host without torchrun, as one process uses all devices of its host, and "
+      f"on several hosts set {_ADDRESS}=HOST:PORT, {_COUNT} and {_INDEX}; {_COUNT}=1 is a run of "
+      "one process"
+    )
 
 
 def _from_environment(found: dict[str, str]) -> tuple[str, int, int]:

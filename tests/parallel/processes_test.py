@@ -163,6 +163,20 @@ def test_processes_named_by_half_are_refused(variables, words, monkeypatch):
   assert not jax.distributed.is_initialized()
 
 
+@pytest.mark.parametrize("launcher", [{"TORCHELASTIC_RUN_ID": "none"}, {}])
+def test_torchruns_processes_are_told_how_to_start(monkeypatch, launcher):
+  def find_no_cluster(**_):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", find_no_cluster)
+  for name, value in {"WORLD_SIZE": "2", "RANK": "1", **launcher}.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(processes.DistributedError, match="RANK=1 .* once per host without torchrun"):
+    processes.start()
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+  processes.start()
+
+
 def test_an_address_alone_is_refused():
   """In a process of its own: JAX looks for a cluster only before its first device is used."""
   code, _, err = _finish(_start(COUNT, JAX_COORDINATOR_ADDRESS="h:1"))
