@@ -179,6 +179,7 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
   path = epath.Path(path)
   with temporary_folder(path) as part:
     yield part
+    _follow_umask(part)
     if replace and path.exists():
       old = temporary_name(path)
       path.rename(old)
@@ -192,6 +193,16 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
     except OSError:
       if not path.exists():
         raise
+
+
+def _follow_umask(folder: epath.Path) -> None:
+  # Some libraries, such as safetensors, write temporary files that only their owner may read.
+  if "://" in os.fspath(folder):
+    return
+  mode = os.stat(folder).st_mode & 0o666
+  for file in pathlib.Path(folder).rglob("*"):
+    if file.is_file():
+      file.chmod(mode)
 
 
 def _remove_leftovers(path: epath.Path) -> None:

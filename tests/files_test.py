@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -114,3 +115,19 @@ def test_a_place_that_cannot_be_owned_is_named(tmp_path, place):
   (tmp_path / "a file").write_text("")
   with pytest.raises(UserError, match=r"the run can't be written \(.*: .*\): name another place"):
     files.owned(tmp_path / place, "the run").__enter__()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_published_folders_follow_the_umask(tmp_path, umask):
+  """Also files of libraries that write to temporary files, which only their owner may read."""
+  before = os.umask(umask)
+  try:
+    with files.new_folder(tmp_path / "out") as part:
+      (part / "in").mkdir()
+      file, name = tempfile.mkstemp(dir=part / "in")
+      os.close(file)
+      (part / "plain").write_text("")
+  finally:
+    os.umask(before)
+  for path in (tmp_path / "out" / "plain", tmp_path / "out/in" / os.path.basename(name)):
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

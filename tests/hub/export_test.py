@@ -328,6 +328,7 @@ def test_the_command_exports_a_workdir(small_config, model, folder, tmp_path, ca
   out = tmp_path / "out"
   export_run(str(place), out, "float32", None)
   assert "wrote step 7" in capsys.readouterr().out
+  assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # the umask's
   card = (out / "README.md").read_text()
   assert "abc123" in card and "7 steps" in card and "This run was not evaluated." in card
   [ours], [expected] = ([*at.glob("*.safetensors")] for at in (out, folder))
