@@ -64,9 +64,8 @@ def main(argv: list[str]) -> None:
   for side, count in _COUNTS.items():
     examples = draw(side, count)
     measured = measure(examples, formatter, images, max_length=1024)
-    row_patches = balanced_row_patches(measured.token_lengths, measured.patch_costs, 2048)
-    budgets = {"row_tokens": 2048, "row_patches": row_patches, "row_markers": 256}
-    plan = pack.plan(*measured.costs, **budgets)
+    row_patches = balanced_row_patches(*measured.costs.T[:2], 2048)
+    plan = pack.plan(measured.costs, np.array([2048, row_patches, 256]))
     iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
     start = time.process_time()
     for _ in iterator:

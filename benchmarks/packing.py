@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
   start = time.perf_counter()
   measured = measure(rollouts, formatter, images, max_length=4096, progress=True)
   seconds = time.perf_counter() - start
-  lengths = measured.token_lengths
+  lengths = measured.costs[:, 0]
   print(f"{len(rollouts)} rollouts measured in {seconds:.0f} s, {lengths.sum():,} tokens")
   print(
     "tokens per rollout, percentiles 1 50 99:", *np.percentile(lengths, [1, 50, 99]).astype(int)
@@ -69,22 +69,17 @@ def main(argv: list[str]) -> None:
   print("| row tokens | row patches | lookahead | rows | token padding | patch padding | CPU s |")
   print("|---|---|---|---|---|---|---|")
   for row_tokens in (4096, 8192):
-    row_patches = balanced_row_patches(lengths, measured.patch_costs, row_tokens)
+    row_patches = balanced_row_patches(*measured.costs.T[:2], row_tokens)
     row_patches = -(-row_patches // images.slot_multiple) * images.slot_multiple
     for lookahead in (1, 64, 512):
       start = time.process_time()
-      plan = pack.plan(
-        *measured.costs,
-        row_tokens=row_tokens,
-        row_patches=row_patches,
-        row_markers=256,
-        lookahead=lookahead,
-      )
+      budgets = np.array([row_tokens, row_patches, 256])
+      plan = pack.plan(measured.costs, budgets, lookahead=lookahead)
       seconds = time.process_time() - start
       empty = 1 - patches / (len(plan) * row_patches)
       print(
         f"| {row_tokens} | {row_patches} | {lookahead} | {len(plan)} "
-        f"| {plan.token_padding:.1%} | {empty:.1%} | {seconds:.1f} |",
+        f"| {plan.padding[0]:.1%} | {empty:.1%} | {seconds:.1f} |",
         flush=True,
       )
 

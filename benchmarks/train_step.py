@@ -101,13 +101,11 @@ def draw(size: Size) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]
     markers = np.linspace(8 + count, length - 1, 6).astype(np.int32)
     tokens[markers] = MARKER
     drawn.append((Sample(tokens, markers, np.array([[6, count]])), patches))
-  costs = [np.array([len(s.tokens), len(p.window), len(s.markers)]) for s, p in drawn]
-  tokens, slots, markers = np.stack(costs, axis=1)
-  row_patches = balanced_row_patches(tokens, slots, size.row_tokens)
-  plan = pack.plan(
-    tokens, slots, markers, row_tokens=size.row_tokens, row_patches=row_patches, row_markers=128
-  )
-  batch, alone = empty_batch(images, size.rows, size.row_tokens, row_patches, 128), []
+  costs = np.array([[len(s.tokens), len(p.window), len(s.markers)] for s, p in drawn])
+  row_patches = balanced_row_patches(*costs.T[:2], size.row_tokens)
+  budgets = np.array([size.row_tokens, row_patches, 128])
+  plan = pack.plan(costs, budgets)
+  batch, alone = empty_batch(images, size.rows, budgets), []
   for b in range(size.rows):
     row = RowWriter(images, {name: array[b] for name, array in batch.items()})
     for i in plan.row(b).tolist():

@@ -86,8 +86,8 @@ def marker_states(run: LoadedRun, examples: Examples) -> np.ndarray:
   head = run.params[HEAD]
   width = head.shape[0]
   params = run.params | {HEAD: jnp.eye(width, dtype=head.dtype)}
-  first_step = np.cumsum(measured.marker_counts) - measured.marker_counts
-  state_SD = np.zeros((measured.marker_counts.sum(), width), np.float32)
+  first_step = np.cumsum(measured.costs[:, 2]) - measured.costs[:, 2]
+  state_SD = np.zeros((measured.costs[:, 2].sum(), width), np.float32)
   step = OnMesh(jax.jit(lambda params, batch: merge(run.graph, params)(batch)), run.mesh)
   # Fewer rows than a batch are filled up with empty ones.
   for batch in pipeline.batches(measured, plan, rows_per_batch=run.config.evaluation.batch_rows):

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bis_jax.compilation import hlo
+from bis_jax.inputs import pack
 from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones
 from bis_jax.models.model_flops import step_flops, tower_trained, trained_stages
@@ -99,9 +100,7 @@ def compile_step(
 
   model = _model_config(config)
   step = step_of(config, model, mesh, _STEPS)
-  row = empty_batch(
-    image_processor(config), 1, inputs.row_tokens, inputs.row_patches, inputs.row_markers
-  )
+  row = empty_batch(image_processor(config), 1, pack.row_budgets(inputs))
   batch = {
     key: jax.ShapeDtypeStruct(
       (accumulate, rows // accumulate, *array.shape[1:]), array.dtype, sharding=batch_sharding(mesh)

@@ -13,11 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
 
+# What a row has a budget of, in the order of all costs and budgets, and the key of `config.inputs`.
+BUDGETS = {"tokens": "row_tokens", "patch slots": "row_patches", "step markers": "row_markers"}
 _PATCH_BLOCK = 64
+
+
+def row_budgets(inputs: ConfigDict) -> np.ndarray:
+  return np.array([inputs[key] for key in BUDGETS.values()], np.int64)
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,9 @@ class Plan:
 
   offsets: np.ndarray  # int64[rows + 1]; row r holds examples[offsets[r] : offsets[r + 1]]
   examples: np.ndarray  # int64[...], sorted by row
-  row_tokens: int
-  row_patches: int
-  row_markers: int
-  token_padding: float  # share of the rows' tokens that is unused
-  patch_padding: float  # share of the rows' patch slots that is unused
-  # example -> why it is in no row, such as "9000 tokens, a row holds 8192"
+  budgets: np.ndarray  # int64[3], of a row
+  padding: np.ndarray  # float64[3], share of the rows' budgets that is unused
+  # example -> why it is in no row, such as "9000 tokens, a row holds 8192: raise row_tokens"
   too_long: Mapping[int, str] = field(default_factory=dict)
 
   def __len__(self) -> int:
@@ -46,13 +50,9 @@ _NONE = np.zeros(0, np.int64)
 
 
 def plan(
-  token_lengths: np.ndarray,
-  patch_costs: np.ndarray,
-  marker_counts: np.ndarray,
+  costs: np.ndarray,
+  budgets: np.ndarray,
   *,
-  row_tokens: int,
-  row_patches: int,
-  row_markers: int,
   seed: int = 0,
   epochs: int = 1,
   shuffle: bool = True,
@@ -63,20 +63,18 @@ def plan(
   Raises UserError if no example fits a row (the first few are listed).
 
   Args:
-    token_lengths, patch_costs, marker_counts: int[n], what each example takes of a row.
-    row_tokens, row_patches, row_markers: the budgets of a row.
+    costs: int64[n, 3], what each example takes of a row; see `BUDGETS`.
+    budgets: int64[3], of a row.
     seed: with the epoch, decides the order; every epoch is shuffled and packed anew.
     shuffle: False packs in the order given, as scoring does.
     lookahead: examples that a row may choose from, >= 1.
   """
-  if min(row_tokens, row_patches, row_markers, lookahead) < 1 or row_patches % _PATCH_BLOCK:
+  if min(*budgets, lookahead) < 1 or budgets[1] % _PATCH_BLOCK:
     raise ValueError(
-      f"row_tokens {row_tokens}, row_markers {row_markers} and lookahead {lookahead} must be "
-      f"positive, and row_patches {row_patches} a positive multiple of {_PATCH_BLOCK}"
+      f"lookahead {lookahead} and row budgets {dict(zip(BUDGETS, budgets, strict=True))} must be "
+      f"positive, and patch slots a multiple of {_PATCH_BLOCK}"
     )
-  budgets = np.array([row_tokens, row_patches, row_markers])
-  costs = np.stack([token_lengths, patch_costs, marker_counts], axis=1).astype(np.int64)
-  too_long = _too_long(costs, budgets)
+  too_long = over_budget(costs, budgets)
   fitting = np.setdiff1d(np.arange(len(costs)), np.fromiter(too_long, np.int64, len(too_long)))
   if not len(fitting):
     shown = "; ".join(f"example {i}: {why}" for i, why in list(too_long.items())[:3])
@@ -91,25 +89,16 @@ def plan(
     lengths.append(sizes)
   offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
   used = costs[fitting].sum(axis=0) * epochs / (budgets * (len(offsets) - 1))
-  return Plan(
-    offsets=offsets,
-    examples=np.concatenate(packed),
-    row_tokens=row_tokens,
-    row_patches=row_patches,
-    row_markers=row_markers,
-    token_padding=float(1 - used[0]),
-    patch_padding=float(1 - used[1]),
-    too_long=too_long,
-  )
+  return Plan(offsets, np.concatenate(packed), budgets, 1 - used, too_long)
 
 
-def _too_long(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:
-  names = ("tokens", "patch slots", "step markers")
+def over_budget(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:
+  """Returns {example: why it fits no row}; see `plan`."""
   reasons = {}
   for i in np.flatnonzero((costs > budgets).any(axis=1) | (costs[:, 2] == 0)):
     over = [
-      f"{cost} {name}, a row holds {budget}"
-      for cost, name, budget in zip(costs[i], names, budgets, strict=True)
+      f"{cost} {name}, a row holds {budget}: raise {key}"
+      for cost, budget, (name, key) in zip(costs[i], budgets, BUDGETS.items(), strict=True)
       if cost > budget
     ]
     reasons[int(i)] = "; ".join(over) or "no step fits behind its images and question"

@@ -67,17 +67,11 @@ class Measured:
 
   examples: Examples
   images: ImageProcessor
-  token_lengths: np.ndarray  # int64[n], like the next three
-  patch_costs: np.ndarray
-  marker_counts: np.ndarray
-  dropped_steps: np.ndarray  # trailing steps beyond the length limit
+  costs: np.ndarray  # int64[n, 3], tokens, patch slots and step markers
+  dropped_steps: np.ndarray  # int64[n], trailing steps beyond the length limit
   tokens: np.ndarray  # int32[...], all examples concatenated
   offsets: np.ndarray  # int64[n + 1], into `tokens`
   special: SpecialTokens
-
-  @property
-  def costs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return self.token_lengths, self.patch_costs, self.marker_counts
 
   def sample(self, i: int, image_token_counts: Sequence[int]) -> Sample:
     compact = self.tokens[self.offsets[i] : self.offsets[i + 1]]
@@ -87,14 +81,8 @@ class Measured:
     self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
   ) -> pack.Plan:
     """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`."""
-    plan = pack.plan(
-      *(self.costs if only is None else [cost[only] for cost in self.costs]),
-      row_tokens=inputs.row_tokens,
-      row_patches=inputs.row_patches,
-      row_markers=inputs.row_markers,
-      lookahead=inputs.lookahead,
-      **options,
-    )
+    costs = self.costs if only is None else self.costs[only]
+    plan = pack.plan(costs, pack.row_budgets(inputs), lookahead=inputs.lookahead, **options)
     return plan if only is None else replace(plan, examples=only[plan.examples])
 
 
@@ -112,29 +100,26 @@ def measure(
   Samples have at most `max_length` tokens: trailing steps beyond it are dropped and counted.
   `chunk` examples are tokenized at once.
   """
-  patch_costs, marker_counts, lengths, dropped_steps, tokens = [], [], [], [], []
+  costs, dropped_steps, tokens = [], [], []
   with ProgressBar(
     "measure", len(examples), unit="rollout", disable=None if progress else True
   ) as bar:
     for start in range(0, len(examples), chunk):
       chosen = [examples[i] for i in range(start, min(start + chunk, len(examples)))]
-      costs = [[images.cost(*size) for size in example.image_sizes] for example in chosen]
-      counts = [[image_tokens for image_tokens, _ in cost] for cost in costs]
+      of_images = [[images.cost(*size) for size in example.image_sizes] for example in chosen]
+      counts = [[image_tokens for image_tokens, _ in cost] for cost in of_images]
       texts = [(example.question, example.steps) for example in chosen]
       encoded = prompt.encode_batch(texts, counts, max_length=max_length)
-      for (_, steps), cost, (compact, dropped) in zip(texts, costs, encoded, strict=True):
-        lengths.append(len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost))
-        patch_costs.append(sum(slots for _, slots in cost))
-        marker_counts.append(len(steps) - dropped)
+      for (_, steps), cost, (compact, dropped) in zip(texts, of_images, encoded, strict=True):
+        length = len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost)
+        costs.append((length, sum(slots for _, slots in cost), len(steps) - dropped))
         dropped_steps.append(dropped)
         tokens.append(compact)
       bar.update(len(chosen))
   return Measured(
     examples=examples,
     images=images,
-    token_lengths=np.array(lengths, np.int64),
-    patch_costs=np.array(patch_costs, np.int64),
-    marker_counts=np.array(marker_counts, np.int64),
+    costs=np.array(costs, np.int64).reshape(-1, 3),
     dropped_steps=np.array(dropped_steps, np.int64),
     tokens=np.concatenate([np.zeros(0, np.int32), *tokens]),
     offsets=np.cumsum([0, *map(len, tokens)]),
@@ -159,13 +144,11 @@ class BatchSource:
     return -(-len(self.plan) // self.rows_per_batch)
 
   def __getitem__(self, number: SupportsIndex, /) -> Batch:
-    plan = self.plan
-    budgets = (plan.row_tokens, plan.row_patches, plan.row_markers)
-    batch = empty_batch(self.measured.images, self.rows, *budgets)
+    batch = empty_batch(self.measured.images, self.rows, self.plan.budgets)
     start = int(number) * self.rows_per_batch + self.first_row
     for b in range(self.rows):
       row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
-      for i in plan.row(start + b).tolist():
+      for i in self.plan.row(start + b).tolist():
         example, sample, images = self._read(i)
         row.add(sample, images, example.targets, example.weights, example_index=i)
     return batch

@@ -18,7 +18,7 @@ All positions and indices count within their row.
 A backbone may add arrays: see `empty` of its image processor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,13 +33,9 @@ def device_arrays(batch: Batch) -> Batch:
   return {key: array for key, array in batch.items() if key not in HOST_KEYS}
 
 
-def empty_batch(
-  images: ImageProcessor,
-  rows: int,
-  row_tokens: int,
-  row_patches: int,
-  row_markers: int,
-) -> Batch:
+def empty_batch(images: ImageProcessor, rows: int, budgets: Iterable[int]) -> Batch:
+  """Returns `rows` empty rows; `budgets` as `pack.BUDGETS`."""
+  row_tokens, row_patches, row_markers = map(int, budgets)
   batch = {
     "tokens": np.zeros((rows, row_tokens), np.int32),
     "segment_ids": np.zeros((rows, row_tokens), np.int32),

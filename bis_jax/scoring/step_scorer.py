@@ -80,8 +80,8 @@ class Scorer:
     inputs = self._inputs
     measured, refused = self._measured(examples)
     scores = [np.zeros(0, np.float32)] * len(examples)
-    costs = np.stack(measured.costs, axis=1)
-    large = (costs > _row_of(inputs)).any(axis=1)
+    costs = measured.costs
+    large = (costs > pack.row_budgets(inputs)).any(axis=1)
     accepted = np.array([i not in refused for i in range(len(examples))], bool)
     if len(fitting := np.flatnonzero(accepted & ~large)):
       plan = measured.plan_rows(inputs, only=fitting, shuffle=False)
@@ -94,10 +94,8 @@ class Scorer:
     return scores, refused
 
   def warm_up(self) -> None:
-    inputs = self._inputs
     for rows in self._sizes:
-      sizes = (rows, inputs.row_tokens, inputs.row_patches, inputs.row_markers)
-      batch = empty_batch(self._processor.images, *sizes)
+      batch = empty_batch(self._processor.images, rows, pack.row_budgets(self._inputs))
       jax.block_until_ready(self._scores_of(batch))
 
   def batch_rows(self, rows: int) -> list[int]:
@@ -121,7 +119,7 @@ class Scorer:
     batches: list[int],
   ) -> None:
     for i in plan.examples:
-      scores[i] = np.zeros(measured.marker_counts[i], np.float32)
+      scores[i] = np.zeros(measured.costs[i, 2], np.float32)
     first_row = 0
     with ProgressBar("score", len(plan), unit="row") as bar:
       for rows, count in collections.Counter(batches).items():
@@ -201,18 +199,11 @@ def _check_none_refused(examples: Examples, refused: dict[int, str]) -> None:
     )
 
 
-_ROW = {"tokens": "row_tokens", "patch slots": "row_patches", "steps": "row_markers"}
-
-
-def _row_of(inputs: ConfigDict) -> np.ndarray:
-  return np.array([inputs[key] for key in _ROW.values()])
-
-
 def _larger_rows(inputs: ConfigDict, largest: np.ndarray) -> ConfigDict:
   """Returns `inputs` with rows doubled until `largest` int64[3] fits, so that few are compiled."""
   larger = inputs.copy_and_resolve_references()
   with larger.unlocked():
-    for key, need in zip(_ROW.values(), largest.tolist(), strict=True):
+    for key, need in zip(pack.BUDGETS.values(), largest.tolist(), strict=True):
       while larger[key] < need:
         larger[key] *= 2
   return larger
@@ -222,23 +213,16 @@ def _refused(
   measured: pipeline.Measured, inputs: ConfigDict, larger: bool = False
 ) -> dict[int, str]:
   """Returns {index: reason} of those without a step, too long, or, unless `larger`, than a row."""
-  refused = {}
-  for i, cost in enumerate(zip(*measured.costs, strict=True)):
-    dropped = int(measured.dropped_steps[i])
-    over = [
-      f"{have} {unit}, a row holds {inputs[key]}: raise {key}"
-      for have, (unit, key) in zip(cost, _ROW.items(), strict=True)
-      if have > inputs[key] and not larger
-    ]
-    if dropped:
-      steps = cost[2] + dropped
-      refused[i] = (
-        f"only {cost[2]} of {steps} steps fit into {inputs.max_length} tokens: raise max_length"
-      )
-    elif over:
-      refused[i] = "; ".join(over)
-    elif not cost[2]:
-      refused[i] = "it has no step"
+  budgets = pack.row_budgets(inputs)
+  refused = pack.over_budget(
+    measured.costs, measured.costs.max(0, initial=0) if larger else budgets
+  )
+  for i in np.flatnonzero(measured.dropped_steps).tolist():
+    kept = measured.costs[i, 2]
+    refused[i] = (
+      f"only {kept} of {kept + measured.dropped_steps[i]} steps fit into {inputs.max_length} tokens: "
+      "raise max_length"
+    )
   return refused
 
 

@@ -173,7 +173,7 @@ def _batches(
   measured = pipeline.measure(
     captions, processor.prompt, processor.images, max_length=own.row_tokens
   )
-  passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.patch_costs.sum()))
+  passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.costs[:, 1].sum()))
   plan = measured.plan_rows(inputs, seed=_seed(config), epochs=passes)
   return pipeline.batches(measured, plan, rows_per_batch=own.rows, prefetch=inputs.prefetch)
 

@@ -40,10 +40,8 @@ def batch(shared):
   tokenizer = internvl_prompt.load_tokenizer(str(shared / "data/tokenizers/internlm2_5"))
   prompt, images = internvl_prompt.InternVLPrompt(tokenizer), InternVLImages(6)
   measured = pipeline.measure(examples, prompt, images, max_length=4096)
-  assert measured.patch_costs.tolist() == [3 * 1024, 0, 5 * 1024]
-  plan = pack.plan(
-    *measured.costs, row_tokens=4096, row_patches=9 * 1024, row_markers=8, shuffle=False
-  )
+  assert measured.costs[:, 1].tolist() == [3 * 1024, 0, 5 * 1024]
+  plan = pack.plan(measured.costs, np.array([4096, 9 * 1024, 8]), shuffle=False)
   iterator = pipeline.batches(measured, plan, rows_per_batch=1, prefetch=0)
   return examples, prompt, images, next(iterator)
 

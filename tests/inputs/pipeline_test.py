@@ -14,7 +14,7 @@ from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests.in_memory import in_memory
 
 IMAGES = QwenImages(min_pixels=28 * 28, max_pixels=336 * 336)
-ROW = {"row_tokens": 320, "row_patches": 512, "row_markers": 24}
+ROW = np.array([320, 512, 24])
 SIZES = ((112, 112), (56, 140), (224, 168), (30, 31))
 
 
@@ -47,7 +47,7 @@ def measured(source, tiny_prompt):
 
 @pytest.fixture(scope="module")
 def plan(measured):
-  return pack.plan(*measured.costs, **ROW, seed=3, epochs=2, lookahead=8)
+  return pack.plan(measured.costs, ROW, seed=3, epochs=2, lookahead=8)
 
 
 def assert_equal(left, right):
@@ -61,9 +61,9 @@ def test_measured_costs_are_those_of_single_samples(source, measured, tiny_promp
     costs = [IMAGES.cost(*size) for size in source[i].image_sizes]
     counts = [tokens for tokens, _ in costs]
     sample = tiny_prompt.encode(source[i].question, source[i].steps, counts, max_length=320)
-    assert measured.token_lengths[i] == len(sample.tokens)
-    assert measured.patch_costs[i] == sum(slots for _, slots in costs)
-    assert measured.marker_counts[i] == len(sample.markers)
+    assert measured.costs[i, 0] == len(sample.tokens)
+    assert measured.costs[i, 1] == sum(slots for _, slots in costs)
+    assert measured.costs[i, 2] == len(sample.markers)
     assert measured.dropped_steps[i] == sample.dropped_steps
     again = measured.sample(i, counts)
     np.testing.assert_array_equal(again.tokens, sample.tokens)
@@ -72,7 +72,7 @@ def test_measured_costs_are_those_of_single_samples(source, measured, tiny_promp
 
 def alone(source, measured, i):
   """Row 0 of a batch that holds example i alone."""
-  one = pack.plan(*(cost[i : i + 1] for cost in measured.costs), **ROW)
+  one = pack.plan(measured.costs[i : i + 1], ROW)
   one = dataclasses.replace(one, examples=np.array([i]))
   batch = next(batches(measured, one, rows_per_batch=1, prefetch=0))
   return {name: array[0] for name, array in batch.items()}
@@ -101,7 +101,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
       start = images = 0
       for segment, i in enumerate(members, start=1):
         single = alone(source, measured, i)
-        length = int(measured.token_lengths[i])
+        length = int(measured.costs[i, 0])
         here = np.arange(start, start + length)
         assert (row["segment_ids"][here] == segment).all()
         for name in ("tokens", "positions"):
@@ -200,7 +200,7 @@ def test_worker_process_gives_the_same_batches(source, measured, plan):
 
 
 def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
-  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  plan = pack.plan(measured.costs, ROW, shuffle=False)
   scores = [np.full(len(source[i].steps), -1.0) for i in range(len(source))]
   for batch in batches(measured, plan, rows_per_batch=4):
     used = batch["example_index"] >= 0
@@ -219,11 +219,11 @@ def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
 def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
   source = [example(4), example(9, images=())]
   measured = measure(source, tiny_prompt, IMAGES, max_length=150)
-  assert measured.dropped_steps.min() > 0 and measured.marker_counts.min() > 0
-  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  assert measured.dropped_steps.min() > 0 and measured.costs[:, 2].min() > 0
+  plan = pack.plan(measured.costs, ROW, shuffle=False)
   batch = next(batches(measured, plan, rows_per_batch=2))
   for i in range(2):
-    kept = measured.marker_counts[i]
+    kept = measured.costs[i, 2]
     found = batch["marker_target"][batch["example_index"] == i]
     np.testing.assert_array_equal(found, source[i].targets[:kept])
 
@@ -250,7 +250,7 @@ def test_errors_name_the_example(tiny_prompt, measured_change, read_change, mess
   source = [dataclasses.replace(one, **measured_change)] * 2
   measured = measure(source, tiny_prompt, IMAGES, max_length=320)
   source = [dataclasses.replace(one, **read_change)] * 2
-  plan = pack.plan(*measured.costs, **ROW, shuffle=False)
+  plan = pack.plan(measured.costs, ROW, shuffle=False)
   with pytest.raises(InputError, match=message):
     next(
       batches(

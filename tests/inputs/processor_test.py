@@ -86,9 +86,7 @@ def test_packed_row_equals_the_processor_sample_by_sample(request, tmp_path, whi
     examples.append(in_memory(f"s:{i}", question, tuple(steps), tuple(files), zeros, zeros))
   source, limits = examples, QwenImages(**LIMITS)
   measured = measure(source, formatter, limits, max_length=4096)
-  plan = pack.plan(
-    *measured.costs, row_tokens=4096, row_patches=8192, row_markers=16, shuffle=False
-  )
+  plan = pack.plan(measured.costs, np.array([4096, 8192, 16]), shuffle=False)
   batch = next(batches(measured, plan, rows_per_batch=1))
   for segment, i in enumerate(plan.row(0), start=1):
     here = batch["segment_ids"][0] == segment

@@ -104,7 +104,7 @@ def test_xla_counts_about_the_same_of_internvl():
     vision=dataclasses.replace(config.vision, num_hidden_layers=1, hidden_size=128),
   )
   graph, params = split(backbones.build(config, 0))
-  rows = empty_batch(InternVLImages(1, 56), 1, 128, 1024, 4)
+  rows = empty_batch(InternVLImages(1, 56), 1, (128, 1024, 4))
   compiled = jax.jit(lambda params, rows: merge(graph, params)(rows)).lower(params, rows).compile()
   ours = step_flops(config, set(), [128.0], [1024.0])
   wanted = ours["text"] + 2 * ours["text attention"] / 3 + ours["vision"] + ours["vision attention"]

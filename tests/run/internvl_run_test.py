@@ -187,7 +187,7 @@ def test_drop_path_is_drawn_anew_every_step():
   model = dataclasses.replace(INTERNVL_SIZES["tiny"].with_vocabulary(64), drop_path=0.5)
   graph, params = param_tree.split(backbones.build(model, 0))
   rng = np.random.default_rng(0)
-  rows = empty_batch(InternVLImages(1, 56), 1, 16, 32, 2)
+  rows = empty_batch(InternVLImages(1, 56), 1, (16, 32, 2))
   rows["patches"][:] = rng.normal(size=rows["patches"].shape)
   rows["image_index"][:, :8] = np.arange(8)
   rows["segment_ids"][:] = rows["marker_weight"][:] = 1
