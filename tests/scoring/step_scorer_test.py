@@ -153,7 +153,9 @@ def test_rows_grow_with_the_largest_solution(place, scorer, some):
   small = step_scorer.load(str(place), row_patches=64, row_markers=3)
   assert_close(solutions.score(small, some[:4]), solutions.score(scorer, some[:4]))
   fixed = step_scorer.load(str(place), adapt_rows=False, row_markers=1)
-  assert "3 step markers, a row holds 1: raise row_markers" in str(solutions.score(fixed, some[:1])[0])
+  assert "3 step markers, a row holds 1: raise row_markers" in str(
+    solutions.score(fixed, some[:1])[0]
+  )
 
 
 @pytest.mark.parametrize("wrong", [{"row_patches": 100}, {"row_tokens": 1}, {"max_length": -5}])
