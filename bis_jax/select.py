@@ -23,7 +23,7 @@ from bis_jax import files
 from bis_jax.console import command
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile, annotation_files
-from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason, write_jsonl
+from bis_jax.corpus.rejections import REASONS, BadRecord, write_jsonl
 from bis_jax.corpus.scan import Scan, scan
 from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
@@ -198,11 +198,11 @@ def reject_missing_images(found: Scan, root: ImageRoot) -> Scan:
 
 def _write_rejections(found: Scan) -> None:
   path = _beside_out("rejections.jsonl")
-  for reason, count in counts_by_reason(found.rejections).items():
+  for reason, count in found.counts_by_reason().items():
     print(f"rejected {count:>8,}  {reason}: {REASONS[reason]}")
   path.parent.mkdir(parents=True, exist_ok=True)
   write_jsonl(found.rejections, path)
-  print(f"all rejected lines: {path}")
+  print(f"{'the first' if found.unlisted else 'all'} rejected lines: {path}")
 
 
 if __name__ == "__main__":

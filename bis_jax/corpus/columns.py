@@ -4,6 +4,8 @@ Lines are decoded by type (msgspec) and checked on arrays. A line that fails is 
 `records`, which knows the reasons. Both ways give the same columns.
 """
 
+import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -15,10 +17,13 @@ import msgspec
 import numpy as np
 
 from bis_jax.corpus import records
+from bis_jax.corpus.reading import MAX_LINE
 from bis_jax.corpus.rejections import BadRecord
-from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, mix64
+from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, mix64
 
+MOST_LISTED = 100_000  # rejected lines of a span or a compressed file; others are counted
 _ABSENT = -(1 << 40)  # a count that is not given
+_IS_SPACE = np.isin(np.arange(256), list(b" \t\n\r\v\f\x1c\x1d\x1e\x1f"))
 
 
 # One image as its reference, several as a tuple.
@@ -55,7 +60,8 @@ class BlockReader:
   """Reads consecutive blocks of one source; lines are numbered from the first block on.
 
   `lines` counts blank ones too; `image_sets` numbers image references, as written, by their first
-  use in a strict row; `rejections` are the (line, reason, detail) of strict order.
+  use in a strict row; `rejections` are the (line, reason, detail) of strict order, `MOST_LISTED` at
+  most, and `unlisted` the counts of the others by reason.
   """
 
   def __init__(self, source: str, *, whole_lines: bool):
@@ -63,20 +69,31 @@ class BlockReader:
     self.lines = 0
     self.image_sets: dict[_ImageSet, int] = {}
     self.rejections: list[tuple[int, str, str]] = []
+    self.unlisted: collections.Counter[str] = collections.Counter()
     self._source, self._whole_lines = source, whole_lines
     self._parts: list[Columns] = []
 
   def columns(self) -> Columns:
     return concatenate(self._parts)
 
-  def read(self, offset: int, block: bytes) -> None:
-    """Reads whole lines that begin at byte `offset` of the file."""
+  def read(self, offset: int, block: bytes, *, marked: bool = False) -> None:
+    """Reads whole lines that begin at byte `offset`, after a byte order mark if `marked`."""
     starts, ends = _line_bounds(block)
     rows = _read_typed(block, starts, ends, self.image_sets)
     if rows.line.size < starts.size:
-      others = np.setdiff1d(np.arange(starts.size), rows.line)
-      lines = {line: block[starts[line] : ends[line]] for line in others.tolist()}
-      rows = _merge(rows, self._read_one_by_one(lines))
+      is_blank, is_other = _are_blank(block, starts), np.ones(starts.size, bool)
+      is_other[rows.line] = False
+      blank = np.flatnonzero(is_blank)
+      others = np.flatnonzero(is_other & ~is_blank).tolist()
+      listed = blank[: MOST_LISTED - len(self.rejections)].tolist()
+      for line in listed:
+        self._reject(line, "blank_line", f"{ends[line] - starts[line]} bytes of white space")
+      self.unlisted["blank_line"] += blank.size - len(listed)
+      rows = _merge(
+        rows, self._read_one_by_one({at: block[starts[at] : ends[at]] for at in others})
+      )
+    if marked:
+      rows.flags[rows.line == 0] |= PAPER_SKIPS
     start, length = starts[rows.line], (ends - starts)[rows.line]
     mark = (_hashes if self._whole_lines else _samples)(block, start, length)
     self._parts.append(
@@ -94,6 +111,12 @@ class BlockReader:
     )
     self.lines += starts.size
 
+  def _reject(self, line: int, reason: str, detail: str) -> None:
+    if len(self.rejections) < MOST_LISTED:
+      self.rejections.append((self.lines + line, reason, detail))
+    else:
+      self.unlisted[reason] += 1
+
   def _numbers(self, images: list[_ImageSet | None]) -> np.ndarray:
     new = [key for key in dict.fromkeys(images) if key is not None and key not in self.image_sets]
     self.image_sets.update(zip(new, itertools.count(len(self.image_sets))))
@@ -110,7 +133,10 @@ class BlockReader:
         image_set = references[0] if len(references) == 1 else references
         flags = STRICT_OK
       except BadRecord as error:
-        self.rejections.append((self.lines + line, error.reason, error.detail))
+        self._reject(line, error.reason, error.detail)
+        if error.reason == "not_json":
+          with contextlib.suppress(BadRecord):
+            record = records.load_object(raw, order="paper")
       row_scores, row_measured = records.paper_scores(record)
       if row_scores:
         flags |= PAPER_OK if records.paper_writes(record) else 0
@@ -160,17 +186,18 @@ _NUMBERS = (
 
 def _line_bounds(block: bytes) -> tuple[np.ndarray, np.ndarray]:
   """Returns int64[lines] starts and ends of the lines, without CR LF or LF."""
-  ends, find = [], block.find
-  at = find(b"\n")
-  while at >= 0:
-    ends.append(at)
-    at = find(b"\n", at + 1)
+  data = np.frombuffer(block, np.uint8)
+  ends = np.flatnonzero(data == ord("\n"))
   if not block.endswith(b"\n"):
-    ends.append(len(block))
-  ends = np.array(ends)
+    ends = np.append(ends, len(block))
   starts = np.concatenate(([0], ends[:-1] + 1))
-  has_cr = np.frombuffer(block, np.uint8)[ends - 1] == ord("\r")
+  has_cr = data[ends - 1] == ord("\r")
   return starts, ends - (has_cr & (ends > starts))
+
+
+def _are_blank(block: bytes, starts: np.ndarray) -> np.ndarray:
+  """Returns whether each line is nothing but ASCII white space."""
+  return np.logical_and.reduceat(_IS_SPACE[np.frombuffer(block, np.uint8)], starts)
 
 
 def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_Record] | None:
@@ -178,6 +205,8 @@ def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_R
   data = np.frombuffer(block, np.uint8)
   # A record over two lines would be split between a } and a {, which is not JSON.
   if (data[starts] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
+    return None
+  if (ends - starts).max() >= MAX_LINE:
     return None
   try:
     if not block.isascii():  # the decoder checks the encoding of what it keeps only
@@ -190,6 +219,8 @@ def _decode_block(block: bytes, starts: np.ndarray, ends: np.ndarray) -> list[_R
 
 
 def _decode_line(line: bytes) -> _Record | None:
+  if len(line) >= MAX_LINE:
+    return None
   try:
     line.decode()
     return _DECODER.decode(line)
@@ -203,10 +234,10 @@ def _read_typed(
   found = _decode_block(block, starts, ends)
   line = np.arange(starts.size)
   if found is None:
-    bounds = zip(starts.tolist(), ends.tolist(), strict=True)
-    decoded = [_decode_line(block[start:end]) for start, end in bounds]
-    line = np.flatnonzero([record is not None for record in decoded])
-    found = [record for record in decoded if record is not None]
+    likely = np.flatnonzero(np.frombuffer(block, np.uint8)[starts] == ord("{")).tolist()
+    decoded = {at: _decode_line(block[starts[at] : ends[at]]) for at in likely}
+    line = np.array([at for at in likely if decoded[at] is not None], np.int64)
+    found = [record for record in decoded.values() if record is not None]
   rollouts = list(map(_STEPS, found))
   steps = list(itertools.chain.from_iterable(rollouts))
   scores, correct, total = (

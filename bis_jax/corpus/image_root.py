@@ -84,7 +84,12 @@ class ImageRoot:
       if os.path.commonpath((real, self._folder)) != self._folder:
         raise BadRecord("image_outside_root", f"{reference!r} is a link to {real}")
       if os.path.isfile(real):
-        return os.path.relpath(real, self._folder)
+        located = os.path.relpath(real, self._folder)
+        try:
+          located.encode()
+        except UnicodeEncodeError:
+          raise BadRecord("unreadable_image", f"{located!a}: the name is not UTF-8") from None
+        return located
     raise BadRecord("missing_image", f"{reference!r} is not in {self.path}")
 
   def listing(self) -> Iterator[tuple[str, int, int]]:

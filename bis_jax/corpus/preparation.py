@@ -22,7 +22,7 @@ from bis_jax.corpus import shards, shared
 from bis_jax.corpus.corpus import CONTENTS, FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
 from bis_jax.corpus.reading import annotation_files
-from bis_jax.corpus.rejections import REASONS, BadRecord, CorpusError, counts_by_reason, write_jsonl
+from bis_jax.corpus.rejections import REASONS, BadRecord, CorpusError, write_jsonl
 from bis_jax.corpus.scan import Scan, scan_files
 from bis_jax.corpus.workers import BeamWorkers, Workers
 
@@ -78,7 +78,7 @@ def prepare(
       return _reuse(held, max_rejected_fraction)
     pool = until_made.enter_context(Workers(workers) if beam is None else BeamWorkers(beam, out))
     found = _with_images(scan_files(sources, pool, whole_lines=True), root, pool)
-    stats = {"records": found.scan.records, "rejected": counts_by_reason(found.scan.rejections)}
+    stats = {"records": found.scan.records, "rejected": found.scan.counts_by_reason()}
     digest = _corpus_digest(found, parameters)
     summary = {"format": FORMAT, "digest": digest, "inputs": inputs, "stats": stats}
     if held and (held.digest, held.stats) == (digest, stats):
@@ -86,6 +86,8 @@ def prepare(
       return _reuse(held, max_rejected_fraction)
     for reason, count in stats["rejected"].items():
       log.info("rejected %8s  %s: %s", f"{count:,}", reason, REASONS[reason])
+    if found.scan.unlisted:
+      log.info("rejections.jsonl lists %s of them", f"{len(found.scan.rejections):,}")
     try:
       _check_rejected(stats, max_rejected_fraction, listing)
     except CorpusError:

@@ -1,6 +1,7 @@
 """Annotation files as blocks of whole lines: plain, gzip or zstd, in a folder or in a zip.
 
-A file is read in blocks of about `BLOCK` bytes, so memory does not grow with the file. Plain files
+A file is read in blocks of about `BLOCK` bytes, and of a line no more than `MAX_LINE`, so memory does
+not grow with the file. Plain files
 can be read from any byte on and are split into spans for several processes; a compressed file or a
 zip's member is one span. Offsets are those of the uncompressed bytes.
 """
@@ -9,11 +10,13 @@ import contextlib
 import dataclasses
 import gzip
 import io
+import lzma
 import os
 import pathlib
+import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, BinaryIO, cast
 
 import zstandard
@@ -21,11 +24,17 @@ import zstandard
 from bis_jax.corpus.rejections import CorpusError
 
 BLOCK = 1 << 20  # bytes: few enough for the cache, enough to spread the cost of a numpy call
+MAX_LINE = 16 << 20  # bytes; of a longer line only the first are read, and it is rejected
 SPAN = 16 << 20  # bytes of a plain file that one task reads
+_ZSTD_BYTES = 2 << 10  # at most 32,000 times as many come out
 BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, zstandard.ZstdError)
+_LIKE_THEM = re.compile(r"\.jsonl(\.\w+)?$", re.IGNORECASE)
+_DAMAGE = (
+  *(EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError),
+  *(gzip.BadGzipFile, zipfile.BadZipFile),
+)
 
 
 class AnnotationError(CorpusError):
@@ -57,12 +66,16 @@ class AnnotationFile:
   @contextlib.contextmanager
   def open(self) -> Iterator[BinaryIO]:
     """Opens the uncompressed bytes; AnnotationError if the data are damaged or truncated."""
+    place = self.path if self.member is None else f"{self.path}, member {self.member}"
     with contextlib.ExitStack() as stack:
       try:
         yield self._open(stack)
       except _DAMAGE as error:
-        place = self.path if self.member is None else f"{self.path}, member {self.member}"
         raise AnnotationError(f"{place} is damaged ({error}): get the file again") from error
+      except RuntimeError as error:  # encrypted, or compressed by a method that Python lacks
+        raise AnnotationError(
+          f"{place} can't be read ({error}): extract the zip and name the folder"
+        ) from error
 
   def _open(self, stack: contextlib.ExitStack) -> Any:
     if self.member is None:
@@ -90,25 +103,30 @@ class AnnotationFile:
       at = start
       if start:
         stream.seek(start - 1)
-        at += len(stream.readline()) - 1
+        at += _rest_of_line(stream, None if stop is None else stop - start + 1) - 1
       while stop is None or at < stop:
-        block = self._whole_lines(stream, at, BLOCK if stop is None else min(BLOCK, stop - at))
+        block, end = self._whole_lines(stream, at, BLOCK if stop is None else min(BLOCK, stop - at))
         if not block:
           return
         skip = len(BOM) if at == 0 and block.startswith(BOM) else 0
         if len(block) > skip:
           yield at + skip, block[skip:]
-        at += len(block)
+        at = end
 
-  def _whole_lines(self, stream: BinaryIO, at: int, size: int) -> bytes:
-    # `stream` is at offset `at`; reads `size` bytes and the rest of the last line.
+  def _whole_lines(self, stream: BinaryIO, at: int, size: int) -> tuple[bytes, int]:
+    """Returns `size` bytes from `at`, where `stream` is, to the end of a line; and where it ends.
+
+    The last line is cut if it is longer than `MAX_LINE`.
+    """
     if self.plain:  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
-      size += len(stream.readline()) - 1
+      size += len(stream.readline(MAX_LINE)) - 1
       stream.seek(at)
-      return stream.read(size)
     block = stream.read(size)
-    return block if block.endswith(b"\n") else block + stream.readline()
+    if not (self.plain or block.endswith(b"\n")):
+      block += stream.readline(MAX_LINE)
+    cut = 0 if block.endswith(b"\n") else _rest_of_line(stream)
+    return block, at + len(block) + cut
 
   def read_lines(self, offsets: list[int], lengths: list[int]) -> Iterator[bytes]:
     """Yields the bytes at increasing offsets."""
@@ -134,20 +152,23 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   """
   path = pathlib.Path(path)
   if path.is_dir():
+    names = _names_in(path)
     files = [
-      AnnotationFile(entry.name, entry, None, entry.stat().st_size)
-      for entry in path.iterdir()
-      if _is_annotation(entry.name) and entry.is_file()
+      AnnotationFile(name, path / name, None, (path / name).stat().st_size)
+      for name in _annotations(path, names)
     ]
-  elif path.is_file() and _is_annotation(path.name):
+  elif path.is_file() and path.name.endswith(_SUFFIXES):
     files = [AnnotationFile(path.name, path, None, path.stat().st_size)]
   elif path.is_file() and zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as archive:
-      files = [
-        AnnotationFile(pathlib.PurePosixPath(m.filename).name, path, m.filename, m.file_size)
-        for m in archive.infolist()
-        if _is_annotation(pathlib.PurePosixPath(m.filename).name)
-      ]
+    try:
+      with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+    except zipfile.BadZipFile as error:
+      raise AnnotationError(f"{path} is damaged ({error}): get the file again") from error
+    files = [
+      AnnotationFile(pathlib.PurePosixPath(name).name, path, name, members[name].file_size)
+      for name in _annotations(path, members)
+    ]
   elif path.exists():
     raise AnnotationError(f"{path} is neither a folder, nor a zip, nor a file {_SUFFIXES}")
   else:
@@ -165,11 +186,54 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   return files
 
 
+def _names_in(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the files in a folder; AnnotationError for a file that can't be read."""
+  names = []
+  for place, folders, found in os.walk(folder):
+    folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+    for name in _annotations(place, found):
+      path = pathlib.Path(place, name)
+      if not path.is_file():
+        raise AnnotationError(f"{path} is no file, or a link to none: remove it")
+      if path.parent != folder:
+        raise AnnotationError(f"{path} is in a subfolder: name that folder, or move the file")
+      names.append(name)
+  return names
+
+
+def _annotations(place: str | os.PathLike, paths: Iterable[str]) -> list[str]:
+  """Returns the paths of annotation files; AnnotationError for names that are nearly theirs."""
+  found = []
+  for path in paths:
+    name = pathlib.PurePosixPath(path).name
+    if name.startswith(".") or not _LIKE_THEM.search(name):
+      continue
+    if not name.endswith(_SUFFIXES):
+      raise AnnotationError(f"{place} holds {name!r}: rename it to one of *{', *'.join(_SUFFIXES)}")
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      raise AnnotationError(f"{place} holds {name!a}, which is not UTF-8: rename it") from None
+    found.append(path)
+  return found
+
+
+def _rest_of_line(stream: BinaryIO, most: int | None = None) -> int:
+  """Reads to the end of the line, or about `most` bytes of it; returns how many bytes it read."""
+  size = 0
+  while most is None or size < most:
+    piece = stream.readline(BLOCK)
+    size += len(piece)
+    if not piece or piece.endswith(b"\n"):
+      break
+  return size
+
+
 class _ZstdStream(io.RawIOBase):
   """Decompresses zstd frames; unlike zstandard's own reader it detects a file cut short."""
 
   def __init__(self, stream: IO[bytes]):
-    self._stream, self._ready = stream, b""
+    self._stream, self._ready = stream, memoryview(b"")
     self._frame: Any = None  # the decompressor inside a frame
 
   def readable(self) -> bool:
@@ -177,20 +241,18 @@ class _ZstdStream(io.RawIOBase):
 
   def readinto(self, out: Any, /) -> int:
     while not self._ready:
-      data = self._stream.read(BLOCK)
+      data = self._stream.read(_ZSTD_BYTES)
       if not data:
         if self._frame is not None:
           raise EOFError("the last zstd frame has no end")
         return 0
+      ready = b""
       while data:
         self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-        self._ready += self._frame.decompress(data)
+        ready += self._frame.decompress(data)
         data = self._frame.unused_data if self._frame.eof else b""
         self._frame = None if self._frame.eof else self._frame
+      self._ready = memoryview(ready)
     count = min(len(out), len(self._ready))
     out[:count], self._ready = self._ready[:count], self._ready[count:]
     return count
-
-
-def _is_annotation(name: str) -> bool:
-  return name.endswith(_SUFFIXES) and not name.startswith(".")

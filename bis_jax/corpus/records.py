@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 from bis_jax.corpus.image_root import candidates
+from bis_jax.corpus.reading import MAX_LINE
 from bis_jax.corpus.rejections import BadRecord
 
 LONG_STEP = 32_768  # characters; at about 4 per token no training sample holds a longer step
@@ -52,11 +53,14 @@ class Rollout:
     return f"{self.source}:{self.line}"
 
 
-def load_object(raw: bytes) -> dict[str, Any]:
+def load_object(raw: bytes, *, order: str = "strict") -> dict[str, Any]:
   """Returns the JSON object of a line; NaN and Infinity are numbers, as in Python's json.
 
-  Raises BadRecord: blank_line, invalid_utf8, not_json or not_an_object.
+  In `paper` order white space of any kind may surround it. Raises BadRecord: too_long, blank_line,
+  invalid_utf8, not_json or not_an_object.
   """
+  if len(raw) >= MAX_LINE:
+    raise BadRecord("too_long", f"more than {MAX_LINE:,} bytes")
   try:
     text = raw.decode()
   except UnicodeDecodeError as error:
@@ -64,12 +68,16 @@ def load_object(raw: bytes) -> dict[str, Any]:
   if not text.strip():
     raise BadRecord("blank_line", f"{len(raw)} bytes of white space")
   try:
-    record = json.loads(text)
+    record = json.loads(text.strip() if order == "paper" else text, parse_int=_integer)
   except (ValueError, RecursionError) as error:
     raise BadRecord("not_json", str(error)) from None
   if not isinstance(record, dict):
     raise BadRecord("not_an_object", f"a JSON {type(record).__name__}")
   return record
+
+
+def _integer(digits: str) -> int | float:
+  return int(digits) if len(digits) < 1000 else float(digits)  # Python refuses longer ones
 
 
 def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:

@@ -1,6 +1,5 @@
 """Why records are rejected; `rejections.jsonl` has one `Rejected` per line."""
 
-import collections
 import dataclasses
 import json
 import pathlib
@@ -11,6 +10,7 @@ from bis_jax.errors import UserError
 
 REASONS = {
   "invalid_utf8": "bytes that are not UTF-8, or half of a surrogate pair",
+  "too_long": "a line of more than 16 MiB",
   "blank_line": "nothing but white space",
   "not_json": "not JSON",
   "not_an_object": "JSON, but not an object",
@@ -63,8 +63,3 @@ def write_jsonl(rejections: Iterable[Rejected], path: pathlib.Path) -> None:
   with files.replacing(path) as file:
     for rejected in rejections:
       file.write(json.dumps(dataclasses.asdict(rejected)).encode() + b"\n")
-
-
-def counts_by_reason(rejections: Iterable[Rejected]) -> dict[str, int]:
-  """Returns the count of each reason, most frequent first."""
-  return dict(collections.Counter(rejected.reason for rejected in rejections).most_common())

@@ -1,5 +1,6 @@
 """All annotation files, read by several processes: columns, rejections and line positions."""
 
+import collections
 import dataclasses
 import gc
 import os
@@ -10,11 +11,13 @@ import numpy as np
 
 from bis_jax.console import ProgressBar
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
-from bis_jax.corpus.reading import AnnotationFile, annotation_files
+from bis_jax.corpus.reading import BOM, AnnotationError, AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
 from bis_jax.corpus.workers import Workers
 
+_MOST_LISTED = 1_000_000  # rejected lines of all files
+_MOST_LINES = (1 << 31) - 1  # of a file: line numbers are int32
 _SMALL = 8 << 20  # bytes; fewer are read in this process
 
 
@@ -25,12 +28,18 @@ class Scan:
   columns: Columns  # the rows of all files
   image_sets: list[tuple[str, ...]]  # image references as written; sets may repeat
   rejections: list[Rejected]  # of strict order, in (file name, line) order
+  unlisted: collections.Counter[str]  # counts by reason of those that are too many to list
   records: int  # number of lines, including blank ones
 
   @property
   def strict(self) -> np.ndarray:
     """bool[rows], the rows that strict order ranks."""
     return self.columns.flags & STRICT_OK != 0
+
+  def counts_by_reason(self) -> dict[str, int]:
+    """Returns how many lines were rejected for each reason, most frequent first."""
+    counts = self.unlisted + collections.Counter(bad.reason for bad in self.rejections)
+    return dict(counts.most_common())
 
   def used_image_sets(self) -> list[int]:
     return np.unique(self.columns.image_set[self.strict]).tolist()
@@ -101,8 +110,18 @@ def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lin
   owner = [at for at, file in enumerate(files) for _ in file.spans()]
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
+  listed = 0
   with ProgressBar("annotations", total, unit="B", unit_scale=True) as bar:
-    spans = workers.map(_scan_span, tasks, lambda span: bar.update(span.size))
+
+    def done(span: _Span) -> None:
+      nonlocal listed
+      bar.update(span.size)
+      room = max(0, _MOST_LISTED - listed)
+      span.unlisted.update(reason for _, reason, _ in span.rejections[room:])
+      del span.rejections[room:]
+      listed += len(span.rejections)
+
+    spans = workers.map(_scan_span, tasks, done)
   return _join(files, owner, spans, whole_lines)
 
 
@@ -113,6 +132,7 @@ class _Span:
   columns: Columns
   image_sets: list[tuple[str, ...]]
   rejections: list[tuple[int, str, str]]
+  unlisted: collections.Counter[str]
   lines: int
   size: int  # bytes
 
@@ -123,12 +143,13 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   gc.disable()  # decoded records hold no cycles
   try:
     for offset, block in file.blocks(start, stop):
-      reader.read(offset, block)
+      reader.read(offset, block, marked=start == 0 and offset == len(BOM))
       size += len(block)
   finally:
     gc.enable()
   image_sets = [(images,) if isinstance(images, str) else images for images in reader.image_sets]
-  return _Span(reader.columns(), image_sets, reader.rejections, reader.lines, size)
+  rejections = sorted(reader.rejections)
+  return _Span(reader.columns(), image_sets, rejections, reader.unlisted, reader.lines, size)
 
 
 def _join(
@@ -137,6 +158,7 @@ def _join(
   # `owner` names the file of each span.
   image_sets: list[tuple[str, ...]] = []
   parts, rejections, source = [], [], []
+  unlisted: collections.Counter[str] = collections.Counter()
   first = dict.fromkeys(owner, 0)
   for at, span in zip(owner, spans, strict=True):
     c = span.columns
@@ -146,13 +168,17 @@ def _join(
     image_sets += span.image_sets
     rejections += [Rejected(files[at].source, first[at] + n, *why) for n, *why in span.rejections]
     source.append(np.full(c.line.size, at, np.int16))
+    unlisted += span.unlisted
     first[at] += span.lines
+    if first[at] > _MOST_LINES:
+      raise AnnotationError(f"{files[at].path} has more than {_MOST_LINES:,} lines: split it")
   found = Scan(
     files=files,
     source=np.concatenate([np.zeros(0, np.int16), *source]),
     columns=concatenate(parts),
     image_sets=image_sets,
     rejections=rejections,
+    unlisted=unlisted,
     records=sum(first.values()),
   )
   return _reject_duplicates(found, whole_lines)

@@ -20,6 +20,7 @@ from bis_jax.errors import UserError
 
 STRICT_OK = 1  # the record passes every check: it may be ranked in `strict` order
 PAPER_OK = 2  # the paper's builder writes the record when it is kept in `paper` order
+PAPER_SKIPS = 4  # the paper's builder does not rank it: a byte order mark is before it
 
 _COLUMNS = {
   "source": np.int16,
@@ -67,7 +68,7 @@ class ScoreTable:
   n_pos: np.ndarray  # int16[rows], positive ones: MC score above `tau`
   score_sum: np.ndarray  # float64[rows], of the positive steps' MC scores, in step order
   spread_sum: np.ndarray  # float64[rows], of s (1 - s) over the scored steps, in step order
-  flags: np.ndarray  # uint8[rows], bits STRICT_OK and PAPER_OK
+  flags: np.ndarray  # uint8[rows], bits STRICT_OK, PAPER_OK and PAPER_SKIPS
   rollout: np.ndarray  # int64[rows], index in the prepared corpus, -1 if not stored
   offset: np.ndarray  # int64[rows], byte where the line starts, uncompressed; -1 if unknown
   length: np.ndarray  # int32[rows], bytes of the line without its line end, -1 if unknown

@@ -23,7 +23,7 @@ from bis_jax.corpus import records
 from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile
-from bis_jax.corpus.rejections import Rejected
+from bis_jax.corpus.rejections import BadRecord, CorpusError, Rejected
 from bis_jax.corpus.workers import Workers
 
 Example = dict[str, Any]
@@ -149,9 +149,12 @@ def _write_shard(name: str, task: tuple[Shard, str]) -> list[Rejected]:
   serialize = FEATURES[name]().serialize_example
   part = os.fspath(files.temporary_name(epath.Path(path)))
   writer, notes = ArrayRecordWriter(part, "group_size:1"), []
-  for example, noted in shard():
-    writer.write(serialize(example))
-    notes += noted
+  try:
+    for example, noted in shard():
+      writer.write(serialize(example))
+      notes += noted
+  except BadRecord as error:
+    raise CorpusError(f"an input changed while it was read, start again: {error}") from error
   writer.close()
   os.replace(part, path)  # Beam may run a task twice
   return notes

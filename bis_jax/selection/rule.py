@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable
+from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.selection.manifest import KeptSource, Manifest
 from bis_jax.selection.strategies import STRATEGIES
@@ -63,7 +63,8 @@ class Rule:
 
   def ranked(self, table: ScoreTable) -> np.ndarray:
     """Returns bool[rows]: the rollouts that may be kept; a fraction is a share of them."""
-    return np.ones(len(table), bool) if self.order == "paper" else table.flags & STRICT_OK != 0
+    paper = self.order == "paper"
+    return table.flags & PAPER_SKIPS == 0 if paper else table.flags & STRICT_OK != 0
 
   def scores(self, table: ScoreTable) -> np.ndarray:
     """Returns float64[rows], -inf for rollouts that are never kept."""

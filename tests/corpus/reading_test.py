@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import tracemalloc
 import zipfile
 
 import pytest
@@ -22,7 +23,7 @@ def read(file: AnnotationFile, start=0, stop=None) -> bytes:
 def test_files_in_name_order(write_files):
   folder = write_files(
     {"a.jsonl": b"", "a-b.jsonl": b"", "B.jsonl.gz": b"", "c.jsonl.zst": b"", "notes.txt": b""}
-    | {".hidden.jsonl": b"", "deep/d.jsonl": b""}
+    | {".hidden.jsonl": b"", ".cache/d.jsonl": b"", "deep/notes.txt": b""}
   )
   files = annotation_files(folder)
   assert [file.name for file in files] == ["B.jsonl.gz", "a-b.jsonl", "a.jsonl", "c.jsonl.zst"]
@@ -37,6 +38,10 @@ def test_files_in_name_order(write_files):
     ({"x.txt": b""}, "nowhere", "no annotations at .*nowhere"),
     ({"x.txt": b"text"}, "x.txt", "neither a folder, nor a zip"),
     ({"x.jsonl": b"", "x.jsonl.gz": b""}, "", "x.jsonl and x.jsonl.gz are one source"),
+    ({"x.jsonl": b"", "Y.JSONL": b""}, "", "'Y.JSONL': rename it to one of "),
+    ({"x.jsonl": b"", "y.jsonl.bz2": b""}, "", "'y.jsonl.bz2': rename it"),
+    ({"x.jsonl": b"", "deep/y.jsonl": b""}, "", "deep/y.jsonl is in a subfolder: name that folder"),
+    ({"x.jsonl": b"", "\udcff.jsonl": b""}, "", r"'.udcff.jsonl', which is not UTF-8: rename it"),
   ],
 )
 def test_what_is_no_annotations(write_files, files, path, message):
@@ -110,6 +115,43 @@ def test_damaged_files_are_named(write_files, form, damage):
   (file,) = annotation_files(write_files({f"x.jsonl.{form}": packed}))
   with pytest.raises(AnnotationError, match=rf"x\.jsonl\.{form} is damaged"):
     read(file)
+
+
+def test_a_link_to_nothing_is_told(write_files):
+  path = write_files({"x.jsonl": b""})
+  (path / "y.jsonl").symlink_to("gone.jsonl")
+  with pytest.raises(AnnotationError, match="y.jsonl is no file, or a link to none: remove it"):
+    annotation_files(path)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "deflate64", "cut"])
+def test_zips_that_cannot_be_read_are_told(write_files, kind):
+  path = write_files({"x.txt": b""}) / "x.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("x.jsonl", LINES)
+  data = bytearray(path.read_bytes())
+  for header, flags, method in ((b"PK\3\4", 6, 8), (b"PK\1\2", 8, 10)):
+    at = data.index(header)
+    if kind == "encrypted":
+      data[at + flags] |= 1
+    elif kind == "deflate64":
+      data[at + method] = 9
+    elif header == b"PK\1\2":
+      data[at] = 0
+  path.write_bytes(data)
+  remedy = "is damaged" if kind == "cut" else "member x.jsonl can't be read .*: extract the zip"
+  with pytest.raises(AnnotationError, match=remedy):
+    read(*annotation_files(path))
+
+
+def test_a_zstd_bomb_is_read_in_pieces(write_files):
+  bomb = zstandard.compress(b"\n" * (200 << 20))
+  (file,) = annotation_files(write_files({"x.jsonl.zst": bomb}))
+  tracemalloc.start()
+  size = sum(len(block) for _, block in file.blocks())
+  most = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert size == 200 << 20 and most < 150 << 20
 
 
 def test_a_file_that_shrinks_is_told(write_files):

@@ -1,6 +1,8 @@
 """Annotations -> columns: the fast path equals the slow one, line by line, and finds bad lines."""
 
+import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,26 +10,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bis_jax.corpus import columns, reading, records, scan
-from bis_jax.corpus.rejections import REASONS, BadRecord, counts_by_reason
-from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK
+from bis_jax.corpus.rejections import REASONS, BadRecord
+from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK
 
 
-def reference(lines: list[bytes]) -> tuple[list[tuple], list[tuple[int, str]]]:
+def reference(
+  lines: list[bytes], marked: bool = False
+) -> tuple[list[tuple], list[tuple[int, str]]]:
   """Line by line with `records`: (line, scores, measured, flags, images), (line, reason)."""
   rows, bad, seen = [], [], set()
   for at, raw in enumerate(lines):
-    flags, images = 0, None
+    flags, images = PAPER_SKIPS * (marked and at == 0), None
     try:
-      record = records.load_object(raw)
+      record = records.load_object(raw, order="paper")
     except BadRecord as error:
       bad.append((at, error.reason))
       continue
     try:
+      records.load_object(raw)
       images = records.parse_rollout(record, "x", at).images
       if raw in seen:
         raise BadRecord("duplicate_line", "")
       seen.add(raw)
-      flags = STRICT_OK
+      flags |= STRICT_OK
     except BadRecord as error:
       bad.append((at, error.reason))
     scores, measured = records.paper_scores(record)
@@ -98,6 +103,9 @@ _SPOILED = [
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5, "num_mc_total": 16}]}',
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.3, "num_mc_correct": 3,'
   b' "num_mc_total": 10}]}',
+  b'{"image": "a.png", "x": %s, "steps_with_score": [{"step": "x", "score": 0.5}]}' % (b"9" * 5000),
+  b'\x0c{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5}]}\xc2\xa0',
+  b"\xe2\x80\xa8 \xc2\x85",
   # Counts that are -(1 << 40) mean absent ones in the columns.
   b'{"image": "a.png", "steps_with_score": [{"step": "x", "score": 0.5,'
   b' "num_mc_correct": -1099511627776, "num_mc_total": -1099511627776}]}',
@@ -138,7 +146,7 @@ def test_scan_is_the_line_by_line_reading(tmp_path, lines, newline, ended, marke
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reading, "BLOCK", 1 if tiny_blocks else 1 << 20)  # 1: every line on its own
     found = scan.scan(path)
-  rows, bad = reference(lines)
+  rows, bad = reference(lines, marked and bool(data))
   assert repr(rows_of(found)) == repr(rows)  # repr: NaN is NaN
   assert [(rejected.line, rejected.reason) for rejected in found.rejections] == bad
   assert found.records == len(lines)
@@ -153,6 +161,46 @@ def test_a_spoiled_line_beside_good_ones(write_files, line_of, line):
   rows, bad = reference(lines)
   assert repr(rows_of(found)) == repr(rows)
   assert [(rejected.line, rejected.reason) for rejected in found.rejections] == bad
+
+
+def test_blank_lines_and_rejections_stay_in_bounded_memory(write_files, line_of, monkeypatch):
+  """A gzip bomb of blank lines: a thousand times its size. All are counted, few are listed."""
+  monkeypatch.setattr(columns, "MOST_LISTED", 10)
+  bomb = gzip.compress(line_of() + b"\n" * 5_000_000 + b"oops\n" * 1000 + line_of())
+  path = write_files({"x.jsonl.gz": bomb})
+  tracemalloc.start()
+  found = scan.scan(path)
+  most = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(bomb) < 15_000 and most < 100 << 20
+  assert found.records == 5_001_001
+  assert found.columns.line.tolist() == [0, 5_001_000]
+  assert found.counts_by_reason() == {
+    "blank_line": 4_999_999,
+    "not_json": 1000,
+    "duplicate_line": 1,
+  }
+  assert [bad.line for bad in found.rejections] == [*range(1, 11), 5_001_000]
+
+
+def test_a_longer_line_is_rejected_and_its_neighbours_are_not(write_files, line_of, monkeypatch):
+  """Mutation caught: a line of many spans is read again for each of them."""
+  for module in (reading, records, columns):
+    monkeypatch.setattr(module, "MAX_LINE", 1000)
+  monkeypatch.setattr(reading, "BLOCK", 100)
+  monkeypatch.setattr(reading, "SPAN", 300)
+  long = line_of()[:-1] + b" " * 5000 + b"}"
+  data = b"\n".join([line_of(), long, line_of(), long[:-1] + b"x}"]) + b"\n"
+  path = write_files({"x.jsonl": data})
+  (path / "x.jsonl").rename(path / "y.jsonl")
+  (path / "x.jsonl.gz").write_bytes(gzip.compress(data))
+  read = []
+  whole = reading._rest_of_line
+  monkeypatch.setattr(reading, "_rest_of_line", lambda *at: read.append(whole(*at)) or read[-1])
+  found = scan.scan(path)
+  assert found.records == 8 and found.columns.line.tolist() == [0, 2, 0, 2]
+  assert found.counts_by_reason() == {"too_long": 4, "duplicate_line": 2}
+  assert sum(read) < 3 * len(data)
 
 
 def test_blocks_that_are_right_take_the_fast_way(write_files, line_of, monkeypatch):
@@ -200,7 +248,7 @@ def test_processes_and_spans_change_nothing(write_files, record_of, line_of, mon
   spread = scan.scan(path, workers=2)
   assert rows_of(spread) == rows_of(whole)
   assert spread.rejections == whole.rejections
-  assert counts_by_reason(whole.rejections) == {"not_json": 3}
+  assert whole.counts_by_reason() == {"not_json": 3}
   np.testing.assert_array_equal(spread.columns.offset, whole.columns.offset)
 
 
