@@ -11,9 +11,11 @@ With --table the statistics are saved, and the next selection from the same anno
 With a saved table, --format=manifest needs no annotations.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -104,14 +106,25 @@ def run() -> None:
       "name the annotations with --annotations=DIR_OR_ZIP; without them only a manifest can be "
       "made, from a score table: --format=manifest --table=FILE"
     )
-  for path in (out, manifest_path, _beside_out("rejections.jsonl"), report):
-    _check_free(path)
-  table = score_table(annotations)
-  manifest = select(table, **dataclasses.asdict(rule))
-  if _FORMAT.value != "manifest":
-    lines = subset.kept_lines(annotations, table, manifest)
-    subset.WRITERS[_FORMAT.value](out, lines, manifest)
-  manifest.save(manifest_path)
+  outputs = [path for path in (out, manifest_path, report) if path]
+  for path in outputs:
+    if not _OVERWRITE.value and not _is_free(path):
+      raise FileExistsError(f"{path} exists and was not changed: name another, or add --overwrite")
+  with contextlib.ExitStack() as on_error:  # removes what is new, so that a retry is not refused
+    for path in filter(_is_free, outputs):
+      on_error.callback(_remove, path)
+    table = score_table(annotations)
+    manifest = select(table, **dataclasses.asdict(rule))
+    if _FORMAT.value != "manifest":
+      write, placeholders = subset.WRITERS[_FORMAT.value]
+      manifest = dataclasses.replace(manifest, placeholders=placeholders)
+      write(out, subset.kept_lines(annotations, table, manifest), manifest)
+    manifest.save(manifest_path)
+    if report:
+      from bis_jax.reports import selection_page  # imports matplotlib
+
+      selection_page.write_report(report, table, rule)
+    on_error.pop_all()
   ranked = sum(source.scorable for source in manifest.sources)
   dropped = sum(source.dropped for source in manifest.sources)
   print(
@@ -119,17 +132,18 @@ def run() -> None:
     + (f"; {dropped:,} more were ranked high enough but are invalid" if dropped else "")
   )
   if report:
-    from bis_jax.reports import selection_page  # imports matplotlib
-
-    selection_page.write_report(report, table, rule)
     print(f"report: {report / 'index.html'}")
 
 
-def _check_free(path: pathlib.Path | None) -> None:
-  if path is None or _OVERWRITE.value or not path.exists():
-    return
-  if path.is_file() or any(path.iterdir()):
-    raise FileExistsError(f"{path} exists and was not changed: name another, or add --overwrite")
+def _is_free(path: pathlib.Path) -> bool:
+  return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _beside_out(name: str) -> pathlib.Path:

@@ -156,6 +156,28 @@ def test_what_is_there_is_left_alone_unless_told_otherwise(tmp_path, annotations
   assert images(out) == ["b", "b"]
 
 
+@pytest.mark.parametrize("form", ["raw", "dataset"])
+def test_a_failed_selection_does_not_refuse_its_retry(
+  tmp_path, annotations, run, monkeypatch, form
+):
+  """Mutation caught: what the failed one wrote is taken for another's file."""
+  arguments = [f"--annotations={annotations}", f"--out={tmp_path / 'x'}", f"--format={form}"]
+
+  def fail(*_):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Manifest, "save", fail)
+    failed = run(*arguments)
+  assert failed.returncode == 1 and "No space left" in failed.stderr
+  assert not (tmp_path / "x").exists()
+  assert run(*arguments).returncode == 0
+  manifest = Manifest.load(
+    tmp_path / ("x/manifest.json" if form == "dataset" else "x.manifest.json")
+  )
+  assert manifest.placeholders == ("removed" if form == "dataset" else "kept")
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

@@ -185,6 +185,11 @@ def question_of(record: dict[str, Any]) -> str:
   return original or _text(record.get("question")).replace("<image>", "").strip()
 
 
+def paper_question(record: dict[str, Any]) -> str:
+  """Returns the question as the released builder writes it: `question` keeps its placeholders."""
+  return str(record.get("question_orig") or record.get("question") or "").strip()
+
+
 def _step_text(step: Any, at: int) -> str:
   text = step.get("step") if isinstance(step, dict) else None
   if not isinstance(text, str) or not text.strip():

@@ -42,6 +42,7 @@ class Manifest:
   table_checksum: str
   sources: tuple[KeptSource, ...]  # in file-name order
   reliability_if_no_positive: float = 1.0  # "none_positive" in the file
+  placeholders: str = "removed"  # or "kept": image placeholders in the questions that were written
 
   def __len__(self) -> int:
     return sum(source.lines.size for source in self.sources)
@@ -49,6 +50,7 @@ class Manifest:
   @property
   def digest(self) -> str:
     head = self._head()
+    del head["placeholders"]  # they say nothing about what is kept
     if head["none_positive"] == 1:  # manifests written before the setting existed lack it
       del head["none_positive"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
@@ -88,9 +90,10 @@ class Manifest:
         for name, counts in held["sources"].items()
       )
       manifest = cls(**held)
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, OverflowError) as error:
+      intact = manifest.digest == digest
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
       raise ManifestError(f"{path} is not a manifest ({error}): select again") from error
-    if manifest.digest != digest:
+    if not intact:
       raise ManifestError(f"{path} was changed after it was written: select again")
     return manifest
 

@@ -6,8 +6,10 @@ conversations  {"image": ..., "conversations": [{"from": "human", "value": "Ques
 dataset        a folder that `datasets.load_dataset` reads, with a card
 """
 
+import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jinja2
@@ -15,6 +17,7 @@ import msgspec
 import numpy as np
 
 from bis_jax import files
+from bis_jax.console import log
 from bis_jax.corpus import records
 from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.score_table import ScoreTable, positive_and_counted
@@ -61,18 +64,20 @@ def write_raw(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> 
 
 def write_conversations(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
   """Writes the kept records in the form that PyTorch trainers of MPRMs read."""
-  conversations = (_conversation(_record(line), manifest) for _, _, line in lines)
-  _write_lines(path, map(msgspec.json.encode, conversations))
+  _write_lines(path, _encoded(lines, _conversation, manifest))
 
 
 def write_dataset(folder: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
-  rows = (_row(source, number, _record(line), manifest) for source, number, line in lines)
-  _write_lines(folder / "data" / "train.jsonl", map(msgspec.json.encode, rows))
+  _write_lines(folder / "data" / "train.jsonl", _encoded(lines, _row, manifest))
   files.write_text(folder / "README.md", _card(manifest))
 
 
-# {form: function that writes it}
-WRITERS = {"raw": write_raw, "conversations": write_conversations, "dataset": write_dataset}
+# {form: function that writes it, and what it does with image placeholders in questions}
+WRITERS = {
+  "raw": (write_raw, "kept"),
+  "conversations": (write_conversations, "kept"),  # as the released builder, see `paper_question`
+  "dataset": (write_dataset, "removed"),
+}
 
 
 def _write_lines(path: pathlib.Path, lines: Iterable[bytes]) -> None:
@@ -80,11 +85,24 @@ def _write_lines(path: pathlib.Path, lines: Iterable[bytes]) -> None:
     file.writelines(line + b"\n" for line in lines)
 
 
+def _encoded(
+  lines: Iterable[Line], form: Callable[..., dict[str, Any]], manifest: Manifest
+) -> Iterator[bytes]:
+  """Yields the JSON of `form(source, number, record, manifest)` for each line."""
+  for source, number, line in lines:
+    row = form(source, number, _record(line), manifest)
+    try:
+      yield msgspec.json.encode(row)
+    except UnicodeEncodeError:  # which `paper` order accepts, and no JSON reader does
+      log.warning("%s:%d holds half of a surrogate pair: written as U+FFFD", source, number)
+      yield re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(row, ensure_ascii=False)).encode()
+
+
 def _record(line: bytes) -> dict[str, Any]:
   try:
     return msgspec.json.decode(line)
-  except msgspec.DecodeError:  # NaN and infinities, which `paper` order accepts
-    return records.load_object(line)
+  except msgspec.DecodeError:  # NaN, long numbers and others, which `paper` order accepts
+    return records.load_object(line, order="paper")
 
 
 def _labels(record: dict[str, Any], manifest: Manifest) -> list[float]:
@@ -94,9 +112,11 @@ def _labels(record: dict[str, Any], manifest: Manifest) -> list[float]:
   return np.where(counted, positive, IGNORED_LABEL).tolist()
 
 
-def _conversation(record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+def _conversation(
+  source: str, number: int, record: dict[str, Any], manifest: Manifest
+) -> dict[str, Any]:
   steps = [step["step"].strip() + _MARKER for step in record["steps_with_score"]]
-  text = f"Question: {records.question_of(record)}\nProcess: " + "\n\n".join(steps)
+  text = f"Question: {records.paper_question(record)}\nProcess: " + "\n\n".join(steps)
   return {
     "image": record["image"],
     "conversations": [

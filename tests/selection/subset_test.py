@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import pyarrow.json
 import pytest
@@ -77,7 +78,47 @@ def test_conversations_are_what_trainers_read(tmp_path, selected):
     ],
   }
   assert second["image"] == ["b/l.png", "b/r.png"]
-  assert second["conversations"][0]["value"] == "Question: Which? 哪个?\nProcess: Left.<prm>"
+  # As the released builder: placeholders of a question without question_orig stay.
+  text = "Question: <image>\n<image>\nWhich? 哪个?\nProcess: Left.<prm>"
+  assert second["conversations"][0]["value"] == text
+
+
+@pytest.mark.parametrize(
+  ("fields", "question"),
+  [
+    ({"question_orig": " a ", "question": "<image>\nb"}, "a"),
+    ({"question_orig": "", "question": " <image>\nb "}, "<image>\nb"),
+    ({"question_orig": " ", "question": "<image>\nb"}, ""),
+    ({"question_orig": None, "question": 5}, "5"),
+    ({}, ""),
+  ],
+)
+def test_questions_are_those_of_the_released_builder(fields, question):
+  """`str(question_orig or question or "").strip()`: a blank question_orig hides the question."""
+  record = fields | {"image": "a", "steps_with_score": [{"step": "s", "score": 1}]}
+  manifest = types.SimpleNamespace(tau=0.0, unmeasured="negative")
+  written = subset._conversation("a", 0, record, manifest)
+  assert written["conversations"][0]["value"] == f"Question: {question}\nProcess: s<prm>"
+
+
+@pytest.mark.parametrize("form", ["conversations", "dataset"])
+def test_a_half_surrogate_is_replaced_and_its_record_named(tmp_path, form, caplog):
+  """Mutation caught: one of them aborts the whole export of `paper` order."""
+  steps = '"steps_with_score": [{"step": "s", "score": 1, "num_mc_total": 99999}]'
+  lines = [f'{{"image": "a", "question": "q{n}", {steps}}}' for n in range(3)]
+  lines[1] = lines[1].replace("q1", "\\ud83d")
+  lines[2] = "\x0c\xa0" + lines[2] + "\u2028"  # white space that JSON does not know
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  found = scan(tmp_path)
+  table = found.table()
+  manifest = select(table, strategy="full", fraction=1.0, order="paper")
+  write, _ = subset.WRITERS[form]
+  write(tmp_path / "out", subset.kept_lines(found.files, table, manifest), manifest)
+  written = read(tmp_path / ("out" if form == "conversations" else "out/data/train.jsonl"))
+  assert [next(q for q in ("q0", "\ufffd", "q2") if q in str(row)) for row in written] == [
+    *("q0", "\ufffd", "q2")
+  ]
+  assert caplog.messages == ["a:1 holds half of a surrogate pair: written as U+FFFD"]
 
 
 def test_labels_follow_tau_and_the_treatment_of_unmeasured_steps(tmp_path, selected):
