@@ -1,5 +1,8 @@
-"""For tools that ask for a setup.py; everything is in pyproject.toml."""
+"""The packages: configs/, which people edit at the top level, is installed as bis_jax/configs."""
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
-setup()
+setup(
+  packages=[*find_namespace_packages(include=["bis_jax", "bis_jax.*"]), "bis_jax.configs"],
+  package_dir={"bis_jax.configs": "configs"},
+)

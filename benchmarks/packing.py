@@ -15,17 +15,17 @@ import time
 
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 from benchmarks.row_budget import balanced_row_patches
 from bis_jax.inputs import pack
 from bis_jax.inputs.pipeline import Example, measure, unlabelled
 from bis_jax.models.processor import make_processor
 from bis_jax.models.qwen2_5_vl.images import UNIT_PATCHES
+from bis_jax.settings import recipe
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "folder of *.jsonl", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer folder", required=True)
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/qwen_bis10.py", "whose backbone reads")
+_CONFIG = flags.DEFINE_string("config", "qwen_bis10", "recipe whose backbone reads")
 _LIMIT = flags.DEFINE_integer("limit", 0, "read about this many, evenly spread; 0: all")
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
   rollouts = read_rollouts(pathlib.Path(_ANNOTATIONS.value), _LIMIT.value)
-  processor = make_processor(_CONFIG.value, _TOKENIZER.value)
+  processor = make_processor(recipe.load(_CONFIG.value), _TOKENIZER.value)
   formatter, images = processor.prompt, processor.images
   start = time.perf_counter()
   measured = measure(rollouts, formatter, images, max_length=4096, progress=True)

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from bis_jax.compilation import step_search
 from bis_jax.compilation.compiled_step import CompiledStep, compile_step
 from bis_jax.console import command
 from bis_jax.models import backbones
+from bis_jax.settings import recipe
 from bis_jax.settings.config_check import check
-from bis_jax.settings.keys import check_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+recipe.define_flags()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "TPU slice, such as v5p:2x2x4, v5e:8x8 or v6e:4x4", required=True
 )
@@ -69,8 +69,9 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
 
 def main(argv: list[str]) -> None:
   jax.config.update("jax_platforms", "cpu")  # the process itself must not look for accelerators
-  config, topology = _CONFIG.value, _TOPOLOGY.value
+  topology = _TOPOLOGY.value
   with command("aot", argv, "--search"):
+    config = recipe.from_flags()
     check(config)
     tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens
     if _SEARCH.value:
@@ -84,6 +85,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  check_flags(sys.argv)
-  flags.mark_flag_as_required("config")
   app.run(main)

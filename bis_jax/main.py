@@ -15,18 +15,15 @@ import sys
 import traceback
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from bis_jax.console import log, start_logging
 from bis_jax.errors import UserError
 from bis_jax.parallel import processes
 from bis_jax.parallel.preemption import EXIT_CODE, Preempted
 from bis_jax.run import stages
-from bis_jax.settings.keys import check_flags
+from bis_jax.settings import recipe
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "config file, such as configs/toy_bis10.py", lock_config=True
-)
+recipe.define_flags()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "folder of the run: a new or empty one, or a run to resume", required=True
 )
@@ -44,7 +41,7 @@ def main(argv: list[str]) -> None:
     processes.start()
     if not processes.is_first():
       log.setLevel("WARNING")
-    stages.run(_CONFIG.value, _WORKDIR.value)
+    stages.run(recipe.from_flags(), _WORKDIR.value)
   except Preempted as stopped:  # on every process of the run
     print(f"main: {stopped}", file=sys.stderr)
     code = EXIT_CODE
@@ -57,6 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  check_flags(sys.argv)
-  flags.mark_flag_as_required("config")
   app.run(main)

@@ -7,6 +7,7 @@ same recipe on the toy corpus.
 
 from ml_collections import ConfigDict
 
+from bis_jax.errors import UserError
 from bis_jax.models import backbones
 from bis_jax.settings.keys import all_settings, nest
 
@@ -30,7 +31,7 @@ def in_form(c: ConfigDict, form: str) -> ConfigDict:
   first pre-trained on captions, in minutes on two CPU cores.
   """
   if form not in ("", "toy"):
-    raise ValueError(
+    raise UserError(
       f"a recipe has no form {form!r}: use configs/RECIPE.py or configs/RECIPE.py:toy"
     )
   if form == "toy":

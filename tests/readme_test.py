@@ -59,9 +59,10 @@ def commands() -> list[tuple[str, str, list[str]]]:
 
 def defined_flags(module: str) -> set[str]:
   """Returns the names of the flags that a module defines with absl or argparse."""
-  tree = ast.parse(pathlib.Path(importlib.util.find_spec(module).origin).read_text())
+  text = pathlib.Path(importlib.util.find_spec(module).origin).read_text()
+  tree, config = ast.parse(text), {"config"} if "recipe.define_flags()" in text else set()
   calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-  return {
+  return config | {
     call.args[0].value.lstrip("-")
     for call in calls
     if isinstance(call.func, ast.Attribute)

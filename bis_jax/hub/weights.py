@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -28,6 +28,7 @@ from bis_jax.models import backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
 from bis_jax.models.model_config import ModelConfig
 
+_SHOWN = 20  # problems of a checkpoint
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
 _TOKENIZER_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]  # the last is SentencePiece's
@@ -38,7 +39,8 @@ class WeightsError(UserError):
 
   def __init__(self, subject: str, problems: Sequence[str]):
     count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
-    super().__init__("\n  ".join([f"{subject}{count}:", *problems]))
+    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    super().__init__("\n  ".join([f"{subject}{count}:", *problems[:_SHOWN], *more]))
 
 
 def load(
@@ -72,19 +74,11 @@ def load(
     overrides: parameters that replace the checkpoint's.
   """
   overrides = dict(overrides or {})
-  raw, problems = read_config(folder)
-  layout = backbones.get(config.backbone).layout(config, raw)
-  stored, damage = _read_headers(folder, layout)
-  places = _places(layout, config, shapes, stored, (yes_token, no_token), marker_token)
+  raw, stored, places = _checked_places(
+    folder, config, shapes, (yes_token, no_token), marker_token, skip, overrides
+  )
   head = places[REWARD_HEAD_PATH]
   read = {path: places[path] for path in shapes if path not in overrides}
-  wanted = {key: place.shape for place in read.values() for key in place.keys}
-  if raw:
-    problems += _config_differences(raw, config, rows=head.shape[0])
-  problems += damage + _differences(stored, wanted, (*skip, re.escape(layout.lm_head)))
-  if problems:
-    raise WeightsError(f"the checkpoint in {folder} does not fit the model", problems)
-
   # An export names the marker that it was trained with; a published checkpoint names none.
   untrained = None if marker_token == raw.get("step_marker_token_id") else marker_token
   params = {}
@@ -105,9 +99,45 @@ def load(
     yes_token,
     no_token,
     head.keys[0],
-    ", ".join(sorted(stored.keys() - wanted.keys())) or "nothing",
+    ", ".join(sorted(stored.keys() - {key for place in read.values() for key in place.keys}))
+    or "nothing",
   )
   return params
+
+
+def check(
+  folder: pathlib.Path, config: ModelConfig, shapes: Mapping[str, Any], marker_token: int
+) -> None:
+  """Raises a WeightsError if `load` would; reads the headers of the files only."""
+  _checked_places(folder, config, shapes, (0, 0), marker_token)
+
+
+def _checked_places(
+  folder: pathlib.Path,
+  config: ModelConfig,
+  shapes: Mapping[str, Any],
+  head_rows: tuple[int, int],
+  marker_token: int | None,
+  skip: Sequence[str] = (),
+  overrides: Container[str] = (),
+) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, HubTensor]]:
+  """Returns a checkpoint's config.json, its tensors by key, and the place of every parameter."""
+  raw, problems = read_config(folder)
+  layout = backbones.get(config.backbone).layout(config, raw)
+  stored, damage = _read_headers(folder, layout)
+  places = _places(layout, config, shapes, stored, head_rows, marker_token)
+  wanted = {
+    key: places[path].shape for path in shapes if path not in overrides for key in places[path].keys
+  }
+  if raw:
+    problems += _config_differences(raw, config, rows=places[REWARD_HEAD_PATH].shape[0])
+  problems += damage + _differences(stored, wanted, (*skip, re.escape(layout.lm_head)))
+  if problems:
+    raise WeightsError(
+      f"the checkpoint in {folder} does not fit the model: name another one, or its backbone and size",
+      problems,
+    )
+  return raw, stored, places
 
 
 def _places(

@@ -1,6 +1,8 @@
 """The backbones that a config can name, and functions of their records."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,14 +58,19 @@ def sharding(config: ModelConfig) -> tuple[tuple[str, P], ...]:
   return get(config.backbone).sharding + decoder.SHARDING
 
 
+@functools.cache
+def shapes(config: ModelConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
+  """Returns the graph and the shape and dtype of each parameter by path; allocates no array."""
+  return split(nnx.eval_shape(lambda: build(config, 0)))
+
+
 def structure(
   config: ModelConfig, mesh: Mesh
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns the graph and the shape, dtype and sharding of each parameter; allocates no array."""
-  graph, params = split(nnx.eval_shape(lambda: build(config, 0)))
-  shapes: dict[str, Any] = dict(params)
-  shardings = parameter_shardings(mesh, sharding(config), shapes)
+  """Returns `shapes` with the sharding of each parameter."""
+  graph, params = shapes(config)
+  shardings = parameter_shardings(mesh, sharding(config), params)
   return graph, {
     path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path])
-    for path, shape in shapes.items()
+    for path, shape in params.items()
   }

@@ -5,15 +5,22 @@ from ml_collections import ConfigDict
 from bis_jax.inputs.images import ImageProcessor
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
+from bis_jax.models.backbones import BackboneError
 
 
 def make_processor(config: ConfigDict, folder: str) -> Processor:
   """Returns the processor of a config's backbone, with the tokenizer in `folder` (or of a hub id).
 
-  Raises OSError or ValueError if there is no tokenizer, or it is another backbone's.
+  Raises BackboneError if there is no tokenizer, or it is another backbone's.
   """
   backbone = backbones.get(config.model.backbone)
-  tokenizer = backbone.load_tokenizer(folder)
+  try:
+    tokenizer = backbone.load_tokenizer(folder)
+  except Exception as error:  # whatever a foreign or damaged file raises
+    raise BackboneError(
+      f"{folder} holds no tokenizer for {backbone.name}: set config.inputs.tokenizer to the one of its "
+      f"weights ({str(error).splitlines()[0]})"
+    ) from error
   prompt = backbone.make_prompt(tokenizer, config.inputs.separator, config[backbone.name])
   return Processor(tokenizer, prompt, image_processor(config))
 

@@ -30,15 +30,18 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
   """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  if list(sizes.values()).count(-1) > 1:
+    raise MeshError(f"config.mesh is {sizes}: set at most one of its sizes to -1")
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(devices) % fixed:
     raise MeshError(
-      f"mesh sizes {sizes} need a multiple of {fixed} devices, but there are {len(devices)}"
+      f"config.mesh is {sizes}, but there are {len(devices)} devices, not a multiple of {fixed}: set "
+      "its sizes to divisors of that, and one to -1"
     )
   shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
   if int(np.prod(shape)) != len(devices):
     raise MeshError(
-      f"mesh sizes {sizes} use {int(np.prod(shape))} of {len(devices)} devices: set one of them to -1"
+      f"config.mesh is {sizes}, {int(np.prod(shape))} of {len(devices)} devices: set one size to -1"
     )
   return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
@@ -52,7 +55,7 @@ def first_match(rules: tuple[tuple[str, Any], ...], path: str) -> Any:
 
 
 def parameter_shardings(
-  mesh: Mesh, rules: tuple[tuple[str, P], ...], shapes: dict[str, jax.ShapeDtypeStruct]
+  mesh: Mesh, rules: tuple[tuple[str, P], ...], shapes: Mapping[str, Any]
 ) -> dict[str, NamedSharding]:
   """Returns the sharding of every parameter; a dimension that does not divide is replicated."""
 

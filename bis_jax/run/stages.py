@@ -20,11 +20,12 @@ from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.errors import UserError
 from bis_jax.evaluation import score_files, step_evaluation, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.hub import weights
 from bis_jax.inputs import pipeline
-from bis_jax.models import backbones
+from bis_jax.models import backbones, learning_rates
 from bis_jax.models.attention import check_backend
 from bis_jax.models.backbone import Processor
 from bis_jax.models.model_config import ModelConfig
@@ -42,7 +43,7 @@ from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
-from bis_jax.settings.workdir import OWNER, claim
+from bis_jax.settings.workdir import OWNER, claim, release
 from bis_jax.toy import drawing
 from bis_jax.training import loop, pretrain, train_state
 from bis_jax.training.examples import RolloutExamples
@@ -56,29 +57,41 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
+  mesh = make_mesh(**config.mesh)
   locations = require(config, locate(config))
+  workdir = files.absolute(folder)
+  new = not (workdir / "config.json").exists()
+  if new:
+    check_inputs(config, locations, mesh)
   if locations.programs:
     program_cache.use(locations.programs)
-  workdir = files.absolute(folder)
   alone = files.owned(workdir / OWNER, f"--workdir={folder}")
   with alone if processes.is_first() else contextlib.nullcontext():
-    return _run(config, locations, workdir)
+    processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
+    claim(workdir, config)  # on every process: each checks its own config against the first one's
+    try:
+      return _run(config, locations, mesh, workdir)
+    except UserError:
+      if new and processes.is_first():
+        release(workdir)
+      raise
 
 
-def _run(config: ConfigDict, locations: Locations, workdir: epath.Path) -> dict[str, Any]:
-  processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
-  claim(workdir, config)  # on every process: each checks its own config against the first one's
+def _run(
+  config: ConfigDict, locations: Locations, mesh: Mesh, workdir: epath.Path
+) -> dict[str, Any]:
   log.info(
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
   )
 
-  mesh = make_mesh(**config.mesh)
   corpus = prepare_corpus(config, locations)
   manifest = select_rollouts(config, corpus, workdir / "manifest.json")
   processor = make_processor(config, locations.tokenizer)
   if processes.is_first():
     save_tokenizer(processor.tokenizer, workdir)
   model_config = backbones.model_config(config, len(processor.tokenizer))
+  _, shapes = backbones.shapes(model_config)
+  log.info(learning_rates.summary(config, shapes))
   evaluator = make_evaluator(config, locations, corpus, manifest, processor, mesh, model_config)
   examples = RolloutExamples(corpus, manifest.rollout_indices(corpus), config)
   trained = loop.train(
@@ -95,6 +108,20 @@ def _run(config: ConfigDict, locations: Locations, workdir: epath.Path) -> dict[
   if evaluator is None:
     return {}
   return evaluate(config, workdir, trained, evaluator, corpus, manifest)
+
+
+def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> None:
+  """Raises UserError if tokenizer, checkpoint or rows of a new run do not fit its config."""
+  train_state.check_rows(config.inputs.row_multiple, config.train.accumulate, mesh)
+  if locations.toy and not config.inputs.tokenizer:  # it is drawn with the corpus
+    return
+  processor = make_processor(config, locations.tokenizer)
+  model_config = backbones.model_config(config, len(processor.tokenizer))
+  if locations.checkpoint:
+    _, shapes = backbones.shapes(model_config)
+    weights.check(
+      pathlib.Path(locations.checkpoint), model_config, shapes, processor.prompt.special.prm
+    )
 
 
 def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bis_jax import files
 from bis_jax.inputs.prompt import Tokenizer
-from bis_jax.models import backbones
+from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbone import Processor
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.param_tree import Params
@@ -24,7 +24,7 @@ from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh
 from bis_jax.settings import locations
 from bis_jax.settings.workdir import WorkdirError, read_config
-from bis_jax.training import checkpoint, optim
+from bis_jax.training import checkpoint
 from bis_jax.training.train_state import split_trainable
 
 _T = TypeVar("_T")
@@ -58,7 +58,7 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   devices = make_mesh(axes["data"], axes["fsdp"], axes["tensor"])
   model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
-  factors = optim.factors(config.model.learning_rates, list(shapes))
+  factors = learning_rates.factors(config, shapes)
   restored = checkpoint.restore_params(path, *split_trainable(shapes, factors))
   if restored is None:
     raise WorkdirError(f"{workdir} holds no checkpoint yet: resume its run")

@@ -1,62 +1,95 @@
 """Checks a run's config before any work starts."""
 
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
+from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.processor import image_processor
-from bis_jax.settings.keys import all_settings, flatten, renamed
+from bis_jax.settings.keys import RENAMED, all_settings, flatten
 
 
 class ConfigError(UserError):
   """A config that no run can start from; its message names every key at fault."""
 
+  def __init__(self, faults: Sequence[str]):
+    super().__init__("\n  ".join(["the config cannot be run:", *faults]))
+
 
 def check(config: ConfigDict) -> None:
-  """Raises ConfigError naming every key outside its range and every contradiction."""
-  c, settings, values = config, all_settings(), flatten(config)
-  faults = [f"config.{key}: {renamed(key)}" for key in values if key not in settings]
-  faults += [f"config.{key} is missing" for key in settings if key not in values]
-  if faults:
-    raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
-  for key, setting in settings.items():
+  """Raises ConfigError naming every key outside its range, or else every contradiction."""
+  values = flatten(config)
+  if faults := _key_faults(values) or _value_faults(values) or _contradictions(config):
+    raise ConfigError(faults)
+
+
+def _key_faults(values: dict[str, Any]) -> list[str]:
+  settings = all_settings()
+  faults = []
+  for key in (key for key in values if key not in settings):
+    [nearest] = difflib.get_close_matches(key, settings, 1, cutoff=0)
+    words = "it is now" if key in RENAMED else "unknown key; the nearest is"
+    faults.append(f"config.{key}: {words} config.{RENAMED.get(key, nearest)}")
+  return faults + [f"config.{key} is missing" for key in settings if key not in values]
+
+
+def _value_faults(values: dict[str, Any]) -> list[str]:
+  """Returns a sentence for each key whose value has another type or is out of its range."""
+  faults = []
+  for key, setting in all_settings().items():
     value, section = values[key], key.split(".")[0]
     if not setting.allows(value):
       faults.append(f"config.{key} is {value!r}; it must be {setting.words()}")
-    elif section in BACKBONES and section != c.model.backbone:
+    elif section in BACKBONES and section != values["model.backbone"]:
       if value not in (setting.default, setting.toy):
         faults.append(
-          f"config.{key} is {value!r}, which {c.model.backbone} does not read: leave it at "
+          f"config.{key} is {value!r}, which {values['model.backbone']} does not read: leave it at "
           f"{setting.default!r}"
         )
-  for low, high in (
-    ("labels.band_low", "labels.band_high"),
-    ("inputs.max_length", "inputs.row_tokens"),
-  ):
-    if values[low] > values[high]:
-      faults.append(f"config.{low} ({values[low]}) must not exceed config.{high} ({values[high]})")
-  if backbone := BACKBONES.get(c.model.backbone):
-    if c.model.size in backbone.sizes:
-      faults += backbone.config_faults(c, image_processor(c))
-    else:
-      names = ", ".join(backbone.sizes)
-      faults.append(f"config.model.size is {c.model.size!r}; {backbone.name} has {names}")
-  profile = tuple(c.train.profile_steps)
-  if profile != (0, 0) and (len(profile) != 2 or min(profile) < 1):
-    faults.append(
-      f"config.train.profile_steps is {profile}; it must be (first step, number), both >= 1, or (0, 0)"
-    )
-  if c.pretrain.steps and (c.corpus.name != "toy" or c.model.checkpoint):
-    faults.append(
+  return faults
+
+
+def _contradictions(c: ConfigDict) -> list[str]:
+  """Returns a sentence for each pair of values, each in its range, that do not go together."""
+  toy, backbone = c.corpus.name == "toy", BACKBONES[c.model.backbone]
+  if c.model.size not in backbone.sizes:
+    sizes = ", ".join(backbone.sizes)
+    return [f"config.model.size is {c.model.size!r}; it must be one of {sizes} ({backbone.name})"]
+  published = bool(backbone.sizes[c.model.size].text.vocab_size)
+  rules = (
+    (
+      c.labels.band_low > c.labels.band_high,
+      f"config.labels.band_low ({c.labels.band_low}) must not exceed config.labels.band_high "
+      f"({c.labels.band_high})",
+    ),
+    (
+      c.inputs.max_length > c.inputs.row_tokens,
+      f"config.inputs.max_length ({c.inputs.max_length}) must not exceed config.inputs.row_tokens "
+      f"({c.inputs.row_tokens})",
+    ),
+    (
+      c.pretrain.steps and (not toy or c.model.checkpoint),
       f"config.pretrain.steps is {c.pretrain.steps}, but only the toy corpus has captions, for "
-      'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""'
-    )
-  if c.labels.kind == "truth" and c.corpus.name != "toy":
-    faults.append(
+      'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""',
+    ),
+    (
+      toy and published and not c.model.checkpoint,
+      f"config.model.size is {c.model.size!r}, a published size, which cannot be trained from the toy "
+      'corpus alone: set it to "toy", or model.checkpoint to its weights',
+    ),
+    (
+      c.labels.kind == "truth" and not toy,
       "config.labels.kind is 'truth', but only the toy corpus knows it: set corpus.name to "
-      '"toy", or labels.kind to "hard", "soft" or "banded"'
-    )
-  if [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) > 1:
-    faults.append("at most one of config.mesh.data, .fsdp and .tensor may be -1")
-  if faults:
-    raise ConfigError("the config cannot be run:\n  " + "\n  ".join(faults))
+      '"toy", or labels.kind to "hard", "soft" or "banded"',
+    ),
+  )
+  _, shapes = backbones.shapes(backbones.model_config(c, vocab_size=1))
+  return (
+    [sentence for wrong, sentence in rules if wrong]
+    + backbone.config_faults(c, image_processor(c))
+    + learning_rates.faults(c, list(shapes))
+  )

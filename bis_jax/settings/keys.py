@@ -6,28 +6,31 @@ backbone reads are in its record, models/BACKBONE/record.py. `python -m bis_jax.
 all of them as docs/config.md.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from bis_jax.models.backbones import BACKBONES
-from bis_jax.models.setting import Setting
+from bis_jax.models.learning_rates import VISION_TOWER
+from bis_jax.models.setting import NOT_EMPTY, Setting
 from bis_jax.selection.strategies import STRATEGIES
 
 _CORPUS = "data/VisualPRM400K-v1.1-Raw"
-_TOWERS = "|".join(dict.fromkeys(backbone.tower for backbone in BACKBONES.values()))
+_SEED = ">= 0 and < 2147483648"
+_PROCESSES = ">= 0 and <= 1024"
 
 SETTINGS: dict[str, Setting] = {
-  "seed": Setting(0, ">= 0", "of data order, initialization and random selection"),
+  "seed": Setting(0, _SEED, "of data order, initialization and random selection"),
   # Corpus
   "corpus.name": Setting("visualprm", ("visualprm", "toy"), "files on disk, or drawn", toy="toy"),
   "corpus.annotations": Setting(
-    f"{_CORPUS}/annotations.zip", None, "folder of *.jsonl, or its zip"
+    f"{_CORPUS}/annotations.zip", NOT_EMPTY, "folder of *.jsonl, or its zip"
   ),
-  "corpus.images": Setting(f"{_CORPUS}/images.zip", None, "folder or zip, never extracted"),
-  "corpus.cache": Setting("~/.cache/bis_jax", None, "folder of prepared corpora, shared by runs"),
+  "corpus.images": Setting(f"{_CORPUS}/images.zip", NOT_EMPTY, "folder or zip, never extracted"),
+  "corpus.cache": Setting(
+    "~/.cache/bis_jax", NOT_EMPTY, "folder of prepared corpora, shared by runs"
+  ),
   "corpus.tau": Setting(0.0, ">= 0 and < 1", "a step is positive if its MC score > tau"),
   "corpus.unmeasured": Setting(
     "negative", ("negative", "ignore"), "steps without continuations; the paper's are negative"
@@ -35,25 +38,27 @@ SETTINGS: dict[str, Setting] = {
   "corpus.max_rejected_fraction": Setting(
     0.01, ">= 0 and <= 1", "of all records; more stop the run"
   ),
-  "corpus.workers": Setting(0, ">= 0", "processes that read and check; 0: one per core"),
+  "corpus.workers": Setting(0, _PROCESSES, "processes that read and check; 0: one per core"),
   # What the toy corpus is drawn from. Factors multiply the rates of every source.
-  "corpus.toy.rollouts": Setting(48_000, ">= 1000", "number of rollouts"),
-  "corpus.toy.images": Setting(16_000, ">= 300", "number of images"),
-  "corpus.toy.seed": Setting(0, ">= 0", "of the drawing"),
-  "corpus.toy.benchmark_items": Setting(500, ">= 18", "number of benchmark items"),
-  "corpus.toy.n_mc": Setting(16, ">= 1", "continuations per step"),
-  "corpus.toy.rollouts_per_group": Setting(3, ">= 1", "rollouts per question"),
-  "corpus.toy.slip": Setting(1.0, ">= 0", "factor: wrong notes"),
-  "corpus.toy.recovery": Setting(1.0, ">= 0", "factor: looking again at what was noted"),
-  "corpus.toy.lapse": Setting(1.0, ">= 0", "factor: continuations whose answer is lost"),
-  "corpus.toy.continuation_slip": Setting(1.0, ">= 0", "factor: wrong notes of continuations"),
+  "corpus.toy.rollouts": Setting(48_000, ">= 1000 and <= 10000000", "number of rollouts"),
+  "corpus.toy.images": Setting(16_000, ">= 300 and <= 10000000", "number of images"),
+  "corpus.toy.seed": Setting(0, _SEED, "of the drawing"),
+  "corpus.toy.benchmark_items": Setting(500, ">= 18 and <= 100000", "number of benchmark items"),
+  "corpus.toy.n_mc": Setting(16, ">= 1 and <= 1024", "continuations per step"),
+  "corpus.toy.rollouts_per_group": Setting(3, ">= 1 and <= 1024", "rollouts per question"),
+  "corpus.toy.slip": Setting(1.0, ">= 0 and <= 100", "factor: wrong notes"),
+  "corpus.toy.recovery": Setting(1.0, ">= 0 and <= 100", "factor: looking again at what was noted"),
+  "corpus.toy.lapse": Setting(1.0, ">= 0 and <= 100", "factor: continuations whose answer is lost"),
+  "corpus.toy.continuation_slip": Setting(
+    1.0, ">= 0 and <= 100", "factor: wrong notes of continuations"
+  ),
   "corpus.toy.stop_at_zero": Setting(False, None, "no continuations after a step with MC score 0"),
   # Selection
   "selection.strategy": Setting("full", tuple(STRATEGIES), "how rollouts are ranked"),
-  "selection.fraction": Setting(1.0, "> 0 and <= 1", "of the rollouts of each source"),
+  "selection.fraction": Setting(1.0, ">= 0.0001 and <= 1", "of the rollouts of each source"),
   "selection.per_source": Setting(True, None, "False: one ranking of all sources together"),
   "selection.alpha": Setting(
-    0.2, ">= 0", "BIS smoothing; paper: 0.05 if fraction >= 0.25, 0.2 at 0.10"
+    0.2, ">= 0 and <= 100", "BIS smoothing; paper: 0.05 if fraction >= 0.25, 0.2 at 0.10"
   ),
   "selection.reliability_if_no_positive": Setting(
     1.0, ">= 0 and <= 1", "R of rollouts without a positive step"
@@ -66,17 +71,25 @@ SETTINGS: dict[str, Setting] = {
   "inputs.tokenizer": Setting("", None, 'folder or hub id; "": that of the checkpoint'),
   "inputs.separator": Setting("\n\n", None, 'between steps; the released evaluation has ""'),
   "inputs.max_length": Setting(
-    8192, ">= 16", "tokens per rollout; longer ones lose trailing steps", toy=256
+    8192, ">= 16 and <= 1048576", "tokens per rollout; longer ones lose trailing steps", toy=256
   ),
-  "inputs.row_tokens": Setting(8192, ">= 16", "tokens per packed row; >= max_length", toy=256),
+  "inputs.row_tokens": Setting(
+    8192, ">= 16 and <= 1048576", "tokens per packed row; >= max_length", toy=256
+  ),
   "inputs.row_patches": Setting(
-    BACKBONES["qwen2_5_vl"].row_patches, "> 0 and multiple of 64", "patch slots per packed row"
+    BACKBONES["qwen2_5_vl"].row_patches,
+    "> 0 and <= 4194304 and multiple of 64",
+    "patch slots per packed row",
   ),
-  "inputs.row_markers": Setting(256, ">= 1", "step markers per packed row", toy=32),
-  "inputs.row_multiple": Setting(16, ">= 1", "rows per step are rounded to a multiple", toy=8),
-  "inputs.lookahead": Setting(512, ">= 1", "waiting examples that a row may choose from"),
-  "inputs.workers": Setting(8, ">= 0", "processes that assemble rows; 0: threads", toy=0),
-  "inputs.prefetch": Setting(4, ">= 1", "global batches assembled ahead"),
+  "inputs.row_markers": Setting(256, ">= 1 and <= 65536", "step markers per packed row", toy=32),
+  "inputs.row_multiple": Setting(
+    16, ">= 1 and <= 65536", "rows per step are rounded to a multiple", toy=8
+  ),
+  "inputs.lookahead": Setting(
+    512, ">= 1 and <= 1000000", "waiting examples that a row may choose from"
+  ),
+  "inputs.workers": Setting(8, _PROCESSES, "processes that assemble rows; 0: threads", toy=0),
+  "inputs.prefetch": Setting(4, ">= 1 and <= 1024", "global batches assembled ahead"),
   # Model
   "model.backbone": Setting("qwen2_5_vl", tuple(BACKBONES), "folder in bis_jax/models"),
   "model.size": Setting("7b", None, "a size in the backbone's record", toy="toy"),
@@ -85,7 +98,9 @@ SETTINGS: dict[str, Setting] = {
   ),
   # The step marker's initial embedding is the mean of all others plus normal noise; a checkpoint
   # that was trained with markers keeps its own.
-  "model.marker_noise": Setting(0.0, ">= 0", "noise, in standard deviations of the embeddings"),
+  "model.marker_noise": Setting(
+    0.0, ">= 0 and <= 100", "noise, in standard deviations of the embeddings"
+  ),
   "model.dtype": Setting(
     "bfloat16", ("float32", "bfloat16"), "of activations; parameters are float32", toy="float32"
   ),
@@ -99,41 +114,45 @@ SETTINGS: dict[str, Setting] = {
   ),
   # The vision tower is frozen; the projector is trained.
   "model.learning_rates": Setting(
-    ((_TOWERS, 0.0), (r".*", 1.0)),
+    ((VISION_TOWER, 0.0), (r".*", 1.0)),
     None,
-    "(regex of parameters, factor); the first match wins, 0 freezes",
+    f"(regex of parameters or {VISION_TOWER!r}, factor); the first match wins, 0 freezes",
     toy=((r".*", 1.0),),
   ),
   # Pre-training on captions, for the toy corpus without a checkpoint
-  "pretrain.seed": Setting(0, ">= -1", "of parameters and order; -1: the run's seed"),
-  "pretrain.steps": Setting(0, ">= 0", "0: none; shared by all runs on the same images", toy=2000),
-  "pretrain.rows": Setting(4, ">= 1", "packed rows per step"),
-  "pretrain.row_tokens": Setting(
-    192, ">= 16", "tokens per row; at least a caption with its images"
+  "pretrain.seed": Setting(
+    0, ">= -1 and < 2147483648", "of parameters and order; -1: the run's seed"
   ),
-  "pretrain.learning_rate": Setting(3e-3, "> 0", "peak"),
+  "pretrain.steps": Setting(0, ">= 0", "0: none; shared by all runs on the same images", toy=2000),
+  "pretrain.rows": Setting(4, ">= 1 and <= 65536", "packed rows per step"),
+  "pretrain.row_tokens": Setting(
+    192, ">= 16 and <= 1048576", "tokens per row; at least a caption with its images"
+  ),
+  "pretrain.learning_rate": Setting(3e-3, "> 0 and <= 1", "peak"),
   # Loss and optimizer
   "loss.normalise": Setting(
     "global", ("global", "micro"), "per marker of the batch; micro: of the micro-batch (release)"
   ),
-  "optim.learning_rate": Setting(1e-5, "> 0", "peak", toy=1e-3),
+  "optim.learning_rate": Setting(1e-5, "> 0 and <= 1", "peak", toy=1e-3),
   "optim.warmup_fraction": Setting(0.05, ">= 0 and < 1", "of the steps"),
-  "optim.weight_decay": Setting(0.05, ">= 0", "decoupled, on matrices only"),
+  "optim.weight_decay": Setting(0.05, ">= 0 and <= 1", "decoupled, on matrices only"),
   "optim.b1": Setting(0.9, ">= 0 and < 1", "decay of the first moment"),
   "optim.b2": Setting(0.999, ">= 0 and < 1", "decay of the second moment", toy=0.98),
-  "optim.eps": Setting(1e-8, "> 0", "of Adam"),
-  "optim.clip": Setting(1.0, "> 0", "global gradient norm"),
+  "optim.eps": Setting(1e-8, "> 0 and <= 1", "of Adam"),
+  "optim.clip": Setting(1.0, ">= 1e-06 and <= 1e+09", "global gradient norm"),
   "optim.moment_dtype": Setting("float32", ("float32", "bfloat16"), "of the first moment"),
   # Training
-  "train.global_batch": Setting(512, ">= 1", "rollouts per step, on average", toy=16),
-  "train.accumulate": Setting(1, ">= 1", "micro-batches per step"),
-  "train.epochs": Setting(1, ">= 1", "passes over the selected rollouts", toy=3),
+  "train.global_batch": Setting(
+    512, ">= 1 and <= 1000000", "rollouts per step, on average", toy=16
+  ),
+  "train.accumulate": Setting(1, ">= 1 and <= 65536", "micro-batches per step"),
+  "train.epochs": Setting(1, ">= 1 and <= 10000", "passes over the selected rollouts", toy=3),
   "train.steps": Setting(0, ">= 0", "stop after this many steps; 0: after the epochs"),
   "train.log_every": Setting(1, ">= 1", "steps", toy=10),
   "train.checkpoint_every": Setting(50, ">= 1", "steps", toy=200),
   "train.keep_checkpoints": Setting(2, ">= 1", "number of latest checkpoints"),
   "train.profile_steps": Setting(
-    (0, 0), None, "(first step, number) of a profiler trace; (0, 0): none"
+    (0, 0), ">= 0", "(first step, number) of a profiler trace; (0, 0): none"
   ),
   "train.compile_cache": Setting("compiled", None, 'folder in corpus.cache; "": no cache'),
   # Devices along each axis; at most one -1: the remaining devices
@@ -146,7 +165,9 @@ SETTINGS: dict[str, Setting] = {
     "multi", ("multi", "canvas", "first"), "of an item: all, all on one canvas, or the first"
   ),
   "evaluation.blank_images": Setting(False, None, "score grey images too", toy=True),
-  "evaluation.batch_rows": Setting(16, ">= 1", "maximum packed rows per scoring batch", toy=8),
+  "evaluation.batch_rows": Setting(
+    16, ">= 1 and <= 65536", "maximum packed rows per scoring batch", toy=8
+  ),
   "evaluation.every": Setting(25, ">= 0", "steps; 0: at the end only", toy=200),
   "evaluation.every_items": Setting(500, ">= 0", "evenly spaced items each time; 0: all", toy=200),
   "evaluation.dev_rollouts": Setting(
@@ -197,19 +218,6 @@ def nest(flat: Mapping[str, Any]) -> ConfigDict:
       section = section.setdefault(part, {})
     section[name] = value
   return ConfigDict(config)
-
-
-def renamed(name: str) -> str:
-  """Returns a remark for a key that does not exist: its new name, if it has one."""
-  return f"it is now config.{RENAMED[name]}" if name in RENAMED else "unknown key"
-
-
-def check_flags(arguments: Sequence[str]) -> None:
-  """Exits with a message if a command line sets a key by its old name."""
-  for argument in arguments:
-    name = argument.lstrip("-").split("=")[0].removeprefix("config.")
-    if argument.startswith("-") and name in RENAMED:
-      sys.exit(f"--config.{name}: {renamed(name)}")
 
 
 def page() -> str:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.models.backbones import BACKBONES
+from bis_jax.models.learning_rates import VISION_TOWER
 from bis_jax.settings.keys import RENAMED, all_settings, flatten, nest
 
 # Keys that do not change the result of a run, so that it may resume with other values.
@@ -24,6 +25,8 @@ FREE_KEYS = (
   "mesh.",
   "evaluation.",
 )
+# The vision towers in model.learning_rates of the first versions.
+_OLD_TOWERS = r"visual\.(?!merger)|vision_model\."
 
 OWNER = "owner.json"  # names the process that runs in the workdir
 
@@ -37,6 +40,10 @@ def _stored(path: epath.Path) -> dict[str, Any]:
   held = files.read_json(path, "put it back, or start again in a new workdir", error=WorkdirError)
   flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
+  flat["model.learning_rates"] = [
+    [VISION_TOWER if pattern == _OLD_TOWERS else pattern, factor]
+    for pattern, factor in flat.get("model.learning_rates", ())
+  ]
   return flat
 
 
@@ -86,3 +93,17 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   else:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(path, ours)
+
+
+def release(workdir: epath.Path) -> None:
+  """Empties a workdir that this run claimed, unless it trained a step: another config may have it."""
+  metrics, steps = workdir / "metrics.jsonl", workdir / "checkpoints"
+  if (metrics.exists() and metrics.read_text()) or (
+    steps.exists() and any(path.name.isdigit() for path in steps.iterdir())
+  ):
+    return
+  for path in workdir.iterdir():
+    if path.is_dir():
+      path.rmtree()
+    elif path.name != OWNER:
+      path.unlink()

@@ -5,13 +5,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from bis_jax.parallel.sharding import first_match
-
-
-def factors(rules: tuple[tuple[str, float], ...], paths: list[str]) -> dict[str, float]:
-  """Returns the learning-rate factor of every parameter; the first matching rule wins, 0 freezes."""
-  return {path: float(first_match(rules, path)) for path in paths}
-
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then cosine decay to 0 at `steps`."""

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax.models import backbones
+from bis_jax.models import backbones, learning_rates
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.parallel.sharding import OnMesh
 from bis_jax.training import optim
@@ -106,7 +106,7 @@ class TrainStep:
 def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> TrainStep:
   """Returns the training step of a run of `steps` steps; allocates no array."""
   graph, shapes = backbones.structure(model_config, mesh)
-  factors = optim.factors(config.model.learning_rates, list(shapes))
+  factors = learning_rates.factors(config, shapes)
   optimizer = optim.optimizer(config.optim, steps, factors)
   step = make_train_step(
     graph,

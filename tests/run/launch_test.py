@@ -27,6 +27,7 @@ STEPS = 6
 OUTPUT = (
   r"\d+ cpu devices?, \d+ process(es)?",
   r"(prepared 1,000 rollouts with \d+ images in|reusing the (toy )?corpus in) .*",
+  r"[\d,]+ of [\d,]+ parameters train: [\d,]+ by '\.\*' at factor 1",
   r"bis selects 100 of 1,?000 rollouts",
   r"100 rollouts in 2 epochs: .*",
   r"step \d of 6: loss [\d.]+",

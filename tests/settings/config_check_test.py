@@ -6,11 +6,12 @@ import pathlib
 import jax
 import pytest
 
+from bis_jax.errors import UserError
 from bis_jax.hub import weights
+from bis_jax.models import learning_rates
 from bis_jax.models.backbones import build, model_config
 from bis_jax.models.param_tree import split
 from bis_jax.settings import config_check, locations
-from bis_jax.training import optim
 from configs import common, internvl_bis10
 
 RECIPES = sorted(
@@ -25,7 +26,7 @@ def test_every_recipe_is_in_range_in_every_form(name):
   if not name.startswith("toy"):
     config_check.check(recipe("toy"))
     assert recipe("toy").selection.strategy == recipe().selection.strategy
-    with pytest.raises(ValueError, match="no form 'small'"):
+    with pytest.raises(UserError, match="no form 'small'"):
       recipe("small")
 
 
@@ -89,7 +90,7 @@ def test_images_that_cannot_fit_are_refused():
       r"max_tiles \(6\) .* 7168 patches.*row_patches to at least 7168",
     ),
     ({"inputs.row_patches": 8000}, r"row_patches \(8000\) .* make it 8 \* 1024"),
-    ({"model.size": "7b"}, r"model.size is '7b'; internvl has .*2\.5-8b"),
+    ({"model.size": "7b"}, r"model.size is '7b'; it must be one of .*2\.5-8b"),
     ({"model.backbone": "qwen2_5_vl", "internvl.system": "Hi"}, "qwen2_5_vl does not read"),
     (
       {"model.backbone": "qwen2_5_vl", "internvl.drop_path": 0.1, "model.size": "7b"},
@@ -110,7 +111,7 @@ def test_the_tower_alone_is_frozen_by_default():
     c = common.get_config()
     c.model.backbone, c.model.size = backbone, size
     shapes = jax.eval_shape(lambda c=c: split(build(model_config(c, 1), 0))[1])
-    factor = optim.factors(c.model.learning_rates, list(shapes))
+    factor = learning_rates.factors(c, shapes)
     frozen = {path for path, value in factor.items() if not value}
     tower = {p for p in factor if p.startswith("vision_model.")} | {
       p for p in factor if p.startswith("visual.") and not p.startswith("visual.merger.")

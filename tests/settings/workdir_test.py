@@ -64,3 +64,27 @@ def test_a_workdir_of_the_first_version_still_opens_and_resumes(tmp_path, recipe
   assert read[own] == config[own]
   assert read.to_dict().keys() == config.to_dict().keys()
   assert set(keys.RENAMED) <= set(keys.flatten(old))
+
+
+def test_the_default_learning_rates_of_the_first_versions_are_todays(tmp_path):
+  """They joined the vision towers of all backbones that there were."""
+  config = common.get_config()
+  workdir.claim(epath.Path(tmp_path), config)
+  old = json.loads((tmp_path / "config.json").read_text())
+  old["model"]["learning_rates"] = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  workdir.claim(epath.Path(tmp_path), config)
+  assert workdir.read_config(epath.Path(tmp_path)).model.learning_rates[0] == ["vision tower", 0.0]
+
+
+def test_a_run_that_trained_nothing_gives_its_workdir_back(tmp_path):
+  place, config = epath.Path(tmp_path) / "a", common.get_config()
+  workdir.claim(place, config)
+  (place / "manifest.json").write_text("{}")
+  (place / "tokenizer").mkdir()
+  workdir.release(place)
+  config.selection.fraction = 0.25
+  workdir.claim(place, config)
+  (place / "checkpoints" / "5").mkdir(parents=True)
+  workdir.release(place)
+  assert (place / "config.json").exists() and (place / "checkpoints" / "5").exists()

@@ -77,11 +77,3 @@ def test_factors_scale_and_only_matrices_decay():
   np.testing.assert_allclose(updates["slow.kernel"], 0.1 * updates["fast.kernel"], rtol=1e-6)
   assert (updates["fast.kernel"] < 0).all()
   assert (updates["norm.scale"] == 0).all() and (updates["x.bias"] == 0).all()
-
-
-def test_the_first_rule_decides_and_every_path_needs_one():
-  rules = ((r"visual\.(?!merger)", 0.0), (r"^visual|text", 1.0))
-  got = optim.factors(rules, ["visual.blocks.kernel", "visual.merger.kernel", "text.kernel"])
-  assert list(got.values()) == [0.0, 1.0, 1.0]
-  with pytest.raises(KeyError, match="other.kernel"):
-    optim.factors(rules, ["other.kernel"])

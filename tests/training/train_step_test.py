@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bis_jax.models import backbones
+from bis_jax.models import backbones, learning_rates
 from bis_jax.models.param_tree import split
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings, put_rows
@@ -189,7 +189,7 @@ def test_a_batch_without_labels_has_loss_zero_and_no_gradient(batch):
 def test_the_step_changes_trainable_parameters_only(batch):
   c = common.get_config()
   graph, params = split(backbones.build(MODEL, 0))
-  factor = optim.factors(c.model.learning_rates, list(params))
+  factor = learning_rates.factors(c, params)
   frozen = {path: array for path, array in params.items() if factor[path] == 0}
   trained = {path: array for path, array in params.items() if factor[path] > 0}
   assert {path.split(".")[0] for path in frozen} == {"visual"}

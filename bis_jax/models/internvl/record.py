@@ -24,7 +24,9 @@ _SHARDING = (
 )
 
 _SETTINGS = {
-  "max_tiles": Setting(6, ">= 1", "per image without its thumbnail; 256 tokens each", toy=4),
+  "max_tiles": Setting(
+    6, ">= 1 and <= 1024", "per image without its thumbnail; 256 tokens each", toy=4
+  ),
   # The tokenizer of the toy corpus lacks the Chinese words of the released prompt.
   "system": Setting("", None, 'system prompt; "": released', toy="You are a helpful assistant."),
   "drop_path": Setting(0.0, ">= 0 and < 1", "of the vision tower; the release has 0.1 by accident"),

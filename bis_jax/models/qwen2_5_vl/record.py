@@ -45,7 +45,7 @@ def _config_faults(config: ConfigDict, images: QwenImages) -> list[str]:
   if UNIT_PATCHES * tokens > inputs.row_patches:
     faults.append(
       f"{allows} {UNIT_PATCHES * tokens} patches, more than config.inputs.row_patches "
-      f"({inputs.row_patches}) holds"
+      f"({inputs.row_patches}) holds: lower max_pixels or raise row_patches"
     )
   return faults
 
