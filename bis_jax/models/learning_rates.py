@@ -11,13 +11,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bis_jax.errors import UserError
 from bis_jax.models import backbones
 
 VISION_TOWER = "vision tower"  # in place of a regex: the one in the backbone's record
 
 
+class RuleError(UserError):
+  """Rules that do not fit the parameters."""
+
+
 def factors(config: ConfigDict, paths: Collection[str]) -> dict[str, float]:
-  """Returns the learning-rate factor of every parameter, by rules that have no `faults`."""
+  """Returns the learning-rate factor of every parameter; raises RuleError."""
+  if found := faults(config, paths):
+    raise RuleError("\n  ".join(found))
   rules = zip(config.model.learning_rates, _decided(config, paths), strict=True)
   factor = {path: float(rule[1]) for rule, decided in rules for path in decided}
   return {path: factor[path] for path in paths}

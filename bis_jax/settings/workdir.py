@@ -25,8 +25,8 @@ FREE_KEYS = (
   "mesh.",
   "evaluation.",
 )
-# The vision towers in model.learning_rates of the first versions.
-_OLD_TOWERS = r"visual\.(?!merger)|vision_model\."
+# The default of model.learning_rates in the first versions, which named all vision towers.
+_OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
 
 OWNER = "owner.json"  # names the process that runs in the workdir
 
@@ -40,10 +40,8 @@ def _stored(path: epath.Path) -> dict[str, Any]:
   held = files.read_json(path, "put it back, or start again in a new workdir", error=WorkdirError)
   flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
-  flat["model.learning_rates"] = [
-    [VISION_TOWER if pattern == _OLD_TOWERS else pattern, factor]
-    for pattern, factor in flat.get("model.learning_rates", ())
-  ]
+  if flat.get("model.learning_rates") == _OLD_RATES:
+    flat["model.learning_rates"] = [[VISION_TOWER, 0.0], [".*", 1.0]]
   return flat
 
 
