@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from benchmarks.row_budget import balanced_row_patches
 from bis_jax.images import decode
 from bis_jax.inputs import pack
-from bis_jax.inputs.pipeline import Example, batches, measure
+from bis_jax.inputs.pipeline import BatchIterator, Example, measure
 from bis_jax.models.qwen2_5_vl import prompt
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     measured = measure(examples, formatter, images, max_length=1024)
     row_patches = balanced_row_patches(*measured.costs.T[:2], 2048)
     plan = pack.plan(measured.costs, np.array([2048, row_patches, 256]))
-    iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
+    iterator = BatchIterator(measured, plan, rows_per_batch=4, prefetch=0)
     start = time.process_time()
     for _ in iterator:
       pass

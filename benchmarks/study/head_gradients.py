@@ -90,7 +90,9 @@ def marker_states(run: LoadedRun, examples: Examples) -> np.ndarray:
   state_SD = np.zeros((measured.costs[:, 2].sum(), width), np.float32)
   step = OnMesh(jax.jit(lambda params, batch: merge(run.graph, params)(batch)), run.mesh)
   # Fewer rows than a batch are filled up with empty ones.
-  for batch in pipeline.batches(measured, plan, rows_per_batch=run.config.evaluation.batch_rows):
+  for batch in pipeline.BatchIterator(
+    measured, plan, rows_per_batch=run.config.evaluation.batch_rows
+  ):
     state_BRD = np.asarray(step(params, device_arrays(batch)))
     used_BR = batch["example_index"] >= 0
     place = first_step[batch["example_index"][used_BR]] + batch["step_index"][used_BR]

@@ -2,7 +2,7 @@
 
     measured = measure(examples, prompt, images, max_length=...)
     plan = measured.plan_rows(config.inputs, seed=..., epochs=...)
-    iterator = batches(measured, plan, rows_per_batch=...)
+    iterator = BatchIterator(measured, plan, rows_per_batch=...)
 
 Batch number n of a run is a pure function of (examples, plan, n), so a run resumes at any batch, on
 any number of processes and workers.
@@ -131,22 +131,29 @@ def measure(
 class BatchSource:
   """The batches of a run by number, assembled on access; the last one is filled with empty rows.
 
-  This process reads rows first_row .. first_row + rows of every global batch of `rows_per_batch`.
+  `share` (i, n): this process reads the i-th of n contiguous shares of every global batch.
   """
 
   measured: Measured
   plan: pack.Plan
-  rows_per_batch: int
-  first_row: int
-  rows: int
+  rows_per_batch: int  # of a global batch
+  share: tuple[int, int]
+
+  def __post_init__(self):
+    if self.rows_per_batch % self.share[1]:
+      raise ValueError(
+        f"{self.rows_per_batch} rows per batch do not divide over {self.share[1]} processes; "
+        f"use a multiple of {self.share[1]}"
+      )
 
   def __len__(self) -> int:
     return -(-len(self.plan) // self.rows_per_batch)
 
   def __getitem__(self, number: SupportsIndex, /) -> Batch:
-    batch = empty_batch(self.measured.images, self.rows, self.plan.budgets)
-    start = int(number) * self.rows_per_batch + self.first_row
-    for b in range(self.rows):
+    rows = self.rows_per_batch // self.share[1]
+    batch = empty_batch(self.measured.images, rows, self.plan.budgets)
+    start = int(number) * self.rows_per_batch + self.share[0] * rows
+    for b in range(rows):
       row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
       for i in self.plan.row(start + b).tolist():
         example, sample, images = self._read(i)
@@ -177,43 +184,31 @@ class BatchSource:
       raise InputError(f"example {example.id}: {error}") from error
 
 
-def batches(
-  measured: Measured,
-  plan: pack.Plan,
-  *,
-  rows_per_batch: int,
-  share: tuple[int, int] = (0, 1),
-  workers: int = 0,
-  prefetch: int = 2,
-) -> "BatchIterator":
-  """Returns the iterator over a run's batches, for training and for scoring.
-
-  Args:
-    rows_per_batch: rows of a global batch, over all processes; ValueError if they do not divide.
-    share: (i, n) reads the i-th of n contiguous shares of every global batch.
-    workers: processes that assemble batches; 0 uses threads of this process.
-    prefetch: batches assembled ahead; 0 assembles each on demand.
-  """
-  index, count = share
-  rows, left_over = divmod(rows_per_batch, count)
-  if left_over:
-    raise ValueError(
-      f"{rows_per_batch} rows per batch do not divide over {count} processes; "
-      f"use a multiple of {count}"
-    )
-  source = BatchSource(measured, plan, rows_per_batch, first_row=index * rows, rows=rows)
-  return BatchIterator(source, workers=workers, prefetch=prefetch)
-
-
 class BatchIterator(Iterator[Batch]):
-  """Iterates over batches; its only state is the number of the next global batch."""
+  """Iterates over a run's batches; its only state is the number of the next global batch."""
 
   # The number is the same on every process and for any number of processes and workers, so a
   # checkpoint of one process resumes them all.
 
-  def __init__(self, source: BatchSource, *, workers: int, prefetch: int):
+  def __init__(
+    self,
+    measured: Measured,
+    plan: pack.Plan,
+    *,
+    rows_per_batch: int,
+    share: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    prefetch: int = 2,
+  ):
+    """`rows_per_batch` and `share` as in `BatchSource`.
+
+    Args:
+      workers: processes that assemble batches; 0 uses threads of this process.
+      prefetch: batches assembled ahead; 0 assembles each on demand.
+    """
     self.next_batch = 0
-    self._source, self._workers, self._prefetch = source, workers, prefetch
+    self._source = BatchSource(measured, plan, rows_per_batch, share)
+    self._workers, self._prefetch = workers, prefetch
     self._reader: grain.DatasetIterator | None = None
 
   def __len__(self) -> int:

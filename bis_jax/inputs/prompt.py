@@ -92,19 +92,6 @@ class Prompt(abc.ABC):
   @abc.abstractmethod
   def frame(self, question: str, images: int) -> Frame: ...
 
-  def encode(
-    self,
-    question: str,
-    steps: Sequence[str],
-    image_token_counts: Sequence[int] = (),
-    *,
-    max_length: int,
-  ) -> Sample:
-    [(compact, dropped)] = self.encode_batch(
-      [(question, steps)], [image_token_counts], max_length=max_length
-    )
-    return expand(compact, image_token_counts, self.special, dropped)
-
   def encode_batch(
     self,
     texts: Sequence[tuple[str, Sequence[str]]],

@@ -213,7 +213,7 @@ def training_batches(
     np.count_nonzero(measured.dropped_steps),
     len(plan.too_long),
   )
-  return pipeline.batches(
+  return pipeline.BatchIterator(
     measured,
     plan,
     rows_per_batch=rows,

@@ -125,7 +125,7 @@ class Scorer:
       for rows, count in collections.Counter(batches).items():
         offsets = plan.offsets[first_row : first_row + rows * count + 1]
         first_row += rows * count
-        for batch in pipeline.batches(
+        for batch in pipeline.BatchIterator(
           measured,
           dataclasses.replace(plan, offsets=offsets),
           rows_per_batch=rows,

@@ -175,7 +175,7 @@ def _batches(
   )
   passes = -(-own.steps * own.rows * inputs.row_patches // int(measured.costs[:, 1].sum()))
   plan = measured.plan_rows(inputs, seed=_seed(config), epochs=passes)
-  return pipeline.batches(measured, plan, rows_per_batch=own.rows, prefetch=inputs.prefetch)
+  return pipeline.BatchIterator(measured, plan, rows_per_batch=own.rows, prefetch=inputs.prefetch)
 
 
 def _make_step(

@@ -55,7 +55,7 @@ def _of_training(model, examples, i):
     examples, processor.prompt, processor.images, max_length=inputs.max_length
   )
   plan = measured.plan_rows(inputs, only=np.array([i]), shuffle=False)
-  (batch,) = pipeline.batches(measured, plan, rows_per_batch=1)
+  (batch,) = pipeline.BatchIterator(measured, plan, rows_per_batch=1)
   batch = {key: value[None] for key, value in device_arrays(batch).items()}
   head = {head_gradients.HEAD: model.params[head_gradients.HEAD]}
   others = {path: array for path, array in model.params.items() if path not in head}

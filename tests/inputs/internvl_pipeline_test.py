@@ -13,7 +13,7 @@ from bis_jax.models.internvl import prompt as internvl_prompt
 from bis_jax.models.internvl.config import InternVLConfig, TextConfig, VisionConfig
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.internvl.model import InternVL
-from tests.in_memory import in_memory
+from tests.in_memory import encode, in_memory
 
 
 def _png(height, width, seed):
@@ -42,7 +42,7 @@ def batch(shared):
   measured = pipeline.measure(examples, prompt, images, max_length=4096)
   assert measured.costs[:, 1].tolist() == [3 * 1024, 0, 5 * 1024]
   plan = pack.plan(measured.costs, np.array([4096, 9 * 1024, 8]), shuffle=False)
-  iterator = pipeline.batches(measured, plan, rows_per_batch=1, prefetch=0)
+  iterator = pipeline.BatchIterator(measured, plan, rows_per_batch=1, prefetch=0)
   return examples, prompt, images, next(iterator)
 
 
@@ -58,7 +58,7 @@ def test_a_row_holds_every_sample_with_its_own_tiles(batch):
     example = examples[number]
     tiles = [images.patches(pipeline.decode(data)) for data in example.read_images()]
     counts = [image.image_tokens for image in tiles]
-    sample = prompt.encode(example.question, example.steps, counts, max_length=4096)
+    sample = encode(prompt, example.question, example.steps, counts, max_length=4096)
     here = slice(token, token + len(sample.tokens))
     np.testing.assert_array_equal(row["tokens"][here], sample.tokens)
     assert (row["segment_ids"][here] == segment).all()

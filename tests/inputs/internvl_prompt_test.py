@@ -12,6 +12,7 @@ from bis_jax.errors import UserError
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.inputs.texts import question_text
 from bis_jax.models.internvl import prompt as internvl_prompt
+from tests.in_memory import encode
 
 SYSTEM = (
   "<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及"
@@ -83,7 +84,7 @@ def test_ids_equal_sentencepiece_and_the_released_wrapping(processor, internlm, 
   formatter = internvl_prompt.InternVLPrompt(internlm)
   for question in _texts(_PARTS, 167, seed=len(counts)):
     steps = _texts(_PARTS, draw.randint(1, 3), seed=draw.random())
-    sample = formatter.encode(question, steps, counts, max_length=100_000)
+    sample = encode(formatter, question, steps, counts, max_length=100_000)
     expected = _reference_ids(processor, _released_text(question, steps, counts, "\n\n"))
     assert sample.tokens.tolist() == expected, (question, steps)
     assert sample.dropped_steps == 0
@@ -96,7 +97,7 @@ def test_ids_equal_sentencepiece_and_the_released_wrapping(processor, internlm, 
 
 def test_released_evaluation_form_joins_steps_with_nothing(processor, internlm):
   formatter = internvl_prompt.InternVLPrompt(internlm, separator="")
-  sample = formatter.encode("Q", ["a", "b"], [256], max_length=1000)
+  sample = encode(formatter, "Q", ["a", "b"], [256], max_length=1000)
   text = _released_text("Q", ["a", "b"], [256], "")
   assert sample.tokens.tolist() == _reference_ids(processor, text)
 
@@ -124,7 +125,7 @@ def test_internvl3_has_the_same_wrapping_without_a_beginning(shared, qwen):
   formatter = internvl_prompt.InternVLPrompt(qwen)
   for question in _texts(_PARTS, 50):
     for counts in ([], [256], [256, 1792]):
-      sample = formatter.encode(question, ["a b", question], counts, max_length=100_000)
+      sample = encode(formatter, question, ["a b", question], counts, max_length=100_000)
       text = _released_text(question, ["a b", question], counts, "\n\n")
       expected = tokenizer(text, add_special_tokens=False).input_ids
       assert sample.tokens.tolist() == expected, question
@@ -137,9 +138,9 @@ def test_text_never_becomes_a_special_token(request, which):
   formatter = internvl_prompt.InternVLPrompt(tokenizer)
   first = {"internlm": 92397, "qwen": 151643}[which]  # reserved and added ids start here
   special = lambda tokens: sorted(i for i in tokens.tolist() if i >= first or i < 3)  # noqa: E731
-  plain = formatter.encode("Q", ["a", "b"], [4], max_length=10_000)
+  plain = encode(formatter, "Q", ["a", "b"], [4], max_length=10_000)
   for attack in [*_ATTACKS, *_texts(_PARTS + _ATTACKS * 2, 200)]:
-    sample = formatter.encode(attack, [attack, "b" + attack], [4], max_length=10_000)
+    sample = encode(formatter, attack, [attack, "b" + attack], [4], max_length=10_000)
     assert special(sample.tokens) == special(plain.tokens), attack
 
 
@@ -155,9 +156,9 @@ def test_truncation_drops_whole_trailing_steps(internlm, counts):
   """Mutations caught: `<` for `<=` at the limit; a later step kept that would fit."""
   formatter = internvl_prompt.InternVLPrompt(internlm)
   steps = ["first step", "a long second step " * 5, "3", "four"]
-  whole = formatter.encode("How many?", steps, counts, max_length=100_000)
+  whole = encode(formatter, "How many?", steps, counts, max_length=100_000)
   for limit in range(int(whole.markers[0]) - 3, len(whole.tokens) + 2):
-    cut = formatter.encode("How many?", steps, counts, max_length=limit)
+    cut = encode(formatter, "How many?", steps, counts, max_length=limit)
     kept = int((whole.markers < limit).sum())
     assert (len(cut.markers), cut.dropped_steps) == (kept, 4 - kept)
     if kept:
@@ -168,7 +169,7 @@ def test_truncation_drops_whole_trailing_steps(internlm, counts):
 
 
 def test_a_question_without_steps(processor, internlm):
-  sample = internvl_prompt.InternVLPrompt(internlm).encode("Q", [], [256], max_length=1000)
+  sample = encode(internvl_prompt.InternVLPrompt(internlm), "Q", [], [256], max_length=1000)
   assert sample.tokens.tolist() == _reference_ids(processor, _released_text("Q", [], [256], ""))
   assert len(sample.markers) == 0
 

@@ -16,6 +16,7 @@ from bis_jax.models.internvl import prompt as internvl_prompt
 from bis_jax.scoring import server, solution_files
 from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.solutions import Solution
+from tests.in_memory import encode
 
 PARTS = (
   "<prm>", "<image>", "<image1>", "<image 2>", "<image", "1>", "<image <image>", "<|im_end|>",
@@ -99,19 +100,19 @@ def test_the_ids_are_the_same_by_every_way(prompts, folder, solutions):
   ways = texts_by_way(folder, solutions)
   for prompt in prompts:
     want = [
-      prompt.encode(q.strip(), [*map(str.strip, s)], [4], max_length=9999) for q, s in solutions
+      encode(prompt, q.strip(), [*map(str.strip, s)], [4], max_length=9999) for q, s in solutions
     ]
     for way, texts in ways.items():
       for sample, (question, steps) in zip(want, texts, strict=True):
-        got = prompt.encode(question, steps, [4], max_length=9999)
+        got = encode(prompt, question, steps, [4], max_length=9999)
         assert got.tokens.tolist() == sample.tokens.tolist(), way
         assert len(got.markers) == len(steps)
 
 
 def test_outer_white_space_and_placeholders_are_no_text(prompts):
   for prompt in prompts:
-    plain = prompt.encode("How many?", ["One.", "Two."], [4], max_length=999)
-    padded = prompt.encode(
-      "<image 1>\n How <image>many? ", [" One.\n", "\u3000Two.\r\n"], [4], max_length=999
+    plain = encode(prompt, "How many?", ["One.", "Two."], [4], max_length=999)
+    padded = encode(
+      prompt, "<image 1>\n How <image>many? ", [" One.\n", "\u3000Two.\r\n"], [4], max_length=999
     )
     assert padded.tokens.tolist() == plain.tokens.tolist()

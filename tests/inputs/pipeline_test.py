@@ -9,9 +9,9 @@ from absl import flags
 from PIL import Image
 
 from bis_jax.inputs import pack
-from bis_jax.inputs.pipeline import InputError, batches, measure
+from bis_jax.inputs.pipeline import BatchIterator, InputError, measure
 from bis_jax.models.qwen2_5_vl.images import QwenImages
-from tests.in_memory import in_memory
+from tests.in_memory import encode, in_memory
 
 IMAGES = QwenImages(min_pixels=28 * 28, max_pixels=336 * 336)
 ROW = np.array([320, 512, 24])
@@ -60,7 +60,7 @@ def test_measured_costs_are_those_of_single_samples(source, measured, tiny_promp
   for i in range(len(source)):
     costs = [IMAGES.cost(*size) for size in source[i].image_sizes]
     counts = [tokens for tokens, _ in costs]
-    sample = tiny_prompt.encode(source[i].question, source[i].steps, counts, max_length=320)
+    sample = encode(tiny_prompt, source[i].question, source[i].steps, counts, max_length=320)
     assert measured.costs[i, 0] == len(sample.tokens)
     assert measured.costs[i, 1] == sum(slots for _, slots in costs)
     assert measured.costs[i, 2] == len(sample.markers)
@@ -74,7 +74,7 @@ def alone(source, measured, i):
   """Row 0 of a batch that holds example i alone."""
   one = pack.plan(measured.costs[i : i + 1], ROW)
   one = dataclasses.replace(one, examples=np.array([i]))
-  batch = next(batches(measured, one, rows_per_batch=1, prefetch=0))
+  batch = next(BatchIterator(measured, one, rows_per_batch=1, prefetch=0))
   return {name: array[0] for name, array in batch.items()}
 
 
@@ -93,7 +93,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
   offset, labels of the next example, positions that continue from the previous sample.
   """
   seen = 0
-  iterator = batches(measured, plan, rows_per_batch=4, prefetch=0)
+  iterator = BatchIterator(measured, plan, rows_per_batch=4, prefetch=0)
   for number, batch in enumerate(iterator):
     for b in range(4):
       row = {name: array[b] for name, array in batch.items()}
@@ -131,7 +131,7 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
 
 
 def test_images_and_windows_of_a_row_stay_apart(source, measured, plan):
-  for batch in batches(measured, plan, rows_per_batch=4, prefetch=0):
+  for batch in BatchIterator(measured, plan, rows_per_batch=4, prefetch=0):
     for b in range(4):
       segment, window = batch["patch_segment"][b], batch["patch_window"][b]
       assert ((segment > 0) == (window > 0)).all()
@@ -144,19 +144,21 @@ def test_images_and_windows_of_a_row_stay_apart(source, measured, plan):
 
 
 def test_processes_read_their_share_of_every_batch(source, measured, plan):
-  whole = list(batches(measured, plan, rows_per_batch=4))
-  assert len(whole) == len(batches(measured, plan, rows_per_batch=4))
+  whole = list(BatchIterator(measured, plan, rows_per_batch=4))
+  assert len(whole) == len(BatchIterator(measured, plan, rows_per_batch=4))
   for count in (2, 4):
-    shares = [batches(measured, plan, rows_per_batch=4, share=(p, count)) for p in range(count)]
+    shares = [
+      BatchIterator(measured, plan, rows_per_batch=4, share=(p, count)) for p in range(count)
+    ]
     for batch, *parts in zip(whole, *shares, strict=True):
       assert_equal(batch, {n: np.concatenate([part[n] for part in parts]) for n in batch})
   with pytest.raises(ValueError, match="4 rows per batch do not divide over 3 processes"):
-    batches(measured, plan, rows_per_batch=4, share=(0, 3))
+    BatchIterator(measured, plan, rows_per_batch=4, share=(0, 3))
 
 
 def test_last_batch_is_filled_with_empty_rows(source, measured, plan):
   rows = len(plan) - 1
-  *_, last = batches(measured, plan, rows_per_batch=rows)
+  *_, last = BatchIterator(measured, plan, rows_per_batch=rows)
   empty = {name: array[1:] for name, array in last.items()}
   assert (last["example_index"][0] >= 0).any()
   assert all((empty[name] == -1).all() for name in ("image_index", "example_index", "step_index"))
@@ -169,7 +171,7 @@ def test_last_batch_is_filled_with_empty_rows(source, measured, plan):
 
 def test_run_resumes_at_the_next_batch(source, measured, plan):
   """Also on another number of processes."""
-  make = lambda **options: batches(  # noqa: E731
+  make = lambda **options: BatchIterator(  # noqa: E731
     measured, plan, rows_per_batch=4, **options
   )
   whole = list(make())
@@ -191,8 +193,8 @@ def test_run_resumes_at_the_next_batch(source, measured, plan):
 def test_worker_process_gives_the_same_batches(source, measured, plan):
   flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a command's main has parsed them
   options = {"rows_per_batch": 6}
-  expected = list(batches(measured, plan, **options))
-  iterator = batches(measured, plan, workers=1, **options)
+  expected = list(BatchIterator(measured, plan, **options))
+  iterator = BatchIterator(measured, plan, workers=1, **options)
   iterator.seek(1)
   for left, right in zip(expected[1:], iterator, strict=True):
     assert_equal(left, right)
@@ -202,7 +204,7 @@ def test_worker_process_gives_the_same_batches(source, measured, plan):
 def test_scoring_reads_every_example_once_in_order_of_rows(source, measured):
   plan = pack.plan(measured.costs, ROW, shuffle=False)
   scores = [np.full(len(source[i].steps), -1.0) for i in range(len(source))]
-  for batch in batches(measured, plan, rows_per_batch=4):
+  for batch in BatchIterator(measured, plan, rows_per_batch=4):
     used = batch["example_index"] >= 0
     for i, step, target in zip(
       batch["example_index"][used],
@@ -221,7 +223,7 @@ def test_long_examples_lose_trailing_steps_with_their_labels(tiny_prompt):
   measured = measure(source, tiny_prompt, IMAGES, max_length=150)
   assert measured.dropped_steps.min() > 0 and measured.costs[:, 2].min() > 0
   plan = pack.plan(measured.costs, ROW, shuffle=False)
-  batch = next(batches(measured, plan, rows_per_batch=2))
+  batch = next(BatchIterator(measured, plan, rows_per_batch=2))
   for i in range(2):
     kept = measured.costs[i, 2]
     found = batch["marker_target"][batch["example_index"] == i]
@@ -253,7 +255,7 @@ def test_errors_name_the_example(tiny_prompt, measured_change, read_change, mess
   plan = pack.plan(measured.costs, ROW, shuffle=False)
   with pytest.raises(InputError, match=message):
     next(
-      batches(
+      BatchIterator(
         dataclasses.replace(measured, examples=source), plan, rows_per_batch=1, prefetch=prefetch
       )
     )

@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from bis_jax.inputs import pack
-from bis_jax.inputs.pipeline import batches, measure
+from bis_jax.inputs.pipeline import BatchIterator, measure
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests.in_memory import in_memory
 
@@ -87,7 +87,7 @@ def test_packed_row_equals_the_processor_sample_by_sample(request, tmp_path, whi
   source, limits = examples, QwenImages(**LIMITS)
   measured = measure(source, formatter, limits, max_length=4096)
   plan = pack.plan(measured.costs, np.array([4096, 8192, 16]), shuffle=False)
-  batch = next(batches(measured, plan, rows_per_batch=1))
+  batch = next(BatchIterator(measured, plan, rows_per_batch=1))
   for segment, i in enumerate(plan.row(0), start=1):
     here = batch["segment_ids"][0] == segment
     ids, positions, pixels = processed(tokenizer, *SAMPLES[i][:2], pictures[i])

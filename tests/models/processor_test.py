@@ -9,6 +9,7 @@ from bis_jax.models.internvl.prompt import SYSTEM
 from bis_jax.models.processor import image_processor, make_processor
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 from configs import internvl3_14b_bis10, internvl_bis10, qwen_bis10
+from tests.in_memory import encode
 
 
 def test_the_image_processor_is_the_backbones():
@@ -28,7 +29,7 @@ def test_the_system_prompt_is_the_released_one_unless_another_is_asked_for(share
   [system] = released.tokenizer.encode([f"system\n{SYSTEM}"])
   [brief] = other.tokenizer.encode(["system\nBe brief."])
   for processor, words in ((released, system), (other, brief)):
-    sample = processor.prompt.encode("Q", ["one"], max_length=500)
+    sample = encode(processor.prompt, "Q", ["one"], max_length=500)
     assert sample.tokens.tolist()[2 : 2 + len(words)] == words
   assert dataclasses.asdict(released.prompt.special) == dataclasses.asdict(other.prompt.special)
 

@@ -39,6 +39,7 @@ from bis_jax.settings import locations
 from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import make_train_step
 from configs import internvl_bis10
+from tests.in_memory import encode
 
 STEPS = 4
 
@@ -225,7 +226,7 @@ def test_internlm_goes_out_with_its_tokenizer(shared, tmp_path):
   assert json.loads((out / "added_tokens.json").read_text())["<prm>"] == 92553
   again = make_processor(c, str(out))
   one, other = (
-    r.prompt.encode("面积 <prm>?", ["one", "x = 2"], [16], max_length=500)
+    encode(r.prompt, "面积 <prm>?", ["one", "x = 2"], [16], max_length=500)
     for r in (processor, again)
   )
   assert one.tokens.tolist() == other.tokens.tolist() and len(one.markers) == 2

@@ -8,6 +8,7 @@ from bis_jax.models.qwen2_5_vl.prompt import QwenPrompt, load_tokenizer, special
 from bis_jax.scoring import restore
 from bis_jax.settings import locations
 from bis_jax.toy import drawing
+from tests.in_memory import encode
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_internlms_tokenizer_needs_nothing_but_the_workdir(shared, tmp_path):
   assert len(kept) == len(tokenizer) and kept.ids == tokenizer.ids
   text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
   one, other = (
-    internvl_prompt.InternVLPrompt(t).encode(*text, [4], max_length=500) for t in (tokenizer, kept)
+    encode(internvl_prompt.InternVLPrompt(t), *text, [4], max_length=500) for t in (tokenizer, kept)
   )
   assert one.tokens.tolist() == other.tokens.tolist() and len(one.markers) == 3
 
@@ -41,7 +42,7 @@ def test_what_is_kept_encodes_alike(name, request, tmp_path):
   kept = restore.load_tokenizer(epath.Path(tmp_path), load_tokenizer)
   assert len(kept) == len(tokenizer) and special_tokens(kept) == special_tokens(tokenizer)
   text = ("How many <prm> 三角形?\n\n", ["One  two.", "x = 3 <|im_end|>", "é"])
-  one, other = (QwenPrompt(t).encode(*text, [4], max_length=500) for t in (tokenizer, kept))
+  one, other = (encode(QwenPrompt(t), *text, [4], max_length=500) for t in (tokenizer, kept))
   assert one.tokens.tolist() == other.tokens.tolist()
   assert one.markers.tolist() == other.markers.tolist() and len(one.markers) == 3
 

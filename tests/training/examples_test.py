@@ -100,7 +100,7 @@ def test_labels_stay_with_their_steps_where_trailing_ones_are_cut(config, where)
   assert 10 < np.count_nonzero(measured.dropped_steps) < len(chosen)
   plan = pack.plan(measured.costs, np.array([256, 128, 32]))
   checked = 0
-  for batch in pipeline.batches(measured, plan, rows_per_batch=8):
+  for batch in pipeline.BatchIterator(measured, plan, rows_per_batch=8):
     for row, marker in zip(*np.nonzero(batch["example_index"] >= 0), strict=True):
       example, step = batch["example_index"][row, marker], batch["step_index"][row, marker]
       truth = truth_of(corpus.rollout(int(chosen[example])), shown)
