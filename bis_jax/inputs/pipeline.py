@@ -33,7 +33,8 @@ class Example:
   question: str
   steps: tuple[str, ...]
   image_sizes: Sequence[tuple[int, int]]  # upright (height, width) of every image
-  read_images: Callable[[], Sequence[bytes]]  # returns encoded images; picklable
+  # Returns encoded images, or patches of the same processor; picklable.
+  read_images: Callable[[], Sequence[bytes | ImagePatches]]
   targets: np.ndarray  # float32[n] in [0, 1], probability that the step is correct
   weights: np.ndarray  # float32[n], 1 if the step is labelled, else 0
 
@@ -43,7 +44,7 @@ def unlabelled(
   question: str,
   steps: Sequence[str],
   image_sizes: Sequence[tuple[int, int]],
-  read_images: Callable[[], Sequence[bytes]],
+  read_images: Callable[[], Sequence[bytes | ImagePatches]],
 ) -> Example:
   zeros = np.zeros(len(steps), np.float32)
   return Example(id, question, tuple(steps), image_sizes, read_images, zeros, zeros)
@@ -164,7 +165,10 @@ class BatchSource:
     source, rule = self.measured.examples, self.measured.images
     example = source[i]
     try:
-      images = [rule.patches(decode(data)) for data in example.read_images()]
+      images = [
+        rule.patches(decode(image)) if isinstance(image, bytes) else image
+        for image in example.read_images()
+      ]
       planned = [rule.cost(*size)[0] for size in example.image_sizes]
       found = [image.image_tokens for image in images]
       if planned != found:

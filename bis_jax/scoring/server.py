@@ -42,11 +42,11 @@ class Limits:
   steps: int = 256
   characters: int = 200_000  # of question and steps together
   images: int = 16
-  pixels: int = 16 << 20  # of a request's images together, and of a batch with several requests
+  pixels: int = 16 << 20  # of a request's images together
   # More requests or bytes get a 503. One client, which is an address, may have half of each.
   waiting: int = 256  # requests being read, waiting or on the device
-  held_bytes: int = 64 << 20  # of their bodies; those up to `small_bytes` are not counted
-  small_bytes: int = 64 << 10
+  held_bytes: int = 64 << 20  # of their bodies
+  small_bytes: int = 64 << 10  # smaller bodies are not counted, and do not wait for larger ones
   batch: int = 64  # solutions handed to the model at a time
 
 
@@ -124,31 +124,22 @@ class Batcher:
           one.answer.set_result(result)
 
   def _next_batch(self, waiting: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-    """Returns (next batch, rest): clients in turn, and text never waits for others' images."""
+    """Returns (next batch, rest): clients in turn, and each client's oldest first."""
     turns: collections.Counter[str] = collections.Counter()
     turn = []
     for one in waiting:
       turn.append(turns[one.client])
       turns[one.client] += 1
-    taken, pixels = set(), 0
-    for i in sorted(range(len(waiting)), key=turn.__getitem__):
-      size = waiting[i].solution.pixels
-      fits = not taken or not size or pixels + size <= self._limits.pixels
-      if fits and len(taken) < self._limits.batch:
-        taken.add(i)
-        pixels += size
-    return (
-      [one for i, one in enumerate(waiting) if i in taken],
-      [one for i, one in enumerate(waiting) if i not in taken],
-    )
+    order = sorted(range(len(waiting)), key=turn.__getitem__)
+    taken, rest = order[: self._limits.batch], sorted(order[self._limits.batch :])
+    return [waiting[i] for i in taken], [waiting[i] for i in rest]
 
 
 def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
   batcher = Batcher(scorer, limits)
-  readers = ThreadPoolExecutor(2)  # of JSON and text
-  decoders = ThreadPoolExecutor(1)  # of images: one request at a time, beside requests of text
-  # A client's requests with images are decoded one after the other, so that others get their turn.
-  decoding: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+  quick, slow = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # slow: large bodies and images
+  # A client's slow requests are read one after the other, so that others get their turn.
+  reading: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
   requests, sizes = _Shared(limits.waiting, "requests"), _Shared(limits.held_bytes, "bytes")
 
   async def score(request: Request) -> JSONResponse:
@@ -158,13 +149,16 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
       requests.take(client)
       held.callback(requests.give_back, client)
       body = await _read_body(request, limits, sizes, held)
-      record = await loop.run_in_executor(readers, parse, body, limits)
+      turn = reading.setdefault(client, asyncio.Lock())
+      large = len(body) > limits.small_bytes
+      async with turn if large else contextlib.nullcontext():
+        record = await loop.run_in_executor(slow if large else quick, parse, body, limits)
       del body
-      if record.named_images:
-        async with decoding.setdefault(client, asyncio.Lock()):
-          solution = await loop.run_in_executor(decoders, read, record, scorer, limits)
-      else:
-        solution = await loop.run_in_executor(readers, read, record, scorer, limits)
+      large = large or bool(record.named_images)
+      async with turn if large else contextlib.nullcontext():
+        solution = await loop.run_in_executor(
+          slow if large else quick, read, record, scorer, limits
+        )
       answer = {} if record.id is None else {"id": record.id}
       del record
       scores = await batcher.score(client, solution)
@@ -222,7 +216,7 @@ def read(record: Record, scorer: step_scorer.Scorer, limits: Limits) -> Solution
   """Returns the solution of a request, whose images are decoded last; HTTPException, SolutionError."""
   solution = record.solution(_decode_base64, limits.pixels)
   solutions.check_length(scorer, solution)
-  return solution.check_images()
+  return solution.prepare_images(scorer)
 
 
 def _decode_base64(text: str) -> bytes:

@@ -20,6 +20,7 @@ import numpy as np
 from bis_jax.errors import UserError
 from bis_jax.evaluation.json_records import EvaluationError, convert
 from bis_jax.images import ImageError, decode, stored_pixels, upright_size
+from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.inputs.texts import has_placeholder, question_text
 from bis_jax.scoring.step_scorer import Scorer
@@ -66,14 +67,15 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-  """A question, the n >= 1 steps of one answer, and its encoded images; made and checked by `of`.
+  """A question, the n >= 1 steps of one answer, and its images; made and checked by `of`.
 
+  The images are encoded, or patches after `prepare_images`.
   `image_sizes` are (height, width) after EXIF rotation.
   """
 
   question: str
   steps: tuple[str, ...]
-  images: tuple[bytes, ...]
+  images: tuple[bytes | ImagePatches, ...]
   image_sizes: tuple[tuple[int, int], ...]
 
   @classmethod
@@ -124,11 +126,12 @@ class Solution:
     _checked(decode, self.images)
     return self
 
-  @property
-  def pixels(self) -> int:
-    return sum(height * width for height, width in self.image_sizes)
+  def prepare_images(self, scorer: Scorer) -> "Solution":
+    """Returns the solution for this scorer, which then decodes no image; raises SolutionError."""
+    patches = _checked(scorer.image_patches, self.images)
+    return dataclasses.replace(self, images=tuple(patches))
 
-  def read_images(self) -> tuple[bytes, ...]:
+  def read_images(self) -> tuple[bytes | ImagePatches, ...]:
     return self.images
 
 
@@ -142,7 +145,7 @@ def identity(value: object) -> object:
   return found
 
 
-def _checked(read: Callable[[bytes], _T], images: Sequence[bytes]) -> list[_T]:
+def _checked(read: Callable[[Any], _T], images: Sequence[Any]) -> list[_T]:
   results = []
   for i, data in enumerate(images):
     try:

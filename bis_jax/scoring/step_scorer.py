@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from bis_jax.console import ProgressBar
 from bis_jax.errors import UserError
+from bis_jax.images import decode
 from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
 from bis_jax.models.backbone import Processor
@@ -66,6 +68,10 @@ class Scorer:
     scores, refused = self.score_each(examples)
     _check_none_refused(examples, refused)
     return scores
+
+  def image_patches(self, encoded: bytes) -> ImagePatches:
+    """Returns an image as an example's `read_images` may give it; raises ImageError."""
+    return self._processor.images.patches(decode(encoded))
 
   def refused(self, examples: Examples) -> dict[int, str]:
     """Returns {index: reason} of the examples that `score_each` would reject; reads no image."""

@@ -49,7 +49,9 @@ def folder(tmp_path_factory):
   return folder
 
 
-UNLIMITED = types.SimpleNamespace(refused=lambda examples: {})  # a scorer of any length
+UNLIMITED = types.SimpleNamespace(  # a scorer
+  refused=lambda examples: {}, image_patches=lambda encoded: encoded
+)
 
 
 def texts_by_way(folder, solutions):

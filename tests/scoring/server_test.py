@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import zlib
 
 import numpy as np
@@ -27,6 +26,7 @@ from absl import flags
 from PIL import Image, ImageFile
 from starlette.exceptions import HTTPException
 
+from bis_jax import images
 from bis_jax.scoring import http_protocol, server
 from tests.commands import run_command
 
@@ -42,6 +42,8 @@ class Lengths:
 
   def __init__(self, seconds: float = 0.0):
     self.batches, self._seconds = [], seconds
+
+  image_patches = staticmethod(images.decode)
 
   def refused(self, examples):
     texts = [example.steps for example in examples]
@@ -222,22 +224,28 @@ def test_pixels_and_tokens_are_counted_before_anything_is_decoded(
   assert status == 422 and reason in answer["error"]
 
 
-def waiting(*queue):
-  return [
-    server._Waiting(client, types.SimpleNamespace(pixels=pixels), i)
-    for i, (client, pixels) in enumerate(queue)
-  ]
-
-
-def test_text_does_not_wait_for_the_images_of_others():
-  batcher = server.Batcher(None, server.Limits(batch=3, pixels=100))
-  taken, rest = batcher._next_batch(waiting(*[("a", size) for size in (60, 60, 0, 60, 0, 0)]))
-  assert [one.answer for one in taken] == [0, 2, 4] and [one.answer for one in rest] == [1, 3, 5]
+def test_text_does_not_wait_for_the_images_of_others(served, monkeypatch):
+  """Mutation caught: images are decoded in the batch, or on the thread that reads text."""
+  decoding, done = threading.Event(), threading.Event()
+  monkeypatch.setattr(
+    Lengths, "image_patches", staticmethod(lambda data: (decoding.set(), done.wait(20)))
+  )
+  answers = []
+  thread = threading.Thread(
+    target=lambda: answers.append(served.call(solution("abc", images=[png()])))
+  )
+  thread.start()
+  assert decoding.wait(20)
+  assert served.call(solution("abc"))[0] == 200 and not answers
+  done.set()
+  thread.join()
+  assert answers[0][0] == 200
 
 
 def test_clients_take_turns():
   batcher = server.Batcher(None, server.Limits(batch=3))
-  taken, rest = batcher._next_batch(waiting(*[(client, 0) for client in "aaaabc"]))
+  queue = [server._Waiting(client, None, i) for i, client in enumerate("aaaabc")]
+  taken, rest = batcher._next_batch(queue)
   assert [one.answer for one in taken] == [0, 4, 5] and [one.answer for one in rest] == [1, 2, 3]
 
 
