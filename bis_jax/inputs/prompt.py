@@ -10,7 +10,7 @@ encoder that knows no special tokens, and the special ids are put between them.
 
 import abc
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,11 @@ class SpecialTokens:
   vision_end: int  # and after it
   yes: int  # words whose LM head rows initialize the reward head
   no: int
+
+  @classmethod
+  def of(cls, ids: Mapping[str, int], image_pad: str, start: str, end: str) -> "SpecialTokens":
+    """Returns the ids of the texts of the image tokens, and of those that all backbones share."""
+    return cls(*(ids[t] for t in (STEP_MARKER, image_pad, start, end, POSITIVE, NEGATIVE)))
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,7 @@ def _chunk(
 
 
 def _scores(
-  q_BKGcH: jax.Array,
-  k_BKSH: jax.Array,
-  segment_Bc: jax.Array,
-  segment_BS: jax.Array,
-  causal: bool,
+  q_BKGcH: jax.Array, k_BKSH: jax.Array, segment_Bc: jax.Array, segment_BS: jax.Array, causal: bool
 ) -> jax.Array:
   b, k, g, c, h = q_BKGcH.shape
   scores_BKxS = jnp.einsum(  # x: the queries of a key head in one axis

@@ -35,9 +35,9 @@ class Backbone:
   tower: str  # regex of the vision tower's parameters, which the published recipes freeze
   # Path prefixes of kernels before the decoder, in forward order; the first two are the tower's.
   stages: tuple[str, ...]
-  # From a model config and the patch slots of every image, (multiplications per row, rows) of each
-  # stage, and the number of (query, key) pairs of the tower's attention over all its layers.
-  vision_flops: Callable[[Any, np.ndarray], tuple[list[tuple[float, float]], float]]
+  # From a model config and the patch slots of every image, the rows that each stage computes, and
+  # the number of (query, key) pairs of the tower's attention over all its layers.
+  vision_rows: Callable[[Any, np.ndarray], tuple[list[float], float]]
 
   # The inputs.
   load_tokenizer: Callable[[str], Any]  # from a folder or hub id

@@ -84,11 +84,7 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
   shape = (length, length)
   mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
   sizes = splash.BlockSizes(
-    block_q=block,
-    block_kv=block,
-    block_q_dkv=block,
-    block_kv_dkv=block,
-    use_fused_bwd_kernel=True,
+    block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
   )
   return splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads),

@@ -33,8 +33,7 @@ def _offload(primitive: Any, *avals: Any, **params: Any) -> Any:
 
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    _keep_attention,
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _keep_attention
   ),
   "offload": _offload,
   "full": jax.checkpoint_policies.nothing_saveable,

@@ -3,12 +3,16 @@
 A product of [m, k] and [k, n] counts 2 m k n. Norms, activations and the update are left out.
 """
 
+import functools
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from flax import nnx
 
 from bis_jax.models import backbones
 from bis_jax.models.model_config import ModelConfig
+from bis_jax.models.param_tree import split
 
 _TEXT = "language_model"
 
@@ -29,26 +33,36 @@ def step_flops(
   text = config.text
   tokens = np.asarray(list(token_segments), np.float64)
   patches = np.asarray(list(image_patches), np.float64)
-  d, key_width = text.hidden_size, text.num_key_value_heads * text.head_dim
-  decoder = text.num_hidden_layers * (
-    2 * d * d + 2 * d * key_width + 3 * d * text.intermediate_size
-  )
-  backbone = backbones.get(config.backbone)
-  kernels, pairs = backbone.vision_flops(config, patches)
-  kernels = [*kernels, (decoder, tokens.sum())]
+  rows, pairs = backbones.get(config.backbone).vision_rows(config, patches)
   flops, before = {}, False
-  for stage, (multiplications, rows) in zip((*backbone.stages, _TEXT), kernels, strict=True):
+  for (stage, size), count in zip(
+    _kernel_sizes(config).items(), (*rows, tokens.sum()), strict=True
+  ):
     passes = 1 + (stage in trained) + before
     before |= stage in trained
-    flops[stage] = 2 * multiplications * rows * passes
+    flops[stage] = 2 * size * count * passes
 
   back = 3 if tower_trained(config, trained) else 1
   causal = text.num_hidden_layers * np.square(tokens).sum() / 2
   return {
     "text": flops.pop(_TEXT),
-    "text attention": 3 * 4 * d * causal,
+    "text attention": 3 * 4 * text.hidden_size * causal,
     "vision": sum(flops.values()),
     "vision attention": back * 4 * config.vision.hidden_size * pairs,
+  }
+
+
+@functools.cache
+def _kernel_sizes(config: ModelConfig) -> dict[str, int]:
+  """Returns the multiplications per row of each stage, in forward order."""
+  _, shapes = split(nnx.eval_shape(lambda: backbones.build(config, 0)))
+  return {
+    stage: sum(
+      math.prod(shape.shape)
+      for path, shape in shapes.items()
+      if path.startswith(stage) and path.endswith(".kernel")
+    )
+    for stage in (*backbones.get(config.backbone).stages, _TEXT)
   }
 
 

@@ -168,8 +168,7 @@ SIZES = {
   "tiny": InternVLConfig(TextConfig(0, 64, 96, 3, 4, 2), VisionConfig(3, 32, 48, 4, image_size=56)),
   # For the toy corpus, whose pictures of 112 x 112 pixels make four tiles and the thumbnail.
   "toy": InternVLConfig(
-    TextConfig(0, 64, 192, 3, 4, 2, architecture="qwen2"),
-    VisionConfig(1, 48, 96, 4, image_size=56),
+    TextConfig(0, 64, 192, 3, 4, 2, architecture="qwen2"), VisionConfig(1, 48, 96, 4, image_size=56)
   ),
   # InternViT-300M with InternLM2.5-7B, Qwen2.5-7B and Qwen2.5-14B.
   "2.5-8b": InternVLConfig(

@@ -160,14 +160,7 @@ def _qwen(folder: str) -> TextTokenizer:
 class InternVLPrompt(Prompt):
   def __init__(self, tokenizer: TextTokenizer, *, separator: str = "\n\n", system: str = SYSTEM):
     ids = tokenizer.ids
-    special = SpecialTokens(
-      prm=ids[STEP_MARKER],
-      image_pad=ids[IMAGE_CONTEXT],
-      vision_start=ids[IMAGE_START],
-      vision_end=ids[IMAGE_END],
-      yes=ids[POSITIVE],
-      no=ids[NEGATIVE],
-    )
+    special = SpecialTokens.of(ids, IMAGE_CONTEXT, IMAGE_START, IMAGE_END)
     super().__init__(special, tokenizer.encode, separator)
     self.system = system  # read by the model card
     start, end = ids[_TURN_START], ids[_TURN_END]
@@ -175,18 +168,8 @@ class InternVLPrompt(Prompt):
       [f"system\n{system}", "user\n", "assistant\n", "\n"]
     )
     # All but the assistant's name, which is encoded with the text if no image is between.
-    self._head = [
-      *tokenizer.beginning,
-      start,
-      *system_ids,
-      end,
-      *line,
-      start,
-      *user,
-      end,
-      *line,
-      start,
-    ]
+    turns = [start, *system_ids, end, *line, start, *user, end, *line, start]
+    self._head = [*tokenizer.beginning, *turns]
     image = [special.vision_start, special.image_pad, special.vision_end]
     self._first_image, self._next_image = [*assistant, *image], [*line, *image]
 

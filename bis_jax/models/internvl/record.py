@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from bis_jax.models.backbone import Backbone
 from bis_jax.models.internvl import hub_files
 from bis_jax.models.internvl.config import SIZES
-from bis_jax.models.internvl.flops import STAGES, vision_flops
+from bis_jax.models.internvl.flops import STAGES, vision_rows
 from bis_jax.models.internvl.hub_layout import layout
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.internvl.model import InternVL
@@ -63,7 +63,7 @@ INTERNVL = Backbone(
   sharding=_SHARDING,
   tower=r"vision_model\.",
   stages=STAGES,
-  vision_flops=vision_flops,
+  vision_rows=vision_rows,
   load_tokenizer=load_tokenizer,
   make_prompt=lambda tokenizer, separator, own: InternVLPrompt(
     tokenizer, separator=separator, system=own.system or SYSTEM

@@ -91,14 +91,11 @@ class VisionTower(nnx.Module):
   def __call__(self, tiles_BLPC: jax.Array, key: jax.Array | None = None) -> jax.Array:
     # Values of the patches are in reading order; with a key, branches are dropped.
     vision = self.config.vision
-    x_BLSD = self.embed(tiles_BLPC)
+    x_BLSD, keep_FBL2 = self.embed(tiles_BLPC), None
     if self.config.drop_path and key is not None:
       keep_FBL2 = _kept(key, vision.num_hidden_layers, x_BLSD.shape[:2], self.config.drop_path)
-      apply = rematerialized(lambda pair, x: pair[0](x, pair[1]), self.config.remat)
-      x_BLSD = scan(apply, (self.layers, keep_FBL2), x_BLSD)
-    else:
-      apply = rematerialized(lambda layer, x: layer(x), self.config.remat)
-      x_BLSD = scan(apply, self.layers, x_BLSD)
+    apply = rematerialized(lambda layer, x: layer[0](x, layer[1]), self.config.remat)
+    x_BLSD = scan(apply, (self.layers, keep_FBL2), x_BLSD)
     return pixel_shuffle(x_BLSD[:, :, 1:], vision.side)
 
   def embed(self, tiles_BLPC: jax.Array) -> jax.Array:

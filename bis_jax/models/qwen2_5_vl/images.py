@@ -16,7 +16,7 @@ and `vision_utils.get_vision_window_index` (windows), `Qwen2_5_VLModel.get_rope_
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -47,6 +47,10 @@ class Patches:
   position: np.ndarray  # int32[S, 2], (row, column) of the patch in the image, 0 at empty slots
   unit_slot: np.ndarray  # int32[U], the merge unit (slot // 4) of each image token in reading order
   grid: tuple[int, int]  # (rows, columns) of merge units; U is their product
+
+  @property
+  def blocks(self) -> int:
+    return len(self.window) // BLOCK
 
   @property
   def image_tokens(self) -> int:
@@ -94,14 +98,7 @@ class QwenImages:
     size = (columns * UNIT, rows * UNIT)
     if image.size != size:
       image = image.resize(size, Image.Resampling.BICUBIC)
-    layout = _layout(rows, columns)
-    return Patches(
-      pixels=patchify(image, rows, columns, MERGE),
-      window=layout.window,
-      position=layout.position,
-      unit_slot=layout.unit_slot,
-      grid=(rows, columns),
-    )
+    return replace(_layout(rows, columns), pixels=patchify(image, rows, columns, MERGE))
 
   def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
     return {
@@ -153,19 +150,10 @@ def _value_tables() -> np.ndarray:
   return values.reshape(3, 256)
 
 
-@dataclass(frozen=True)
-class _Layout:
-  """Positions of the units of a grid; fields as in `Patches`, read-only because they are cached."""
-
-  blocks: int
-  unit_slot: np.ndarray
-  window: np.ndarray
-  position: np.ndarray
-
-
 @functools.lru_cache(maxsize=4096)
-def _layout(rows: int, columns: int) -> _Layout:
-  # Windows, larger first, each into the first block with room.
+def _layout(rows: int, columns: int) -> Patches:
+  # Without pixels; its arrays are read-only because they are cached. Windows, larger first, each
+  # into the first block with room.
   units = np.arange(rows * columns).reshape(rows, columns)
   windows = [
     units[top : top + WINDOW, left : left + WINDOW].reshape(-1)
@@ -190,7 +178,7 @@ def _layout(rows: int, columns: int) -> _Layout:
   position = np.zeros((*window.shape, 2), np.int32)
   corners = MERGE * np.stack(np.divmod(units.reshape(-1), columns), axis=1)
   position[unit_slot] = corners[:, None] + [(0, 0), (0, 1), (1, 0), (1, 1)]
-  layout = _Layout(len(used), unit_slot, window.reshape(-1), position.reshape(-1, 2))
-  for array in (layout.unit_slot, layout.window, layout.position):
+  window, position = window.reshape(-1), position.reshape(-1, 2)
+  for array in (window, position, unit_slot):
     array.flags.writeable = False
-  return layout
+  return Patches(np.zeros(0, np.uint8), window, position, unit_slot, (rows, columns))

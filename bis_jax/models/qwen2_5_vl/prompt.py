@@ -45,17 +45,10 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
   """Returns the ids of the special tokens; raises TokenizerError naming those that are missing."""
-  names = {
-    "prm": STEP_MARKER,
-    "image_pad": IMAGE_PAD,
-    "vision_start": VISION_START,
-    "vision_end": VISION_END,
-    "yes": POSITIVE,
-    "no": NEGATIVE,
-  }
-  vocabulary = tokenizer.get_vocab()
-  check_vocabulary(vocabulary, names.values(), tokenizer.name_or_path, "Qwen2.5-VL")
-  return SpecialTokens(**{field: vocabulary[text] for field, text in names.items()})
+  images, vocabulary = (IMAGE_PAD, VISION_START, VISION_END), tokenizer.get_vocab()
+  needed = (STEP_MARKER, *images, POSITIVE, NEGATIVE)
+  check_vocabulary(vocabulary, needed, tokenizer.name_or_path, "Qwen2.5-VL")
+  return SpecialTokens.of(vocabulary, *images)
 
 
 class QwenPrompt(Prompt):

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from bis_jax.models.backbone import Backbone
 from bis_jax.models.qwen2_5_vl import hub_files
 from bis_jax.models.qwen2_5_vl.config import SIZES
-from bis_jax.models.qwen2_5_vl.flops import STAGES, vision_flops
+from bis_jax.models.qwen2_5_vl.flops import STAGES, vision_rows
 from bis_jax.models.qwen2_5_vl.hub_layout import layout
 from bis_jax.models.qwen2_5_vl.images import UNIT, UNIT_PATCHES, QwenImages
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -57,7 +57,7 @@ QWEN2_5_VL = Backbone(
   sharding=_SHARDING,
   tower=r"visual\.(?!merger)",
   stages=STAGES,
-  vision_flops=vision_flops,
+  vision_rows=vision_rows,
   load_tokenizer=load_tokenizer,
   make_prompt=lambda tokenizer, separator, own: QwenPrompt(tokenizer, separator=separator),
   make_images=lambda model, own: QwenImages(own.min_pixels, own.max_pixels),
