@@ -10,7 +10,6 @@ Source: Qwen2_5_VisionTransformerPretrainedModel in Transformers.
 # dim, h half of a head dim, M merged features (P / 4).
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +28,38 @@ from bis_jax.models.layers import (
 )
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # of q, k, v [B, P, N, H]
-
 
 class VisionAttention(nnx.Module):
+  """Attention inside windows, or inside whole images if `full`."""
+
   def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
     width = config.vision.hidden_size
     self.qkv = Linear(width, 3 * width, config, rngs, use_bias=True)
     self.proj = Linear(width, width, config, rngs, use_bias=True)
     self.num_heads = config.vision.num_heads
+    self.backend = config.attention
 
-  def __call__(self, x_BPD: jax.Array, attend: Attend) -> jax.Array:
+  def __call__(
+    self,
+    x_BPD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    patch_window_BP: jax.Array,
+    patch_segment_BP: jax.Array,
+    full: bool,
+  ) -> jax.Array:
     b, p, d = x_BPD.shape
     q_BPNH, k_BPNH, v_BPNH = (
       x.reshape(b, p, self.num_heads, d // self.num_heads)
       for x in jnp.split(self.qkv(x_BPD), 3, axis=-1)
     )
-    return self.proj(attend(q_BPNH, k_BPNH, v_BPNH).reshape(b, p, d))
+    q_BPNH, k_BPNH = rotate(q_BPNH, *rope), rotate(k_BPNH, *rope)
+    if full:
+      out_BPNH = attention(
+        q_BPNH, k_BPNH, v_BPNH, patch_segment_BP, causal=False, backend=self.backend
+      )
+    else:
+      out_BPNH = window_attention(q_BPNH, k_BPNH, v_BPNH, patch_window_BP)
+    return self.proj(out_BPNH.reshape(b, p, d))
 
 
 class VisionBlock(nnx.Module):
@@ -57,8 +71,15 @@ class VisionBlock(nnx.Module):
     sizes = vision.hidden_size, vision.intermediate_size
     self.mlp = GatedMLP(*sizes, config, rngs, use_bias=True)
 
-  def __call__(self, x_BPD: jax.Array, attend: Attend) -> jax.Array:
-    x_BPD += self.attn(self.norm1(x_BPD), attend)
+  def __call__(
+    self,
+    x_BPD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    patch_window_BP: jax.Array,
+    patch_segment_BP: jax.Array,
+    full: bool,
+  ) -> jax.Array:
+    x_BPD += self.attn(self.norm1(x_BPD), rope, patch_window_BP, patch_segment_BP, full)
     return x_BPD + self.mlp(self.norm2(x_BPD))
 
 
@@ -107,16 +128,11 @@ class VisionTower(nnx.Module):
     period = vision.full_attention_period
     rope = _rope(patch_position_BP2, vision.head_dim, vision.rope_theta)
 
-    def in_windows(q_BPNH: jax.Array, k_BPNH: jax.Array, v_BPNH: jax.Array) -> jax.Array:
-      return window_attention(rotate(q_BPNH, *rope), rotate(k_BPNH, *rope), v_BPNH, patch_window_BP)
-
-    def in_images(q_BPNH: jax.Array, k_BPNH: jax.Array, v_BPNH: jax.Array) -> jax.Array:
-      q_BPNH, k_BPNH, backend = rotate(q_BPNH, *rope), rotate(k_BPNH, *rope), self.config.attention
-      return attention(q_BPNH, k_BPNH, v_BPNH, patch_segment_BP, causal=False, backend=backend)
+    def apply(full: bool, block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
+      return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full)
 
     windowed, full = (
-      rematerialized(lambda block, x, attend=attend: block(x, attend), self.config.remat)
-      for attend in (in_windows, in_images)
+      rematerialized(functools.partial(apply, full), self.config.remat) for full in (False, True)
     )
 
     def group(blocks: VisionBlock, x_BPD: jax.Array) -> jax.Array:
