@@ -1,8 +1,12 @@
-"""What commands show on the terminal: log lines and progress bars, on stderr."""
+"""What commands show on the terminal (log lines and progress bars, on stderr), and how they stop."""
 
 import contextlib
 import logging
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +17,7 @@ from tqdm import tqdm
 from bis_jax.errors import UserError
 
 log = logging.getLogger("bis_jax")
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, run the same command again
 
 
 class ProgressBar(tqdm):
@@ -44,8 +49,32 @@ def start_logging() -> None:
 
 
 @contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+  """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does."""
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def start_worker(*_: int) -> None:
+  """Makes a worker process end when its parent has ended in any way, and leave Ctrl-C to it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent:
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
 def command(name: str, argv: list[str], flag: str = "") -> Iterator[None]:
-  """Runs a command; a user's error exits with its message.
+  """Runs a command; a user's error exits with its message, a stop signal with `STOPPED`.
 
   If `flag`, an example for the message, is given, `argv` must hold flags only.
   """
@@ -53,6 +82,10 @@ def command(name: str, argv: list[str], flag: str = "") -> Iterator[None]:
   try:
     if flag and len(argv) > 1:
       raise UserError(f"unexpected argument {argv[1]!r}; use flags such as {flag}")
-    yield
+    with stoppable():
+      yield
   except (UserError, OSError) as error:
     sys.exit(f"{name}: {error}")
+  except KeyboardInterrupt:
+    print(f"{name}: stopped by a signal: run the same command again", file=sys.stderr)
+    sys.exit(STOPPED)

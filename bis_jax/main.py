@@ -16,10 +16,10 @@ import traceback
 
 from absl import app, flags
 
-from bis_jax.console import log, start_logging
+from bis_jax.console import STOPPED, log, start_logging, stoppable
 from bis_jax.errors import UserError
 from bis_jax.parallel import processes
-from bis_jax.parallel.preemption import EXIT_CODE, Preempted
+from bis_jax.parallel.preemption import Preempted
 from bis_jax.run import stages
 from bis_jax.settings import recipe
 
@@ -38,15 +38,18 @@ def main(argv: list[str]) -> None:
   start_logging()
   code = 0
   try:
-    processes.start()
-    if not processes.is_first():
-      log.setLevel("WARNING")
-    stages.run(recipe.from_flags(), _WORKDIR.value)
+    with stoppable():
+      processes.start()
+      if not processes.is_first():
+        log.setLevel("WARNING")
+      stages.run(recipe.from_flags(), _WORKDIR.value)
   except Preempted as stopped:  # on every process of the run
     print(f"main: {stopped}", file=sys.stderr)
-    code = EXIT_CODE
+    code = STOPPED
   except (UserError, OSError) as error:
     processes.fail(f"main: {error}")
+  except KeyboardInterrupt:  # before or after training
+    processes.fail("main: stopped by a signal: run the same command again to resume", STOPPED)
   except BaseException:
     processes.fail(traceback.format_exc())
   processes.wait_for_all("end")

@@ -13,6 +13,7 @@ from typing import TypeVar
 from etils import epath
 
 from bis_jax import files
+from bis_jax.console import start_worker
 from bis_jax.corpus.rejections import CorpusError
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Workers:
       # Forking is fastest, but safe only while this process has a single thread.
       alone = threading.active_count() == 1 and "jax" not in sys.modules
       context = multiprocessing.get_context("fork" if alone else "spawn")
-      self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context)
+      self._pool = concurrent.futures.ProcessPoolExecutor(self.count, context, start_worker)
     return self._pool.map(function, tasks)
 
 

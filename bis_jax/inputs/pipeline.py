@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from bis_jax.console import ProgressBar
+from bis_jax.console import ProgressBar, start_worker
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
@@ -248,5 +248,6 @@ class BatchIterator(Iterator[Batch]):
       grain.MultiprocessingOptions(
         num_workers=self._workers,
         per_worker_buffer_size=max(1, -(-self._prefetch // self._workers)),
-      )
+      ),
+      start_worker,
     )

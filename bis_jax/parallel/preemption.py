@@ -1,7 +1,7 @@
 """Stops a run between two steps on SIGTERM or Ctrl-C, without losing work.
 
 Clouds and schedulers send SIGTERM before they take a machine away, often to one host only. The
-processes of the run then agree on a step, save after it and exit with `EXIT_CODE`; the same command
+processes of the run then agree on a step, save after it and exit with `console.STOPPED`; the same command
 resumes at the next batch.
 """
 
@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
 class Preempted(Exception):

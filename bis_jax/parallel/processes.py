@@ -17,8 +17,10 @@ after `HEARTBEAT_SECONDS`; they notice the death of process 0, or of a process t
 over TCP, at once. A process that hangs counts as dead only if its heartbeat thread stops as well.
 """
 
+import concurrent.futures
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -116,8 +118,20 @@ def wait_for_all(name: str) -> None:
   """Waits, without a time limit, for every process; `name` must be unique within the run."""
   # The wait uses the coordination service. A collective on the devices would time out, on CPU after
   # 30 seconds, while process 0 prepares a corpus.
-  everyone = set(range(jax.process_count()))
-  ocp.multihost.sync_global_processes(name, timeout=_WAIT_SECONDS, processes=everyone)
+  if jax.process_count() == 1:
+    return
+  everyone, arrived = set(range(jax.process_count())), concurrent.futures.Future()
+
+  def wait() -> None:
+    try:
+      ocp.multihost.sync_global_processes(name, timeout=_WAIT_SECONDS, processes=everyone)
+      arrived.set_result(None)
+    except BaseException as error:
+      arrived.set_exception(error)
+
+  # In a thread, as signals do not interrupt the service's call.
+  threading.Thread(target=wait, daemon=True).start()
+  arrived.result()
 
 
 def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
@@ -135,12 +149,12 @@ def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
     )
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, code: int = 1) -> NoReturn:
   # With other processes it ends at once: an orderly end would wait for them, while they wait for
   # this one. They stop as the module's docstring says.
-  if not jax.distributed.is_initialized():
-    sys.exit(message)
   print(message, file=sys.stderr)
+  if not jax.distributed.is_initialized():
+    sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(1)
+  os._exit(code)

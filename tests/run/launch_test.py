@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bis_jax.parallel import preemption
+from bis_jax import console
 from bis_jax.settings import keys
 from configs import qwen_bis10
 
@@ -216,10 +216,10 @@ def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, alone, unbroken):
 def broken(pod, unbroken) -> str:
   """A run that was stopped, resumed, and lost a process to kill -9."""
   done = pod.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
-  assert done.returncode == preemption.EXIT_CODE, done.stderr[-3000:]
+  assert done.returncode == console.STOPPED, done.stderr[-3000:]
   assert done.stderr.count("step 3 of 6 is saved: run the same command again") == 2
   done = pod.run("broken", 2, 4, hit="4 1 SIGKILL", record="second")
-  assert done.returncode not in (0, preemption.EXIT_CODE)
+  assert done.returncode not in (0, console.STOPPED)
   assert pod.steps_read("second")[0] == 3, "it went on where it was told to stop"
   assert "process 1 ended with 137" in done.stderr
   assert re.search("process 0 ended with (1|134)\n", done.stderr), "by itself, not by the script"
