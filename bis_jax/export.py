@@ -54,6 +54,7 @@ def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) ->
   folder = weights.find_checkpoint(base) if base else None
   evaluation = place / "evaluation.json"
   remedy = "resume the run, which writes it again"
+  files.changed_files(place, "manifest.json", "evaluation.json")
   card = model_card(
     run=run.config.to_dict(),
     processor=run.processor,

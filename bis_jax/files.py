@@ -419,6 +419,39 @@ def read_log(path: epath.PathLike) -> list[dict[str, Any]]:
   return objects
 
 
+_NOTES = "digests.json"
+
+
+def note_digests(*paths: epath.Path) -> None:
+  """Notes the digests of files that a run has written, in `digests.json` of their folder."""
+  for folder in {path.parent for path in paths}:
+    found = {path.name: _sha256(path) for path in paths if path.parent == folder}
+    write_json(folder / _NOTES, _noted(folder) | found)
+
+
+def changed_files(folder: epath.Path, *names: str) -> list[epath.Path]:
+  """Returns which files are not as they were noted, of all or those named; each with a warning."""
+  noted = _noted(folder)
+  checked = [name for name in names or noted if name in noted]
+  changed = [folder / name for name in checked if noted[name] != _sha256(folder / name)]
+  for path in changed:
+    log.warning(
+      "%s is not as the run wrote it: unless you changed it, put it back or resume the run", path
+    )
+  return changed
+
+
+def _noted(folder: epath.Path) -> dict[str, str]:
+  try:
+    return read_json(folder / _NOTES, "", dict[str, str])
+  except (UserError, OSError):
+    return {}
+
+
+def _sha256(path: epath.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
 def digest(*parts: object) -> str:
   """Returns 12 hex digits that identify the `repr` of the parts, for names of cached folders."""
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -51,6 +51,8 @@ def _keys(form: msgspec.inspect.Type) -> list[str]:
 
 def read(path: str, form: type[_T]) -> Iterator[tuple[str, _T]]:
   """Yields ("FILE line N", record) of a JSON lines file."""
+  file = files.absolute(path)
+  files.changed_files(file.parent, file.name)
   for number, value in files.read_jsonl(path, EvaluationError):
     where = f"{path} line {number}"
     try:

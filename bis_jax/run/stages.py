@@ -174,6 +174,7 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
   if processes.is_first():
     if not path.exists():
       manifest.save(path)
+      files.note_digests(path)
     elif Manifest.load(path).digest != manifest.digest:
       raise ManifestError(
         f"{path} is of another selection than this config and corpus make: give this run a "
@@ -292,6 +293,8 @@ def evaluate(
     if held_out and held_out_scores:
       held_out.write(workdir, held_out_scores)
     files.write_json(workdir / "evaluation.json", evaluation)
+    written = ("scores.jsonl", "held_out.jsonl", "evaluation.json")
+    files.note_digests(*(workdir / name for name in written if (workdir / name).exists()))
     write_page(config, workdir, items, scores, evaluation, trained.history, corpus, manifest)
     _print_summary(workdir, evaluation)
   return evaluation

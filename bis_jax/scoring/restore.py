@@ -68,19 +68,22 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
 
 def save_tokenizer(tokenizer: Tokenizer, workdir: epath.Path) -> None:
   folder = workdir / "tokenizer"
-  if (folder / _LAST).exists():
+  if (folder / _LAST).exists() and not files.changed_files(folder):
     return
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as local:
     tokenizer.save_pretrained(local)
-    for file in sorted(pathlib.Path(local).iterdir(), key=lambda file: file.name == _LAST):
-      (folder / file.name).write_bytes(file.read_bytes())
+    saved = sorted(pathlib.Path(local).iterdir(), key=lambda file: file.name == _LAST)
+    for file in saved:
+      with files.replacing(folder / file.name) as copy:
+        copy.write(file.read_bytes())
+  files.note_digests(*(folder / file.name for file in saved))
 
 
 def load_tokenizer(workdir: epath.Path, load: Callable[[str], _T]) -> _T | None:
-  """Returns `load(folder)` of the tokenizer saved in the workdir, or None."""
+  """Returns `load(folder)` of the tokenizer saved in the workdir; None: it is missing or damaged."""
   folder = workdir / "tokenizer"
-  if not (folder / _LAST).exists():
+  if not (folder / _LAST).exists() or files.changed_files(folder):
     return None
   with tempfile.TemporaryDirectory() as local:  # Transformers reads no remote folder
     for file in folder.iterdir():

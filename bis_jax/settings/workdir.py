@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bis_jax import files
+from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.learning_rates import VISION_TOWER
@@ -29,6 +30,7 @@ FREE_KEYS = (
 _OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
 
 OWNER = "owner.json"  # names the process that runs in the workdir
+_FIRST = {OWNER, "config.json", "digests.json"}  # what a run writes first
 
 
 class WorkdirError(UserError):
@@ -53,6 +55,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
   path = workdir / "config.json"
   if not path.exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+  files.changed_files(workdir, path.name)
   flat = _stored(path)
   for key, setting in all_settings().items():
     if key not in flat or not setting.allows(flat[key]):
@@ -69,8 +72,16 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   """
   ours = json.loads(config.to_json())
   path = workdir / "config.json"
-  if path.exists():
-    there, here = _stored(path), flatten(ours)
+  names, there = {file.name for file in workdir.iterdir()} if workdir.exists() else set(), None
+  if path.name in names:
+    try:
+      there = _stored(path)
+    except WorkdirError:
+      if names - _FIRST:
+        raise
+      log.warning("%s is damaged, and nothing else is there: writing it again", path)
+  if there is not None:
+    here = flatten(ours)
     free = (*FREE_KEYS, *(f"{name}." for name in BACKBONES if name != config.model.backbone))
     differ = [
       f"config.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
@@ -83,7 +94,7 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
         + "\n  ".join(differ)
         + "\nGive this run a --workdir of its own, or the values of the run that is there."
       )
-  elif workdir.exists() and any(file.name != OWNER for file in workdir.iterdir()):
+  elif names - _FIRST:
     raise WorkdirError(
       f"{workdir} holds files but no config.json, so it is not the workdir of a run: name an empty or "
       "new folder as --workdir"
@@ -91,6 +102,7 @@ def claim(workdir: epath.Path, config: ConfigDict) -> None:
   else:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(path, ours)
+    files.note_digests(path)
 
 
 def release(workdir: epath.Path) -> None:

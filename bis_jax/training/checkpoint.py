@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -167,7 +168,7 @@ def _restore(
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # of Orbax, TensorStore or the JSON in it
-    raise DamagedCheckpointError(folder, error) from error
+    raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"state": state}, sums)):
     raise DamagedCheckpointError(folder, f"{wrong} is not as it was saved")
   return state, sums
@@ -184,7 +185,7 @@ def _restore_frozen(workdir: epath.Path, shapes: Shapes, sums: _Sums) -> Params:
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
-    raise DamagedCheckpointError(folder, error) from error
+    raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"frozen": frozen}, sums)):
     raise DamagedCheckpointError(folder, f"{wrong} is not as it was saved")
   return frozen
@@ -238,12 +239,15 @@ def _folder(workdir: epath.Path) -> epath.Path:
 
 @functools.cache
 def _hide_late_errors() -> None:
-  # TensorStore's threads report to an event loop that the first error has closed.
+  # Once one read has failed, TensorStore reports the others to an event loop that is closed by then.
   shown = sys.unraisablehook
+  late = ("Event loop is closed", "error while reading array index")
 
   def show(error: Any) -> None:
-    late = ("Event loop is closed", "error while reading array index")
     if not any(words in str(error.exc_value) for words in late):
       shown(error)
 
   sys.unraisablehook = show
+  warnings.filterwarnings("ignore", "coroutine '_read_array_index.*' was never awaited")
+  never = "exception was never retrieved"
+  logging.getLogger("asyncio").addFilter(lambda record: never not in record.getMessage())

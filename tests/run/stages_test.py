@@ -1,8 +1,10 @@
 """The whole run on a small toy corpus: its files, resuming, and invalid input."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,13 @@ import pytest
 from etils import epath
 
 from bis_jax import files
+from bis_jax.errors import UserError
+from bis_jax.evaluation import json_records
 from bis_jax.inputs import pipeline
 from bis_jax.parallel.preemption import Preempted
+from bis_jax.reports import run_table
 from bis_jax.run import stages
-from bis_jax.scoring import solution_files
+from bis_jax.scoring import restore, solution_files
 from bis_jax.scoring.restore import load_run
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.settings import keys, workdir
@@ -216,3 +221,28 @@ def test_a_second_run_in_a_workdir_is_told_of_the_first_and_changes_nothing(unbr
   ):
     stages.run(small_config, str(unbroken))
   assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+
+
+def test_changed_files_of_a_workdir_are_told_or_made_again(unbroken, tmp_path, caplog):
+  folder = tmp_path / "run"
+  shutil.copytree(unbroken, folder)
+  for name, old, new in [
+    ("tokenizer/tokenizer.json", '"version": "1.0"', '"version": "1.1"'),
+    ("evaluation.json", '"accuracy": 0.', '"accuracy": 1.'),
+    ("scores.jsonl", "0.", "1."),
+  ]:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+  run = load_run(str(folder))  # with the tokenizer that the config names
+  restore.save_tokenizer(run.processor.tokenizer, epath.Path(folder))
+  name = "tokenizer/tokenizer.json"
+  assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+  run_table.read_run(str(folder), "fixed_0.5", "accuracy")
+  with contextlib.suppress(UserError):  # a score above 1
+    list(json_records.read(str(folder / "scores.jsonl"), dict))
+  for name in ("tokenizer/tokenizer.json", "evaluation.json", "scores.jsonl"):
+    assert f"{folder}/{name} is not as the run wrote it" in caplog.text
+  caplog.clear()
+  load_run(str(folder))
+  assert not caplog.text

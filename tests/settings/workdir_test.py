@@ -88,3 +88,27 @@ def test_a_run_that_trained_nothing_gives_its_workdir_back(tmp_path):
   (place / "checkpoints" / "5").mkdir(parents=True)
   workdir.release(place)
   assert (place / "config.json").exists() and (place / "checkpoints" / "5").exists()
+
+
+def test_a_damaged_config_is_written_again_only_where_nothing_else_is(small_config, tmp_path):
+  place = epath.Path(tmp_path / "run")
+  workdir.claim(place, small_config)
+  whole = (place / "config.json").read_text()
+  (place / "config.json").write_text(whole[: len(whole) // 2])
+  workdir.claim(place, small_config)
+  assert (place / "config.json").read_text() == whole
+  (place / "config.json").write_text("")
+  (place / "metrics.jsonl").write_text("")
+  with pytest.raises(workdir.WorkdirError, match="config.json is damaged"):
+    workdir.claim(place, small_config)
+
+
+def test_a_changed_config_is_told(small_config, tmp_path, caplog):
+  place = epath.Path(tmp_path / "run")
+  workdir.claim(place, small_config)
+  workdir.read_config(place)
+  assert not caplog.text
+  path = place / "config.json"
+  path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))
+  workdir.read_config(place)
+  assert "config.json is not as the run wrote it" in caplog.text
