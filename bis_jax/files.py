@@ -425,19 +425,25 @@ _NOTES = "digests.json"
 def note_digests(*paths: epath.Path) -> None:
   """Notes the digests of files that a run has written, in `digests.json` of their folder."""
   for folder in {path.parent for path in paths}:
-    found = {path.name: _sha256(path) for path in paths if path.parent == folder}
+    sizes = {path: path.stat().length for path in paths if path.parent == folder}
+    found = {path.name: _start_digest(path, size) for path, size in sizes.items()}
     write_json(folder / _NOTES, _noted(folder) | found)
 
 
 def changed_files(folder: epath.Path, *names: str) -> list[epath.Path]:
-  """Returns which files are not as they were noted, of all or those named; each with a warning."""
+  """Returns which files are not as they were noted, of all or those named; each with a warning.
+
+  They may have grown since.
+  """
   noted = _noted(folder)
-  checked = [name for name in names or noted if name in noted]
-  changed = [folder / name for name in checked if noted[name] != _sha256(folder / name)]
-  for path in changed:
-    log.warning(
-      "%s is not as the run wrote it: unless you changed it, put it back or resume the run", path
-    )
+  changed = []
+  for name in names or noted:
+    size = noted.get(name, "").partition(" ")[0]
+    if size.isdigit() and _start_digest(folder / name, int(size)) != noted[name]:
+      changed.append(folder / name)
+      log.warning(
+        "%s is not as the run wrote it: put it back, unless you changed it", folder / name
+      )
   return changed
 
 
@@ -448,8 +454,9 @@ def _noted(folder: epath.Path) -> dict[str, str]:
     return {}
 
 
-def _sha256(path: epath.Path) -> str:
-  return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+def _start_digest(path: epath.Path, size: int) -> str:
+  start = path.read_bytes()[:size] if path.exists() else b""
+  return f"{size} {hashlib.sha256(start).hexdigest()}"
 
 
 def digest(*parts: object) -> str:

@@ -70,7 +70,7 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
   for name, remedy in (("config.json", "name a run's workdir"), ("evaluation.json", "finish it")):
     if not (folder / name).exists():
       raise UserError(f"{workdir} holds no {name}: {remedy}")
-  files.changed_files(folder, "config.json", "evaluation.json")
+  files.changed_files(folder, "config.json", "evaluation.json", "metrics.jsonl")
   config = files.read_json(folder / "config.json", "put it back", _Config)
   evaluation = folder / "evaluation.json"
   blocks = files.read_json(

@@ -33,12 +33,14 @@ class MetricWriter:
 
   def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
     self._path = workdir / "metrics.jsonl"
+    files.changed_files(workdir, self._path.name)
     self.found = [line for line in files.read_log(self._path) if _is_line(line)]
     self.history = [line.copy() for line in self.found if line["step"] <= resume_step]
     self._write, self._local = write, "://" not in str(workdir)
     self._events = None
     if write:
       self._write_all()
+      files.note_digests(self._path)
       if self._local:
         self._events = _Events(workdir / "tensorboard", resume_step + 1)
 
@@ -60,8 +62,10 @@ class MetricWriter:
       self._events.write(step, values)
 
   def flush(self) -> None:
-    if self._write and not self._local:
-      self._write_all()
+    if self._write:
+      if not self._local:
+        self._write_all()
+      files.note_digests(self._path)
 
   def close(self) -> None:
     self.flush()

@@ -178,3 +178,16 @@ def test_a_full_disk_is_named_and_loses_no_line(tmp_path, monkeypatch, step):
   again = MetricWriter(folder, resume_step=2, write=True)
   assert again.found == [{"step": 1, "loss": 2.0}]
   assert not list(tmp_path.glob("*.part"))
+
+
+def test_changed_lines_are_told(tmp_path, caplog):
+  folder, path = epath.Path(tmp_path), tmp_path / "metrics.jsonl"
+  writer = MetricWriter(folder, resume_step=0, write=True)
+  writer.write(1, {"loss": 2.0})
+  writer.flush()
+  writer.write(2, {"loss": 1.0})  # killed here
+  MetricWriter(folder, resume_step=2, write=True).close()
+  assert not caplog.text
+  path.write_text(path.read_text().replace("2.0", "3.0"))
+  MetricWriter(folder, resume_step=2, write=True).close()
+  assert f"{path} is not as the run wrote it" in caplog.text
