@@ -10,6 +10,7 @@ import pytest
 
 from bis_jax.corpus.reading import AnnotationError
 from examples import select_for_any_trainer
+from tests.xla_flags import FAST_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOK = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
@@ -23,7 +24,7 @@ def test_the_notebook_is_stored_without_outputs():
 def test_the_notebook_and_the_scoring_script_run(monkeypatch, tmp_path):
   monkeypatch.setenv("TMPDIR", str(tmp_path))
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
+  monkeypatch.setenv("XLA_FLAGS", FAST_COMPILATION)  # and one device
   notebook = NOTEBOOK.copy()
   script = nbformat.v4.new_code_cell(
     "print(subprocess.run([sys.executable, '-m', 'examples.score_solutions', f'{folder}/run', "

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from bis_jax.parallel import processes
+from tests.xla_flags import FAST_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEARTBEAT = 10  # seconds, in the tests of dying; a run has distributed.HEARTBEAT_SECONDS
@@ -27,7 +28,7 @@ def _port() -> int:
 
 def _start(code: str, *arguments: object, devices: int = 1, **variables: str) -> subprocess.Popen:
   """Starts Python on `code`, with fake CPU devices and environment variables."""
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+  flags = f"--xla_force_host_platform_device_count={devices} {FAST_COMPILATION}"
   env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
   return subprocess.Popen(
     [sys.executable, "-u", "-c", code, *map(str, arguments)],

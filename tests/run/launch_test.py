@@ -20,6 +20,7 @@ import pytest
 from bis_jax import console
 from bis_jax.settings import keys
 from configs import qwen_bis10
+from tests.xla_flags import FAST_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -38,7 +39,8 @@ OUTPUT = (
 # `bis_jax.main` that writes down the examples of every training batch, and that is hit by a signal
 # as it asks for one: HIT="BATCH PROCESS SIGNAL".
 RECORDING_MAIN = """
-import json, os, signal
+import json, os, signal, sys
+sys.modules["torch"] = None  # as where only bis_jax is installed; its import takes 5 s
 import numpy as np
 from absl import app
 from bis_jax import main
@@ -97,7 +99,7 @@ class Pod:
     self._env = os.environ | {
       "PYTHON": str(python),
       "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": FAST_COMPILATION,
       "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
       "JAX_DEFAULT_MATMUL_PRECISION": "highest",

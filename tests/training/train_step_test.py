@@ -23,6 +23,7 @@ from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import loss_and_grads, make_train_step
 from configs import common
+from tests.xla_flags import FAST_COMPILATION
 
 MODEL = QWEN_SIZES["tiny"].with_vocabulary(256)
 ROWS, TOKENS, PATCHES, MARKERS = 8, 64, 64, 6
@@ -127,7 +128,7 @@ def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_p
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FAST_COMPILATION}",
     "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
     "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
     "JAX_NUM_PROCESSES": "2",
