@@ -27,6 +27,9 @@ recipe.define_flags()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "folder of the run: a new or empty one, or a run to resume", required=True
 )
+_START_SECONDS = flags.DEFINE_integer(
+  "start_seconds", processes.START_SECONDS, "that processes wait for each other", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> None:
   code = 0
   try:
     with stoppable():
-      processes.start()
+      processes.start(start_seconds=_START_SECONDS.value)
       if not processes.is_first():
         log.setLevel("WARNING")
       stages.run(recipe.from_flags(), _WORKDIR.value)

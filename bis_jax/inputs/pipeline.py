@@ -8,6 +8,8 @@ Batch number n of a run is a pure function of (examples, plan, n), so a run resu
 any number of processes and workers.
 """
 
+import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsIndex
@@ -16,13 +18,15 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from bis_jax.console import ProgressBar, start_worker
+from bis_jax.console import ProgressBar, log, start_worker
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
 from bis_jax.inputs.prompt import Prompt, Sample, SpecialTokens, expand
 from bis_jax.inputs.rows import RowWriter, empty_batch
+
+_SHARED_MEMORY = pathlib.Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,37 @@ class BatchSource:
       raise InputError(f"example {example.id}: {error}") from error
 
 
+def _ahead(workers: int, prefetch: int) -> int:
+  """Returns the batches that each worker process assembles ahead."""
+  return max(1, -(-prefetch // workers))
+
+
+def _workers_that_fit(source: BatchSource, workers: int, prefetch: int) -> int:
+  """Returns how many of the worker processes can pass their batches through /dev/shm."""
+  # One that finds no room there is killed (SIGBUS). Containers have 64 MB unless told otherwise.
+  if not workers or not _SHARED_MEMORY.exists():
+    return workers
+  row = empty_batch(source.measured.images, 1, source.plan.budgets)
+  rows = source.rows_per_batch // source.share[1]
+  size = rows * sum(array.nbytes for array in row.values())
+  # Each worker holds those ahead and one in its hands; two are on their way to the device.
+  needed = {n: size * (n * (1 + _ahead(n, prefetch)) + 2) for n in range(1, workers + 1)}
+  free = shutil.disk_usage(_SHARED_MEMORY).free
+  fitting = max((n for n, space in needed.items() if space <= free), default=0)
+  if fitting < workers:
+    log.warning(
+      "%s has %.0f MB free, and %d worker processes need %.0f MB there: using %s; raise it (such as "
+      "docker run --shm-size=%.0fg), or set config.inputs.workers",
+      _SHARED_MEMORY,
+      free / 1e6,
+      workers,
+      needed[workers] / 1e6,
+      f"{fitting} of them" if fitting else "threads",
+      -(-needed[workers] // 1e9),
+    )
+  return fitting
+
+
 class BatchIterator(Iterator[Batch]):
   """Iterates over a run's batches; its only state is the number of the next global batch."""
 
@@ -212,7 +247,8 @@ class BatchIterator(Iterator[Batch]):
     """
     self.next_batch = 0
     self._source = BatchSource(measured, plan, rows_per_batch, share)
-    self._workers, self._prefetch = workers, prefetch
+    self._workers = _workers_that_fit(self._source, workers, prefetch)
+    self._prefetch = prefetch
     self._reader: grain.DatasetIterator | None = None
 
   def __len__(self) -> int:
@@ -247,7 +283,7 @@ class BatchIterator(Iterator[Batch]):
     return dataset.to_iter_dataset(one_by_one).mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=self._workers,
-        per_worker_buffer_size=max(1, -(-self._prefetch // self._workers)),
+        per_worker_buffer_size=_ahead(self._workers, self._prefetch),
       ),
       start_worker,
     )

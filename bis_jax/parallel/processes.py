@@ -12,6 +12,8 @@ Every process runs the same command. The first of these that is present says whi
    gives a SLURM process several GPUs;
 3. otherwise the run has one process.
 
+Processes wait `START_SECONDS`, or --start_seconds, for each other, then end with a sentence.
+
 If a process dies, JAX's coordination service in process 0 ends the others with an error (SIGABRT)
 after `HEARTBEAT_SECONDS`; they notice the death of process 0, or of a process that they wait for
 over TCP, at once. A process that hangs counts as dead only if its heartbeat thread stops as well.
@@ -28,8 +30,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from bis_jax.console import log
 from bis_jax.errors import UserError
 
+START_SECONDS = 3600  # that processes wait for the last one to start
+_QUIET_SECONDS = 30  # before a waiting process says so
 HEARTBEAT_SECONDS = 60  # silence after which a process counts as dead
 _SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
 _WAIT_SECONDS = 7 * 24 * 3600  # no bound on work; a wait for a dead process ends by its heartbeat
@@ -41,16 +46,53 @@ class DistributedError(UserError):
   """The environment names the run's processes incompletely, or its hosts do not share a folder."""
 
 
-def start(*, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
+def start(
+  *, start_seconds: float = START_SECONDS, heartbeat_seconds: int = HEARTBEAT_SECONDS
+) -> None:
   """Joins this process to the others of its run; must come before the first use of a device.
 
   A process that is silent for `heartbeat_seconds` counts as dead. Raises DistributedError if the
-  environment variables are incomplete or not numbers.
+  environment variables are incomplete or not numbers; ends this process if the others have not
+  started after `start_seconds`.
   """
+  joined = threading.Event()
+  threading.Thread(target=_watch_start, args=(joined, start_seconds), daemon=True).start()
+  try:
+    _join(start_seconds, heartbeat_seconds)
+  finally:
+    joined.set()
+
+
+def _watch_start(joined: threading.Event, seconds: float) -> None:
+  # JAX itself would abort with the stack of its C++ code.
+  names = {
+    _COUNT: _INDEX,
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+  }
+  name = next((name for name in names if name in os.environ), _COUNT)
+  count, index = os.environ.get(name, "?"), os.environ.get(names[name], "?")
+  where = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get(_ADDRESS, "the other hosts")
+  waits = f"process {index} of {count} ({name}) waits for the others to start, at {where}"
+  if joined.wait(min(_QUIET_SECONDS, seconds)):
+    return
+  log.warning("%s, for %.0f s; %s=1 makes this a run of one process", waits, seconds, _COUNT)
+  if not joined.wait(seconds - _QUIET_SECONDS):
+    print(
+      f"main: {waits}, and did for {seconds:.0f} s: start this command on all hosts, set {_COUNT}=1 for "
+      "a run of one process, or raise --start_seconds",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)
+
+
+def _join(start_seconds: float, heartbeat_seconds: int) -> None:
   # JAX's own preemption notice is turned off: it holds SIGTERM back for the life of the process and
   # ignores it before the first step. See `preemption`.
   jax.config.update("jax_enable_preemption_service", False)
   timeouts = {
+    "initialization_timeout": int(start_seconds) + 60,
     "heartbeat_timeout_seconds": heartbeat_seconds,
     "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
   }

@@ -172,11 +172,18 @@ def _check_finite(step: int, metrics: Metrics, batch: Batch, examples: Examples)
   shards = {shard.index[1].start or 0: shard for shard in metrics["row_loss"].addressable_shards}
   loss_AB = np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)], axis=1)
   bad_rows = ~np.isfinite(loss_AB.T.reshape(-1))
-  if not bad_rows.any():  # only the gradient is not finite
-    bad_rows[:] = True
-  index = batch["example_index"][bad_rows]
-  ids = [examples[int(i)].id for i in np.unique(index[index >= 0])]
+  index = batch["example_index"]
+  used_rows = (index >= 0).any(axis=1)
+  if bad_rows.any() and (not bad_rows[used_rows].all() or used_rows.sum() == 1):
+    bad = index[bad_rows]
+    ids = [examples[int(i)].id for i in np.unique(bad[bad >= 0])]
+    cause = f"Records of the rows at fault: {', '.join(ids)}"
+  else:
+    cause = (
+      "No record is at fault, as all rows are alike: lower config.optim.learning_rate or "
+      "config.optim.clip, or raise config.optim.warmup_fraction"
+    )
   raise NonFiniteLossError(
     f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}. "
-    f"Nothing of this step was saved. Records of the rows at fault: {', '.join(ids)}"
+    f"Nothing of this step was saved. {cause}"
   )

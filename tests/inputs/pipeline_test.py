@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+import types
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
-from bis_jax.inputs import pack
+from bis_jax.inputs import pack, pipeline
 from bis_jax.inputs.pipeline import BatchIterator, InputError, measure
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests.in_memory import encode, in_memory
@@ -259,3 +260,18 @@ def test_errors_name_the_example(tiny_prompt, measured_change, read_change, mess
         dataclasses.replace(measured, examples=source), plan, rows_per_batch=1, prefetch=prefetch
       )
     )
+
+
+@pytest.mark.parametrize(
+  ("free", "used", "said"),
+  [(10**12, 8, ""), (64 * 2**20, 2, "using 2 of them"), (10**6, 0, "using threads")],
+)
+def test_a_small_shared_memory_leaves_fewer_workers(
+  measured, plan, monkeypatch, caplog, free, used, said
+):
+  """Grain's workers die with SIGBUS if /dev/shm is full; containers have 64 MB there."""
+  usage = types.SimpleNamespace(free=free)
+  monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
+  iterator = BatchIterator(measured, plan, rows_per_batch=2, workers=8, prefetch=8)
+  assert iterator._workers == used
+  assert said in caplog.text and bool(said) == ("docker run --shm-size" in caplog.text)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -243,3 +244,25 @@ def test_a_folder_that_this_host_does_not_see_is_named(tmp_path, monkeypatch):
   with pytest.raises(processes.DistributedError, match="config.corpus.cache .* all hosts"):
     processes.first_makes(tmp_path / "unseen", (tmp_path / "unseen").mkdir)
   assert not (tmp_path / "unseen").exists(), "only process 0 makes it"
+
+
+def test_a_process_that_waits_for_others_says_for_whom_and_ends_with_words(
+  monkeypatch, capsys, caplog
+):
+  """JAX's own limit, 300 s, ends in SIGABRT and the stack of its C++ code."""
+  ended = threading.Event()
+
+  def join(start_seconds, heartbeat_seconds):
+    assert ended.wait(30)
+
+  monkeypatch.setattr(processes, "_join", join)
+  monkeypatch.setattr(processes, "_QUIET_SECONDS", 0.1)
+  monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+  for name, value in {"NTASKS": "4", "PROCID": "0", "STEP_NODELIST": "node[1-2]"}.items():
+    monkeypatch.setenv(f"SLURM_{name}", value)
+  monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+  processes.start(start_seconds=0.3)
+  waits = "process 0 of 4 (SLURM_NTASKS) waits for the others to start, at node[1-2]"
+  assert waits in caplog.text and "JAX_NUM_PROCESSES=1 makes this a run of one" in caplog.text
+  assert waits in (said := capsys.readouterr().err) and "or raise --start_seconds" in said
+  assert processes.START_SECONDS >= 3600

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -27,7 +29,7 @@ from bis_jax.scoring import restore, solution_files
 from bis_jax.scoring.restore import load_run
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.settings import keys, workdir
-from bis_jax.training import loop
+from bis_jax.training import examples, loop
 from configs import qwen_bis10
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -183,16 +185,32 @@ def test_another_manifest_is_refused(unbroken, small_config, tmp_path):
 
 
 def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, monkeypatch):
+  labels = examples.step_labels
+
+  def damaged(*arguments):
+    targets, weights = labels(*arguments)
+    return np.where(len(targets) == 3, np.nan, targets), weights
+
+  monkeypatch.setattr(examples, "step_labels", damaged)
   config = small_config.copy_and_resolve_references()
-  with config.unlocked():
-    config.optim.learning_rate = 1e30  # overflows at once
-    config.optim.clip = 1e30
   with pytest.raises(loop.NonFiniteLossError, match=r"Records of the rows at fault: \w+:\d+"):
     stages.run(config, str(tmp_path / "run"))
-  saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-  assert (
-    all(np.isfinite(array).all() for array in _parameters(tmp_path / "run").values()) or not saved
-  )
+  assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
+
+
+def test_a_bad_loss_of_all_rows_blames_no_record():
+  """A learning rate that is too high makes every row bad."""
+  batch = {"example_index": np.array([[0, 1], [2, -1], [-1, -1]])}
+  source = [types.SimpleNamespace(id=f"a:{i}") for i in range(3)]
+
+  def check(row_loss):
+    metrics = {"loss": np.nan, "grad_norm": np.nan, "row_loss": jnp.array([row_loss])}
+    loop._check_finite(3, metrics, batch, source)
+
+  with pytest.raises(loop.NonFiniteLossError, match="lower config.optim.learning_rate"):
+    check([np.nan, np.inf, 0.0])
+  with pytest.raises(loop.NonFiniteLossError, match="rows at fault: a:2$"):
+    check([0.5, np.nan, 0.0])
 
 
 @pytest.mark.parametrize(
