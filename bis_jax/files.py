@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -33,6 +34,7 @@ class OwnedError(UserError):
   """Another process owns the folder; the message says which one, and since when."""
 
 
+MAX_JSON = 256 << 20  # bytes of a JSON file or line
 _T = TypeVar("_T")
 
 
@@ -376,9 +378,27 @@ def read_json(
 ) -> _T:
   """Returns what a JSON file holds as a msgspec type; raises `error` with the remedy if it cannot."""
   try:
-    return msgspec.convert(parse_json(epath.Path(path).read_bytes()), form)
+    with epath.Path(path).open("rb") as file:
+      raw = file.read(MAX_JSON + 1)
+    if len(raw) > MAX_JSON:
+      raise ValueError(f"more than {MAX_JSON:,} bytes")
+    return msgspec.convert(parse_json(raw), form)
   except (ValueError, msgspec.ValidationError) as fault:
     raise error(f"{path} is damaged ({fault}): {remedy}") from fault
+
+
+def read_lines(
+  path: epath.PathLike, error: type[UserError] = UserError
+) -> Iterator[tuple[int, bytes]]:
+  """Yields (number from 1, line) with its end; raises `error` for a line longer than `MAX_JSON`."""
+  with epath.Path(path).open("rb") as file:
+    for number in itertools.count(1):
+      line = file.readline(MAX_JSON + 1)
+      if len(line) > MAX_JSON:
+        raise error(f"{path} line {number} has more than {MAX_JSON:,} bytes")
+      if not line:
+        return
+      yield number, line
 
 
 def read_jsonl(
@@ -388,7 +408,7 @@ def read_jsonl(
 
   Raises `error`, naming file and line, if a line is not UTF-8 JSON.
   """
-  for number, line in enumerate(epath.Path(path).read_bytes().split(b"\n"), start=1):
+  for number, line in read_lines(path, error):
     if not line.strip():
       continue
     try:

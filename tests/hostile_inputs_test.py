@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import re
+import zipfile
 
 import pytest
 from PIL import Image
 
+from bis_jax import files
 from bis_jax.scoring import solution_files
 from bis_jax.scoring.solutions import SolutionError
 from bis_jax.settings import keys
@@ -214,6 +216,65 @@ def test_the_damaged_note_of_an_output_is_named(folder):
 @pytest.mark.parametrize("command", [VISUAL, BEST_OF_N])
 def test_a_folder_for_an_output_file_is_refused(folder, command):
   assert "--out=run is a folder: name a file" in refusal(*command, "--out=run")
+
+
+READ = {name: commands[0] for name, commands in READERS.items()} | {
+  "visual/test.jsonl": VISUAL,
+  "solutions.jsonl": SCORE,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_of_3_gb_is_not_read_whole(folder, monkeypatch, name):
+  monkeypatch.setattr(files, "MAX_JSON", 1 << 20)
+  with open(name, "wb") as file:
+    file.truncate(3 << 30)
+  message = refusal(*READ[name])
+  assert pathlib.Path(name).name in message and "more than 1,048,576 bytes" in message
+
+
+def archive(kind):
+  """Writes visual/images.zip instead of the image."""
+  picture = pathlib.Path("visual/a.png").read_bytes()
+  pathlib.Path("visual/a.png").unlink()
+  methods = {"lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2, "deflate": zipfile.ZIP_DEFLATED}
+  with zipfile.ZipFile("visual/images.zip", "w") as root:
+    root.writestr("a.png", picture * 9, methods.get(kind))
+  data = bytearray(pathlib.Path("visual/images.zip").read_bytes())
+  entry = data.rindex(b"PK\1\2")  # of the central directory
+  if kind == "encrypted":
+    data[6] |= 1
+    data[entry + 8] |= 1
+  elif kind == "deflate64":
+    data[8], data[entry + 10] = 9, 9
+  elif kind == "version":
+    data[entry + 6] = 255
+  elif kind == "cut":
+    del data[entry:]
+  elif kind == "name":
+    data[entry + 46] = 0xFF
+    data[entry + 9] |= 8  # UTF-8
+  else:
+    data[50:60] = b"\xff" * 10
+  pathlib.Path("visual/images.zip").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  "kind",
+  ["lzma", "bzip2", "deflate", "stored", "encrypted", "deflate64", "version", "cut", "name"],
+)
+def test_a_damaged_archive_of_images_is_named(folder, kind):
+  archive(kind)
+  assert re.search(r"a\.png|images\.zip", refusal(*VISUAL))
+
+
+@pytest.mark.parametrize("depth", [400, 600, 900, 950, 980, 990])
+def test_a_deep_id_of_a_solution_is_refused(folder, depth):
+  """Mutation caught: an id that can be read but not written ends in a RecursionError."""
+  line = b'{"id": ' + b"[" * depth + b"]" * depth + b', "question": "q", "steps": ["s"]}'
+  identity, _ = solution_files.read_line(line, folder)
+  assert (identity is None) == (depth > 500)
+  json.dumps({"id": identity})
 
 
 def test_an_image_of_3_gb_is_not_read(folder):

@@ -5,6 +5,7 @@ place inside, and only regular files are read.
 """
 
 import functools
+import lzma
 import os
 import pathlib
 import posixpath
@@ -58,7 +59,7 @@ class ImageRoot:
       raise CorpusError(f"no image folder or zip at {self.path.absolute()}")
     try:
       self._zip = zipfile.ZipFile(self.path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
       raise CorpusError(f"{self.path} is neither a folder nor a zip ({error})") from error
     self._members = {
       member.filename.removeprefix(_FOLDER): member
@@ -121,7 +122,14 @@ class ImageRoot:
         return self._zip.read(self._members[name])
       with open(os.path.join(self._folder, name), "rb") as file:
         return file.read()
-    except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+      OSError,
+      EOFError,
+      RuntimeError,
+      zlib.error,
+      lzma.LZMAError,
+      zipfile.BadZipFile,
+    ) as error:
       raise BadRecord("unreadable_image", f"{name}: {error}") from error
 
 

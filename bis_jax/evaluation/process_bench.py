@@ -43,10 +43,8 @@ def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
 
 def _records(paths: list[pathlib.Path]) -> Iterator[tuple[str, tuple[str, object]]]:
   for path in paths:
-    try:
-      records = json_records.convert(files.parse_json(path.read_bytes()), list[Any])
-    except (ValueError, EvaluationError) as error:
-      raise EvaluationError(f"{path} is not a JSON list of items: {error}") from error
+    remedy = "it must be a JSON list of items"
+    records = files.read_json(path, remedy, list[Any], EvaluationError)
     for position, record in enumerate(records):
       yield f"{path.name} item {position}", (path.stem, record)
 

@@ -100,7 +100,7 @@ def load(
     )
   places = [annotations.with_name("images"), annotations.with_name("images.zip")]
   root = ImageRoot(image_root or next((p for p in places if p.exists()), annotations.parent))
-  lines = enumerate(annotations.read_bytes().split(b"\n"), start=1)
+  lines = files.read_lines(annotations, EvaluationError)
   records = enumerate((number, line) for number, line in lines if line.strip())
   return json_records.parse_items(
     annotations,

@@ -88,7 +88,11 @@ def read_run(workdir: str, threshold: str, measure: str) -> Run:
     fraction=config.selection.fraction,
     seed=config.seed,
     value=value,
-    curve=tuple((line["step"], line[key]) for line in lines if key in line and "step" in line),
+    curve=tuple(
+      (line["step"], line[key])
+      for line in lines
+      if isinstance(line.get("step"), int) and isinstance(line.get(key), float)
+    ),
   )
 
 

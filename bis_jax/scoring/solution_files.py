@@ -46,7 +46,7 @@ def score_file(
   Returns (lines of the input, lines written now, errors among those). `inputs` replace settings, see
   `step_scorer.load`. Raises OutputError.
   """
-  total = sum(1 for _ in _raw_lines(source))
+  total = sum(1 for _ in files.read_lines(source))
   done = _resume(source, target)
   if done == total:
     return total, 0, 0
@@ -59,7 +59,8 @@ def score_file(
     open(target if writes else os.devnull, "ab") as out,
     ProgressBar("score", total, initial=done, unit="solution") as bar,
   ):
-    lines = (read_line(raw, root) for raw in itertools.islice(_raw_lines(source), done, None))
+    rest = itertools.islice(files.read_lines(source), done, None)
+    lines = (read_line(raw, root) for _, raw in rest)
     while batch := list(itertools.islice(lines, chunk)):
       for record in _scored(scorer, batch):
         errors += "error" in record
@@ -120,11 +121,6 @@ def _read_identity(raw: bytes) -> object:
     return None
 
 
-def _raw_lines(source: pathlib.Path) -> Iterator[bytes]:
-  with open(source, "rb") as file:
-    yield from file
-
-
 def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
   """Returns how many complete lines `target` has; cuts off an incomplete one, left by a kill.
 
@@ -139,7 +135,7 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
   head = b'{"id": '
   if not (_note(target).exists() and torn[: len(head)] == head[: len(torn)]):
     raise OutputError(f"{target} exists and was not written by this command: name another --output")
-  expected = list(itertools.islice(_raw_lines(source), len(written)))
+  expected = [raw for _, raw in itertools.islice(files.read_lines(source), len(written))]
   if len(expected) < len(written):
     raise OutputError(f"{target} has more lines than {source}: name another --output")
   for number, (raw, line) in enumerate(zip(expected, written, strict=True), start=1):

@@ -26,6 +26,7 @@ from bis_jax.inputs.texts import has_placeholder, question_text
 from bis_jax.scoring.step_scorer import Scorer
 
 _T = TypeVar("_T")
+_ID_LENGTH = 1000  # of its JSON; it is written with the scores
 
 
 class SolutionError(UserError):
@@ -49,7 +50,9 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
     except EvaluationError as error:
       raise SolutionError(str(error)) from error
     if record.id is not None and identity(value) is None:
-      raise SolutionError("`id` must be JSON, which has no NaN or infinity")
+      raise SolutionError(
+        f"`id` must be JSON, which has no NaN or infinity, of at most {_ID_LENGTH} characters"
+      )
     record.images = _one_of(record.image, record.images)
     return record
 
@@ -136,13 +139,12 @@ class Solution:
 
 
 def identity(value: object) -> object:
-  """Returns the `id` of a record, or None if there is none or no JSON can state it, such as NaN."""
+  """Returns the `id` of a record, or None if there is none, or it is too long or no JSON as NaN."""
   found = value.get("id") if isinstance(value, dict) else None
   try:
-    json.dumps(found, allow_nan=False)
+    return found if len(json.dumps(found, allow_nan=False)) <= _ID_LENGTH else None
   except (ValueError, RecursionError):
     return None
-  return found
 
 
 def _checked(read: Callable[[Any], _T], images: Sequence[Any]) -> list[_T]:
