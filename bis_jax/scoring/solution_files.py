@@ -85,21 +85,14 @@ def _scored(
 
 def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
   try:
-    value = _parsed(raw)
-  except SolutionError as error:
-    return None, error
+    value = files.parse_json(raw)
+  except ValueError as error:
+    return None, SolutionError(f"not valid JSON: {error}")
   try:
     solution = Record.of(value).solution(functools.partial(_read_image, root))
     return identity(value), solution.check_images()
   except SolutionError as error:
     return identity(value), error
-
-
-def _parsed(raw: bytes) -> object:
-  try:
-    return files.parse_json(raw)
-  except ValueError as error:
-    raise SolutionError(f"not valid JSON: {error}") from error
 
 
 def _read_image(root: pathlib.Path, name: str) -> bytes:
@@ -116,8 +109,8 @@ def _read_image(root: pathlib.Path, name: str) -> bytes:
 
 def _read_identity(raw: bytes) -> object:
   try:
-    return identity(_parsed(raw))
-  except SolutionError:
+    return identity(files.parse_json(raw))
+  except ValueError:
     return None
 
 

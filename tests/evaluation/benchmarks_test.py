@@ -70,7 +70,7 @@ def test_files_that_are_no_benchmark_say_so(tmp_path):
   with pytest.raises(EvaluationError, match="holds no item"):
     benchmarks.load(str(tmp_path))
   (tmp_path / "math.json").write_text("{}")
-  with pytest.raises(EvaluationError, match="math.json is not a JSON list of items"):
+  with pytest.raises(EvaluationError, match="math.json .*: it must be a JSON list of items"):
     benchmarks.load(str(tmp_path))
 
 
