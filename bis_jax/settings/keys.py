@@ -131,7 +131,9 @@ SETTINGS: dict[str, Setting] = {
   "pretrain.learning_rate": Setting(3e-3, "> 0 and <= 1", "peak"),
   # Loss and optimizer
   "loss.normalise": Setting(
-    "global", ("global", "micro"), "per marker of the batch; micro: of the micro-batch (release)"
+    "global",
+    ("global", "micro"),
+    "mean over the batch's markers; micro: of the means of 2 rollouts each (release)",
   ),
   "optim.learning_rate": Setting(1e-5, "> 0 and <= 1", "peak", toy=1e-3),
   "optim.warmup_fraction": Setting(0.05, ">= 0 and < 1", "of the steps"),

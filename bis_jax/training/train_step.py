@@ -20,6 +20,7 @@ from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState, abstract_state, split_trainable
 
 Metrics = dict[str, jax.Array]
+MICRO_ROLLOUTS = 2  # of a micro-batch of the paper's released code
 
 
 def marker_loss(logits_BR2: jax.Array, target_BR: jax.Array, weight_BR: jax.Array) -> jax.Array:
@@ -57,7 +58,21 @@ def _micro_loss(
   weight_BR = batch["marker_weight"]
   loss_BR = marker_loss(logits_BR2, batch["marker_target"], weight_BR)
   agrees_BR = (logits_BR2[..., 0] >= logits_BR2[..., 1]) == (batch["marker_target"] >= 0.5)
-  return loss_BR.sum() / total, (loss_BR.sum(axis=1), (agrees_BR * weight_BR).sum())
+  loss = (loss_BR / total).sum() if total.ndim else loss_BR.sum() / total
+  return loss, (loss_BR.sum(axis=1), (agrees_BR * weight_BR).sum())
+
+
+def _micro_totals(batch: dict[str, jax.Array]) -> jax.Array:
+  """Returns, for every marker, labelled markers of its micro-batch x micro-batches, [A, B, R]."""
+  # Rollouts are numbered in the order of the rows, of which micro-batch a has a, a + A, ...
+  segment_ABR = jnp.take_along_axis(batch["segment_ids"], batch["marker_index"], axis=-1)
+  count_BA = batch["segment_ids"].max(axis=-1).T
+  last_BA = jnp.cumsum(count_BA.ravel()).reshape(count_BA.shape)
+  rollout_ABR = (last_BA - count_BA).T[..., None] + segment_ABR - 1
+  micro_ABR = rollout_ABR // MICRO_ROLLOUTS
+  labelled_G = jnp.zeros(micro_ABR.size).at[micro_ABR].add(batch["marker_weight"])
+  micro_batches = -(-count_BA.sum() // MICRO_ROLLOUTS)
+  return jnp.maximum(labelled_G[micro_ABR], 1.0) * jnp.maximum(micro_batches, 1)
 
 
 def loss_and_grads(
@@ -68,13 +83,13 @@ def loss_and_grads(
   Gradients have the paths and dtypes of `params`, the trainable parameters; `frozen` are the
   others. `normalise` "global" divides by the labelled markers of the whole batch, so the loss does
   not depend on how rows are packed, split into micro-batches or spread over devices; "micro"
-  averages the means of the micro-batches, as the paper's released code does.
+  averages the means of MICRO_ROLLOUTS rollouts each, as the paper's released code does.
   """
   count_A = batch["marker_weight"].sum(axis=(1, 2))
   if normalise == "global":
     total_A = jnp.full_like(count_A, jnp.maximum(count_A.sum(), 1.0))
   else:
-    total_A = jnp.maximum(count_A, 1.0) * len(count_A)
+    total_A = _micro_totals(batch)
   grad_fn = jax.value_and_grad(_micro_loss, argnums=1, has_aux=True)
 
   def accumulate(carry, micro):

@@ -170,15 +170,24 @@ def test_rows_in_another_order_are_the_same_batch(batch, alone):
   _assert_close(_grads({key: array[::-1] for key, array in batch.items()}, mesh), alone)
 
 
-def test_micro_normalisation_averages_the_means(batch):
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_micro_normalisation_is_the_mean_of_the_means_of_two_rollouts(batch, accumulate):
+  """As in the release, and regardless of rows and micro-batches."""
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-  parts = [
-    _grads({key: array[rows] for key, array in batch.items()}, mesh)[0]
-    for rows in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8))
-  ]
-  got, _ = _grads(batch, mesh, accumulate=4, normalise="micro")
-  assert got == pytest.approx(np.mean(parts), rel=1e-5)
-  assert got != pytest.approx(_grads(batch, mesh)[0], rel=1e-3)
+  segments = batch["segment_ids"].copy()
+  segments[0] = segments[0] > 0  # one rollout: pairs then lie across rows
+  batch = batch | {"segment_ids": segments}
+  segment = np.take_along_axis(batch["segment_ids"], batch["marker_index"], axis=1)
+  before = np.cumsum([0, *batch["segment_ids"].max(axis=1)])
+  pair = (before[:-1, None] + segment - 1) // 2
+  weights = [np.where(pair == k, batch["marker_weight"], 0) for k in range(-(-before[-1] // 2))]
+  means = [_grads(batch | {"marker_weight": weight}, mesh) for weight in weights]
+  wanted = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *means)
+  order = np.arange(ROWS).reshape(-1, accumulate).T.ravel()  # as `put_rows` has them
+  rows = {key: array[order] for key, array in batch.items()}
+  got = _grads(rows, mesh, accumulate=accumulate, normalise="micro")
+  _assert_close(got, wanted)
+  assert got[0] != pytest.approx(_grads(batch, mesh)[0], rel=1e-3)
 
 
 def test_a_batch_without_labels_has_loss_zero_and_no_gradient(batch):
