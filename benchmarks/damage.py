@@ -139,8 +139,8 @@ def workdir_uses(config: ConfigDict) -> dict[str, tuple[Use, tuple[str, ...]]]:
 
   def restore(folder: pathlib.Path) -> object:
     run = load_run(str(folder))
-    ids = run.processor.prompt.encode("A <prm> question?", ["One.", "Two."], [], max_length=99)
-    return run.params, run.step, run.config.to_json(), ids.tokens
+    ids = run.processor.prompt.encode_batch([("A <prm>?", ["One.", "Two."])], [[]], max_length=99)
+    return run.params, run.step, run.config.to_json(), ids[0][0]
 
   def resume(folder: pathlib.Path) -> object:
     workdir = epath.Path(folder)

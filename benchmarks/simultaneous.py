@@ -22,7 +22,8 @@ def _runs(index: int, cache: pathlib.Path, barrier, ended) -> None:
   from bis_jax.errors import UserError
   from bis_jax.run import stages
 
-  config = tiny_config(cache)
+  config = tiny_config(cache).unlock()
+  config.evaluation.benchmark = ""
   if index == 0:
     stages.run(config, str(cache / "first"))  # draws the corpus and compiles
   barrier.wait()
@@ -64,10 +65,13 @@ def main() -> None:
         if right and _is_whole(cache / f"{count}-{turn}"):
           whole += 1
         else:
-          print(outcomes)
+          print(outcomes, flush=True)
       faults += TIMES - whole
       seconds = time.monotonic() - start
-      print(f"{count} at once: one owner and a whole run {whole} of {TIMES} times, {seconds:.0f} s")
+      print(
+        f"{count} at once: one owner and a whole run {whole} of {TIMES} times, {seconds:.0f} s",
+        flush=True,
+      )
   sys.exit(bool(faults))
 
 

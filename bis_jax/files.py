@@ -274,8 +274,11 @@ def _take(path: epath.Path, text: str, held: contextlib.ExitStack) -> dict[str, 
     try:
       locked = _lock(path, lock)
     except BlockingIOError:
-      starting = {"process": "(starting)", "host": "this host", "since": "now"}
-      return _read(path)[0] or starting
+      for _ in range(20):
+        if owner := _read(path)[0]:
+          return owner
+        time.sleep(0.1)  # it has just begun to write
+      return {"process": "(starting)", "host": "this host", "since": "now"}
     owner, sign = _read(path)
     here = owner.get("boot") == _boot()
     if owner and not (here and (locked or not _is_running(owner["process"]))):

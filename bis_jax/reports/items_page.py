@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from bis_jax import files
 from bis_jax.console import ProgressBar
 from bis_jax.reports import page
 
@@ -71,5 +72,6 @@ def _write_images(folder: epath.Path, position: int, item: Any) -> list[str]:
   for k, image in enumerate(item.images):
     small, kind = page.thumbnail(image.read())
     names.append(f"items/{position:05d}_{k}.{kind}")
-    (folder / names[-1]).write_bytes(small)
+    with files.replacing(folder / names[-1]) as file:
+      file.write(small)
   return names
