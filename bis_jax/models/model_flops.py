@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flax import nnx
 
 from bis_jax.models import backbones
 from bis_jax.models.model_config import ModelConfig
-from bis_jax.models.param_tree import split
 
 _TEXT = "language_model"
 
@@ -55,7 +53,7 @@ def step_flops(
 @functools.cache
 def _kernel_sizes(config: ModelConfig) -> dict[str, int]:
   """Returns the multiplications per row of each stage, in forward order."""
-  _, shapes = split(nnx.eval_shape(lambda: backbones.build(config, 0)))
+  _, shapes = backbones.shapes(config)
   return {
     stage: sum(
       math.prod(shape.shape)
