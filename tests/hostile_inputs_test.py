@@ -196,7 +196,7 @@ def test_a_damaged_tokenizer_is_named(folder):
   for name in ("tokenizer.json", "tokenizer_config.json"):
     pathlib.Path("run/tokenizer", name).write_text("{")
   for command in (SCORE, SERVE, EXPORT, CHECKPOINT):
-    assert "run/tokenizer can't be loaded" in refusal(*command)
+    assert "run/tokenizer' can't be loaded" in refusal(*command)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
