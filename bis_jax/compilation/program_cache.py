@@ -25,6 +25,7 @@ class _CheckedCache(CacheInterface):
   def __init__(self, folder: pathlib.Path):
     self._path = folder
 
+  # pyrefly: ignore[bad-override]  # JAX declares no result
   def get(self, key: str) -> bytes | None:
     path = self._path / key
     if not path.is_file():
