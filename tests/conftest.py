@@ -21,21 +21,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all other processes inherit
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import contextlib  # noqa: E402
-import importlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
-import sys  # noqa: E402
 import types  # noqa: E402
 
 import jax  # noqa: E402  (the flags above must be set before jax is imported)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
-from absl.testing import flagsaver  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable  # noqa: E402
+from tests.commands import run_command  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -143,33 +141,17 @@ def command():
   """command("bis_jax.select", "--out=x") runs a command in this process -> CompletedProcess."""
 
   def run(name: str, *arguments) -> subprocess.CompletedProcess:
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    imported = name in sys.modules
-    # Commands share names of flags: those of other imported commands are put aside, and those of
-    # this one are removed at the end of the block.
-    others = [
-      (module, flag)
-      for module, defined in flags.FLAGS.flags_by_module_dict().items()
-      for flag in defined
-      if module.startswith("bis_jax.") and module != name
-    ]
-    for _, flag in others:
-      delattr(flags.FLAGS, flag.name)
-    with flagsaver.flagsaver():
-      module = importlib.import_module(name)
+    with (
+      contextlib.redirect_stdout(io.StringIO()) as out,
+      contextlib.redirect_stderr(errors := io.StringIO()),
+    ):
       try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-          module.main(flags.FLAGS([name, *map(str, arguments)]))
-      except (SystemExit, flags.Error) as error:
-        message = error.code if isinstance(error, SystemExit) else str(error)
-        code = message if isinstance(message, int) else 1
-        err.write("" if isinstance(message, int) else f"{message}\n")
-    if not imported:
-      del sys.modules[name]
-    for module, flag in others:
-      flags.FLAGS[flag.name] = flag
-      flags.FLAGS.register_flag_by_module(module, flag)
-    return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err.getvalue())
+        ended = run_command(name.removeprefix("bis_jax."), *map(str, arguments))
+      except flags.Error as error:
+        ended = str(error)
+    code = ended if isinstance(ended, int) else int(ended is not None)
+    err = errors.getvalue() + (f"{ended}\n" if isinstance(ended, str) else "")
+    return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), err)
 
   return run
 
