@@ -38,7 +38,8 @@ class DamagedCheckpointError(UserError):
   """A folder of arrays that can't be read, or that are not those that were saved."""
 
   def __init__(self, folder: epath.Path, reason: object):
-    self.folder, self.damage = folder, f"{folder} is damaged ({str(reason).splitlines()[0][:200]})"
+    line = (str(reason) or repr(reason)).splitlines()[0][:200]
+    self.folder, self.damage = folder, f"{folder} is damaged ({line})"
     super().__init__(
       f"{self.damage}: put a copy of it back, or move it away; the run then resumes from an older "
       "checkpoint, or from step 0"
