@@ -92,7 +92,7 @@ def load_tokenizer(workdir: epath.Path, load: Callable[[str], _T]) -> _T | None:
 
 
 def _processor(config: ConfigDict, workdir: epath.Path) -> Processor:
-  name = workdir / "tokenizer"
+  name = str(workdir / "tokenizer")
   try:
     if saved := load_tokenizer(workdir, lambda folder: make_processor(config, folder)):
       return saved
