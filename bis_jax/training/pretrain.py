@@ -128,7 +128,7 @@ def _pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> Non
   model = backbones.model_config(config, len(processor.tokenizer))
 
   graph, shapes = backbones.structure(model, mesh)
-  files.require_room(out, sum(math.prod(shape.shape) * 4 for shape in shapes.values()))
+  files.require_room(out.parent, sum(math.prod(shape.shape) * 4 for shape in shapes.values()))
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
   settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
