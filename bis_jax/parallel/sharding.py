@@ -35,7 +35,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   if len(devices) % fixed:
     raise MeshError(
-      f"config.mesh is {sizes}, but there are {len(devices)} devices, not a multiple of {fixed}: set "
+      f"config.mesh is {sizes}, for a multiple of {fixed} devices, but there are {len(devices)}: set "
       "its sizes to divisors of that, and one to -1"
     )
   shape = [len(devices) // fixed if size == -1 else size for size in sizes.values()]
