@@ -68,8 +68,8 @@ class Checkpoints:
   def check_room(self, state: Any, frozen: Shapes, steps: int) -> None:
     """Raises UserError if a checkpoint does not fit on the disk and step `steps` is not saved."""
     needed = _size(state) + (0 if (self._workdir / "frozen").exists() else _size(frozen))
-    if (self._manager.latest_step() or 0) < steps and files.free_bytes(self._workdir) < needed:
-      raise files.full_disk(_folder(self._workdir), needed)
+    if (self._manager.latest_step() or 0) < steps:
+      files.require_room(_folder(self._workdir), needed)
 
   def save(self, step: int, state: Any, frozen: Params) -> None:
     """Saves the state after `step` steps, asynchronously."""
