@@ -100,6 +100,6 @@ def _processor(config: ConfigDict, workdir: epath.Path) -> Processor:
     return make_processor(config, name)
   except Exception as error:  # libraries raise even plain ones for damaged files
     raise FileNotFoundError(
-      f"the run's tokenizer {name!r} can't be loaded: put it back, or set inputs.tokenizer in the "
+      f"the run's tokenizer '{name}' can't be loaded: put it back, or set inputs.tokenizer in the "
       f"workdir's config.json to where it is now ({error})"
     ) from error
