@@ -1,6 +1,6 @@
 """Damages every file of a folder in four ways, one at a time, and uses the folder each time.
 
-    python -m benchmarks.damage workdir
+    python -m benchmarks.damage [workdir] [cache]
 
 A file is truncated, emptied, deleted or flipped in one byte. Nothing may end in a traceback, and no
 result may change in silence: it stays equal, or a warning or a user's error names the damage. The
@@ -23,6 +23,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bis_jax.console import log
+from bis_jax.corpus import shared
+from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
 from bis_jax.evaluation import score_files, visual_process_bench
 from bis_jax.models import backbones
@@ -33,6 +35,8 @@ from bis_jax.run import stages
 from bis_jax.scoring.restore import load_run, save_tokenizer
 from bis_jax.settings.locations import locate
 from bis_jax.settings.workdir import claim
+from bis_jax.toy import drawing
+from bis_jax.training import pretrain
 from bis_jax.training.checkpoint import Checkpoints
 from bis_jax.training.metrics import MetricWriter
 from bis_jax.training.train_step import step_of
@@ -188,8 +192,48 @@ def workdir(cache: pathlib.Path) -> list[str]:
   return sweep(folder, workdir_uses(config))
 
 
+def cache(scratch: pathlib.Path) -> list[str]:
+  """A toy corpus, the corpus prepared from it, and the backbone pre-trained on it."""
+  config = tiny_config(scratch)
+  toy, whole = dict(rollouts=120, images=40, benchmark_items=18), scratch / "whole"
+
+  def draw(folder: pathlib.Path) -> object:
+    drawing.draw(folder / "toy", workers=1, **toy)
+    return sorted(shared.digests_of(folder / "toy").items())
+
+  def prepared(folder: pathlib.Path) -> object:
+    images = folder / "toy/images"
+    corpus = prepare(folder / "toy/annotations", images, folder / "corpus", workers=1)
+    rollouts = [str(corpus.rollout(i)) for i in range(len(corpus))]
+    pictures = [corpus.image(i) for i in range(len(corpus.image_sizes))]
+    return rollouts, pictures, corpus.score_table.checksum(), corpus.digest
+
+  def backbone(folder: pathlib.Path) -> object:
+    pretrain.pretrain(config, folder / "toy", folder / "backbone")
+    return sorted(shared.digests_of(folder / "backbone").items())
+
+  with config.unlocked():
+    config.pretrain.steps = 2
+  for make in (draw, prepared, backbone):
+    make(scratch / "first")
+  shutil.copytree(scratch / "first", whole)
+  pretrain._pretrain = lambda config, drawn, out: shutil.copytree(  # in less than its 20 s
+    whole / "backbone", out, dirs_exist_ok=True
+  )
+  kinds = ("annotations/bars_sum", "benchmark/test", "images/bars_sum/000000", "tokenizer/")
+  drawn = (*kinds, "captions.jsonl", "truth.jsonl", "digest.json")
+  return sweep(
+    scratch / "first",
+    {
+      "draw": (draw, tuple(f"toy/{name}" for name in drawn)),
+      "prepare": (prepared, ("corpus/",)),
+      "pretrain": (backbone, ("backbone/",)),
+    },
+  )
+
+
 def main() -> None:
-  parts = {"workdir": workdir}
+  parts = {"workdir": workdir, "cache": cache}
   faults = []
   for name in sys.argv[1:] or parts:
     with tempfile.TemporaryDirectory() as scratch:

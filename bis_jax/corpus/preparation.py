@@ -73,7 +73,7 @@ def prepare(
     return _reuse(held, max_rejected_fraction)
   with contextlib.ExitStack() as until_made:
     until_made.enter_context(shared.owner(out))
-    held = _held(out)
+    held = _held(out, told=True)
     if held and held.inputs == inputs:  # made by the process that this one waited for
       return _reuse(held, max_rejected_fraction)
     pool = until_made.enter_context(Workers(workers) if beam is None else BeamWorkers(beam, out))
@@ -110,7 +110,7 @@ def prepare(
   return corpus
 
 
-def _held(out: pathlib.Path) -> Corpus | None:
+def _held(out: pathlib.Path, *, told: bool = False) -> Corpus | None:
   """Returns the corpus in `out`, None if unusable; raises for a folder of something else."""
   if not out.exists():
     return None
@@ -119,8 +119,8 @@ def _held(out: pathlib.Path) -> Corpus | None:
   except CorpusError as error:
     names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
     if "corpus.json" in names or names <= CONTENTS:
-      if names:
-        log.warning("preparing the corpus in %s again: %s", out, error)
+      if names and told:
+        log.warning("preparing the corpus in %s again, as %s", out, error)
       return None
     raise CorpusError(f"{out} is not a prepared corpus: name another folder") from None
 

@@ -84,35 +84,38 @@ def made(
   `identity` is JSON. Raises UserError if `out` was made from another one, or holds other names than
   `contents` and is no such folder.
   """
-  if _usable(out, what, identity, contents):
+  if not _damage(out, what, identity, contents):
     return
   with owner(out):
-    if _usable(out, what, identity, contents):  # made by the process that this one waited for
+    damage = _damage(out, what, identity, contents)
+    if not damage:  # made by the process that this one waited for
       return
+    if out.exists():
+      log.warning("%s is damaged: making %s again", damage, what)
     with files.new_folder(out, replace=True) as folder:
       part = pathlib.Path(folder)
       make(part)
       write_record(part / RECORD, {"made_from": identity, "files": digests_of(part)})
 
 
-def _usable(out: pathlib.Path, what: str, identity: Any, contents: Container[str] | None) -> bool:
+def _damage(
+  out: pathlib.Path, what: str, identity: Any, contents: Container[str] | None
+) -> pathlib.Path | None:
+  """Returns a missing or damaged file or folder, None if there is none."""
   if not out.exists():
-    return False
+    return out
   record = read_record(out / RECORD)
   if record is None:
     names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name]
     if contents is not None and not all(name in contents for name in names):
       raise UserError(f"{out} holds something else than {what}: name another folder")
-    damaged = out / RECORD
-  elif record["made_from"] != identity:
+    return out / RECORD
+  if record["made_from"] != identity:
     raise UserError(
       f"{out} holds {what} of {record['made_from']}, not of {identity}: delete it or name another "
       "folder"
     )
-  else:
-    damaged = damaged_file(out, record["files"])
+  damaged = damaged_file(out, record["files"])
   if damaged is None:
     log.info("reusing %s in %s", what, out)
-  else:
-    log.warning("%s is damaged: making %s again", damaged, what)
-  return damaged is None
+  return damaged

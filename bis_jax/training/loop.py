@@ -121,7 +121,8 @@ def train(
       rates.count(**batch_counts(batch, model_config, stages, shares))
       bar.update()
       if step % config.train.log_every == 0 or step == steps or evaluates_after(step):
-        values = {k: float(v) for k, v in metrics.items() if k != "row_loss"} | rates.take()
+        unwritten = ("row_loss", "update_is_finite")
+        values = {k: float(v) for k, v in metrics.items() if k not in unwritten} | rates.take()
         values |= goodput.add(values["productive_seconds"])
         bar.set_postfix(loss=f"{values['loss']:.4f}", accuracy=f"{values['marker_accuracy']:.3f}")
         if bar.disable:
@@ -167,7 +168,8 @@ def train(
 
 
 def _check_finite(step: int, metrics: Metrics, batch: Batch, examples: Examples) -> None:
-  if np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+  finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+  if finite and metrics["update_is_finite"]:
     return
   shards = {shard.index[1].start or 0: shard for shard in metrics["row_loss"].addressable_shards}
   loss_AB = np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)], axis=1)
@@ -181,7 +183,7 @@ def _check_finite(step: int, metrics: Metrics, batch: Batch, examples: Examples)
   else:
     cause = (
       "No record is at fault, as all rows are alike: lower config.optim.learning_rate or "
-      "config.optim.clip, or raise config.optim.warmup_fraction"
+      "config.optim.clip, or raise config.optim.warmup_fraction or config.optim.eps"
     )
   raise NonFiniteLossError(
     f"step {step}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}. "

@@ -144,8 +144,8 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
-  Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, and row_loss
-  float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
+  Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, update_is_finite, and
+  row_loss float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
   gets a different `random_key`.
   """
 
@@ -156,6 +156,7 @@ def make_train_step(
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+    metrics["update_is_finite"] = jnp.isfinite(optax.tree.norm(updates))
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -211,6 +211,10 @@ def test_a_bad_loss_of_all_rows_blames_no_record():
     check([np.nan, np.inf, 0.0])
   with pytest.raises(loop.NonFiniteLossError, match="rows at fault: a:2$"):
     check([0.5, np.nan, 0.0])
+  # Adam with an eps that float32 rounds to 0 makes parameters NaN that had no gradient.
+  metrics = {"loss": 1.0, "grad_norm": 1.0, "row_loss": jnp.ones((1, 3)), "update_is_finite": False}
+  with pytest.raises(loop.NonFiniteLossError, match="No record is at fault.*config.optim.eps"):
+    loop._check_finite(3, metrics, batch, source)
 
 
 @pytest.mark.parametrize(
