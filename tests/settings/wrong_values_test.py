@@ -107,7 +107,7 @@ FLAGS = [
     "Unknown command line flag 'config.selection.fracton'. Did you mean: config.selection.fraction",
   ),
   ("optim.learningrate=0.1", "Did you mean: config.optim.learning_rate"),
-  ("train.acumulate=2", "Did you mean: config.train.accumulate"),
+  ("train.accumulte=2", "Did you mean: config.train.accumulate"),
   ("sead=2", "Did you mean: config.seed"),
   ("selection=0.5", "Unknown command line flag 'config.selection'"),
   ("optim.warmup=0.1", "it is now config.optim.warmup_fraction"),
@@ -131,8 +131,8 @@ FLAGS = [
   # Learning-rate rules
   ('model.learning_rates=((".*", 0.0),)', "freezes every parameter: give a rule a factor above 0"),
   (
-    'model.learning_rates=(("visul", 0.0), (".*", 1.0))',
-    "'visul' matches no parameter of qwen2_5_vl; the nearest are visual.",
+    'model.learning_rates=(("visual_tower", 0.0), (".*", 1.0))',
+    "'visual_tower' matches no parameter of qwen2_5_vl; the nearest are visual.",
   ),
   (
     'model.learning_rates=((".*", 1.0), ("visual", 0.0))',
