@@ -6,7 +6,7 @@ A file is truncated, emptied, deleted or flipped in one byte. Nothing may end in
 result may change in silence: it stays equal, or a warning or a user's error names the damage. The
 workdir is that of a tiny run, drawn and trained once. It is used by: restoring the model as `score`,
 `serve`, `evaluate` and `export` do; resuming as `main` does, up to the restored state; reading the
-scores, the run's line in a report, and what goes on an export's card.
+scores, the run's line in a report, and what an export's card shows.
 """
 
 import collections

@@ -62,7 +62,9 @@ def refuse_overwriting(
     if "://" not in output:
       place = next(p for p in pathlib.Path(output).parents if p.exists())
       if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise UserError(f"{name}={output}: {place} is no folder to write in: name another {name}")
+        raise UserError(
+          f"{name}={output}: {place} is not a folder that can be written to: name another {name}"
+        )
     for other, path in others.items():
       if output == path or (_exists(output) and _exists(path) and os.path.samefile(output, path)):
         raise UserError(f"{name}={output} is also {other}: name another {name}")
@@ -91,7 +93,7 @@ def temporary_name(path: epath.Path) -> epath.Path:
 
 @contextlib.contextmanager
 def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
-  """Turns a full disk's error, of whatever library, into a UserError that names `path`.
+  """Turns any library's error about a full disk into a UserError that names `path`.
 
   `needed` is the number of bytes to write, 0 if it is not known.
   """
@@ -333,7 +335,7 @@ def _signs_of_life(path: epath.Path, text: str) -> Iterator[None]:
 
   def give() -> None:
     while not ended.wait(_SIGN_OF_LIFE):
-      with contextlib.suppress(Exception):  # of whatever file system: the next one may succeed
+      with contextlib.suppress(Exception):  # of any file system: the next one may succeed
         if path.read_text() == text:
           path.write_text(text) if "://" in os.fspath(path) else os.utime(path)
 

@@ -180,7 +180,10 @@ def test_a_value_out_of_range_is_named(folder, command, name, content, reason):
 def test_an_output_below_a_file_is_refused_before_any_work(folder, command, flag):
   pathlib.Path("scores.jsonl").write_text("not read")
   message = refusal(*command, f"--{flag}=text/math.json/new/out")
-  assert f"--{flag}=" in message and "math.json is no folder to write in: name another" in message
+  assert (
+    f"--{flag}=" in message
+    and "math.json is not a folder that can be written to: name another" in message
+  )
 
 
 @pytest.mark.parametrize("command", [CHECKPOINT, SCORE, SERVE, EXPORT, REPORT])

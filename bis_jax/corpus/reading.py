@@ -194,7 +194,7 @@ def _names_in(folder: pathlib.Path) -> list[str]:
     for name in _annotations(place, found):
       path = pathlib.Path(place, name)
       if not path.is_file():
-        raise AnnotationError(f"{path} is no file, or a link to none: remove it")
+        raise AnnotationError(f"{path} is not a file, or a broken link: remove it")
       if path.parent != folder:
         raise AnnotationError(f"{path} is in a subfolder: name that folder, or move the file")
       names.append(name)

@@ -81,8 +81,8 @@ def made(
 ) -> None:
   """Lets `make` fill the folder `out`, unless it is there undamaged; makes a damaged one again.
 
-  `identity` is JSON. Raises UserError if `out` was made from another one, or holds other names than
-  `contents` and is no such folder.
+  `identity` is JSON. Raises UserError if `out` was made from another one, or has no record and
+  holds other names than `contents`.
   """
   if not _damage(out, what, identity, contents):
     return

@@ -41,7 +41,7 @@ def faults(config: ConfigDict, paths: Collection[str]) -> list[str]:
   try:
     decided = _decided(config, paths)
   except re.error as error:
-    return [f"{key} holds {error.pattern!r}, which is no regex: {error}"]
+    return [f"{key} holds {error.pattern!r}, which is not a regex: {error}"]
   found = []
   for (pattern, _), taken in zip(rules, decided, strict=True):
     if taken:

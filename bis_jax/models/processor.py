@@ -16,7 +16,7 @@ def make_processor(config: ConfigDict, folder: str) -> Processor:
   backbone = backbones.get(config.model.backbone)
   try:
     tokenizer = backbone.load_tokenizer(folder)
-  except Exception as error:  # whatever a foreign or damaged file raises
+  except Exception as error:  # other and damaged files raise many types
     raise BackboneError(
       f"{folder} holds no tokenizer for {backbone.name}: set config.inputs.tokenizer to the one of its "
       f"weights ({str(error).splitlines()[0]})"

@@ -77,7 +77,7 @@ def load(name: str) -> ConfigDict:
     module = types.ModuleType(loader.name)
     loader.exec_module(module)
     config = module.get_config(*[form] if form else [])
-  except Exception as error:  # whatever the user's file raises
+  except Exception as error:  # the user's file may raise any
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     where = f"{file}:{lines[-1]}" if lines else str(file)
     raise RecipeError(f"--config={name}: {where}: {type(error).__name__}: {error}") from error

@@ -81,7 +81,7 @@ def _is_line(line: Line) -> bool:
 
 
 class _Events:
-  """TensorBoard events. tensorboardX's own writer has a thread, which a full disk stops for ever."""
+  """TensorBoard events. A full disk would block the thread of tensorboardX's own writer."""
 
   def __init__(self, folder: epath.Path, purge_step: int):
     """Readers forget what earlier starts wrote of `purge_step` and later steps."""

@@ -120,7 +120,7 @@ def test_damaged_files_are_named(write_files, form, damage):
 def test_a_link_to_nothing_is_told(write_files):
   path = write_files({"x.jsonl": b""})
   (path / "y.jsonl").symlink_to("gone.jsonl")
-  with pytest.raises(AnnotationError, match="y.jsonl is no file, or a link to none: remove it"):
+  with pytest.raises(AnnotationError, match="y.jsonl is not a file, or a broken link: remove it"):
     annotation_files(path)
 
 

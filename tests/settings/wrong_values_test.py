@@ -139,7 +139,7 @@ FLAGS = [
     "the rules before 'visual' decide all that it matches: put it first",
   ),
   ('model.learning_rates=(("visual", 0.0),)', "no rule matches language_model."),
-  ('model.learning_rates=(("(", 0.0), (".*", 1.0))', "holds '(', which is no regex"),
+  ('model.learning_rates=(("(", 0.0), (".*", 1.0))', "holds '(', which is not a regex"),
   ('model.learning_rates=((".*", -1.0),)', "it must be pairs of a regex and a factor >= 0"),
   ('model.learning_rates=((".*", 1e999),)', "it must be pairs of a regex and a factor >= 0"),
   ('model.learning_rates=(".*", 1.0)', "it must be pairs of a regex and a factor >= 0"),
