@@ -10,6 +10,7 @@ from typing import Any
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
+from bis_jax.parallel import ownership
 
 RECORD = "digest.json"  # what a folder was made from, and the size and digest of its files
 CHECK = "check"  # key of a record's digest of itself
@@ -68,7 +69,7 @@ def damaged_file(
 @contextlib.contextmanager
 def owner(out: pathlib.Path) -> Iterator[None]:
   """Makes this process the only one that makes `out`; waits for another one that does."""
-  with files.owned(out.with_name(f"{out.name}.owner"), str(out), wait=True):
+  with ownership.owned(out.with_name(f"{out.name}.owner"), str(out), wait=True):
     yield
 
 

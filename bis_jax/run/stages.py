@@ -30,7 +30,7 @@ from bis_jax.models.attention import check_backend
 from bis_jax.models.backbone import Processor
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.processor import make_processor
-from bis_jax.parallel import processes
+from bis_jax.parallel import ownership, processes
 from bis_jax.parallel.sharding import batch_share, make_mesh
 from bis_jax.reports import run_page
 from bis_jax.run.evaluator import Evaluator
@@ -65,7 +65,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
     check_inputs(config, locations, mesh)
   if locations.programs:
     program_cache.use(locations.programs)
-  alone = files.owned(workdir / OWNER, f"--workdir={folder}")
+  alone = ownership.owned(workdir / OWNER, f"--workdir={folder}")
   with alone if processes.is_first() else contextlib.nullcontext():
     processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
     claim(workdir, config)  # on every process: each checks its own config against the first one's

@@ -18,10 +18,10 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.evaluation import json_records
 from bis_jax.inputs import pipeline
+from bis_jax.parallel import ownership
 from bis_jax.parallel.preemption import Preempted
 from bis_jax.reports import run_table
 from bis_jax.run import stages
@@ -231,8 +231,8 @@ def test_a_missing_corpus_ends_the_process_with_a_sentence_and_a_nonzero_code(tm
 def test_a_second_run_in_a_workdir_is_told_of_the_first_and_changes_nothing(unbroken, small_config):
   before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
   with (
-    files.owned(unbroken / workdir.OWNER, "it"),
-    pytest.raises(files.OwnedError, match=f"{unbroken} is in use by process {os.getpid()} on"),
+    ownership.owned(unbroken / workdir.OWNER, "it"),
+    pytest.raises(ownership.OwnedError, match=f"{unbroken} is in use by process {os.getpid()} on"),
   ):
     stages.run(small_config, str(unbroken))
   assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
