@@ -19,6 +19,7 @@ from etils import epath
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
+from bis_jax.storage import is_url
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,10 +29,14 @@ _T = TypeVar("_T")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Returns an absolute path; `~` is expanded and URLs such as gs:// are unchanged."""
+  """Returns an absolute path; `~` is expanded and URLs such as gs:// are unchanged.
+
+  Raises UserError for a URL that can't be opened.
+  """
   # Every path of a user passes through here: Orbax refuses relative ones.
-  path = epath.Path(path).expanduser()
-  return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
+  if is_url(path):
+    return epath.Path(path)
+  return epath.Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def refuse_overwriting(
@@ -113,7 +118,7 @@ def require_room(path: epath.PathLike, size: int) -> None:
 def free_bytes(path: epath.PathLike) -> int:
   """Returns the free bytes where `path` is or will be; a huge number for object stores."""
   path = absolute(path)
-  if "://" in os.fspath(path):
+  if is_url(path):
     return 2**63
   while not path.exists():
     path = path.parent
@@ -190,7 +195,7 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
 
 def _follow_umask(folder: epath.Path) -> None:
   # Some libraries, such as safetensors, write temporary files that only their owner may read.
-  if "://" in os.fspath(folder):
+  if is_url(folder):
     return
   mode = os.stat(folder).st_mode & 0o666
   for file in pathlib.Path(folder).rglob("*"):
@@ -200,7 +205,7 @@ def _follow_umask(folder: epath.Path) -> None:
 
 def _remove_leftovers(path: epath.Path) -> None:
   # Of processes of this host that no longer run.
-  if "://" in os.fspath(path) or not path.parent.is_dir():
+  if is_url(path) or not path.parent.is_dir():
     return
   name = rf"{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]+\.part"
   for sibling in path.parent.iterdir():

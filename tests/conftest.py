@@ -30,9 +30,11 @@ import jax  # noqa: E402  (the flags above must be set before jax is imported)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from etils import epath  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable  # noqa: E402
+from tests.bucket_server import BucketServer  # noqa: E402
 from tests.commands import run_command  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
@@ -47,6 +49,23 @@ def shared() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip("reads real tokenizers and images from ../shared, which is not here")
   return folder
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+  """A local Google Cloud Storage with the bucket bis-jax; all processes started here use it."""
+  server = BucketServer()
+  server.start()
+  server.make_bucket("bis-jax")
+  os.environ.update(server.environment)
+  yield server
+  server.stop()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path) -> epath.Path:
+  """An empty folder gs://bis-jax/NAME of one test."""
+  return epath.Path("gs://bis-jax") / tmp_path.name
 
 
 @pytest.fixture(scope="session")

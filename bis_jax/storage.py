@@ -1,0 +1,39 @@
+"""Object stores: which URLs may be paths, and what is needed to open them."""
+
+import os
+
+import fsspec
+from etils import epath
+from etils.epath import backend
+
+from bis_jax.errors import UserError
+
+SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath opens
+
+# The same code opens gs:// whether TensorFlow is installed or not, and works in forked processes.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # its gRPC can't fork
+os.register_at_fork(after_in_child=backend.fsspec_backend._get_filesystem.cache_clear)
+for _name in (*SCHEMES, "gcs"):  # other processes write there too
+  fsspec.config.conf.setdefault(_name, {}).setdefault("use_listings_cache", False)
+
+
+def is_url(path: epath.PathLike) -> bool:
+  """Returns whether a path is in an object store; raises UserError for what can't be opened."""
+  scheme, colon, _ = os.fspath(path).partition("://")
+  if not colon:
+    return False
+  if scheme not in SCHEMES:
+    known = ", ".join(f"{name}://" for name in SCHEMES)
+    raise UserError(f"{path} can't be opened: a path is local or starts with one of {known}")
+  try:
+    fsspec.get_filesystem_class(scheme)
+  except ImportError as error:
+    remedy = "pip install 'bis_jax[gcs]'" if scheme == "gs" else error
+    raise UserError(f"a package to open {path} is missing: {remedy}") from error
+  return True
+
+
+def filesystem(path: epath.PathLike) -> fsspec.AbstractFileSystem:
+  """Returns the file system of a URL, safe after a fork."""
+  return backend.fsspec_backend.fs(path)
