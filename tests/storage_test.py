@@ -54,7 +54,9 @@ def test_a_short_failure_of_the_bucket_is_survived(bucket, bucket_server):
 
 
 def test_other_urls_and_missing_packages_are_one_sentence(monkeypatch):
-  with pytest.raises(UserError, match=r"memory://a can't be opened: a path is local or starts with"):
+  with pytest.raises(
+    UserError, match=r"memory://a can't be opened: a path is local or starts with"
+  ):
     files.absolute("memory://a")
   with pytest.raises(UserError, match="package to open s3://a/b is missing: Install s3fs"):
     files.absolute("s3://a/b")
