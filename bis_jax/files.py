@@ -1,7 +1,9 @@
 """Paths, atomic writes, JSON lines and digests; local files or any URL of etils.epath."""
 
+import concurrent.futures
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -11,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, TypeVar
 
@@ -19,7 +22,7 @@ from etils import epath
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.storage import is_url
+from bis_jax.storage import is_url, require_bucket, upload
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -48,12 +51,14 @@ def refuse_overwriting(
 
   All are named by their flag, such as {"--out": "scores.jsonl"}; empty ones are not set. Links are
   followed. An output may not hold one of `folders` either: it may be replaced as a whole. Nor may
-  it be in a place where nothing can be written.
+  it be in a place where nothing can be written, or in a bucket that does not exist.
   """
   folders = _real_paths(folders or {})
   others = _real_paths(inputs) | folders
   for name, output in _real_paths(outputs).items():
-    if "://" not in output:
+    if is_url(output):
+      require_bucket(output)
+    else:
       place = next(p for p in pathlib.Path(output).parents if p.exists())
       if not (place.is_dir() and os.access(place, os.W_OK)):
         raise UserError(
@@ -63,7 +68,7 @@ def refuse_overwriting(
       if output == path or (_exists(output) and _exists(path) and os.path.samefile(output, path)):
         raise UserError(f"{name}={output} is also {other}: name another {name}")
     for other, folder in folders.items():
-      if os.path.isdir(folder) and output.startswith(folder + os.sep):
+      if output.startswith(folder + os.sep) and epath.Path(folder).is_dir():
         raise UserError(f"{name}={output} is inside {other}={folder}: name another {name}")
       if folder.startswith(output + os.sep):
         raise UserError(f"{name}={output} holds {other}={folder}: name another {name}")
@@ -72,11 +77,11 @@ def refuse_overwriting(
 
 def _real_paths(paths: Mapping[str, epath.PathLike | None]) -> dict[str, str]:
   named = {name: os.fspath(absolute(path)) for name, path in paths.items() if path}
-  return {name: p if "://" in p else os.path.realpath(p) for name, p in named.items()}
+  return {name: p if is_url(p) else os.path.realpath(p) for name, p in named.items()}
 
 
 def _exists(path: str) -> bool:
-  return "://" not in path and os.path.exists(path)
+  return not is_url(path) and os.path.exists(path)
 
 
 def temporary_name(path: epath.Path) -> epath.Path:
@@ -103,9 +108,10 @@ def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
 
 def full_disk(path: epath.PathLike, needed: int = 0) -> UserError:
   need = f", {needed:,} bytes are needed" if needed else ""
+  place = tempfile.gettempdir() if is_url(path) else path  # what is uploaded is a file there first
   return UserError(
-    f"no space left to write {path}: {free_bytes(path):,} bytes are free there{need}; make room and "
-    "run the same command again"
+    f"no space left to write {path}: {free_bytes(place):,} bytes are free "
+    f"{'there' if place == path else 'in ' + place}{need}; make room and run the same command again"
   )
 
 
@@ -126,14 +132,20 @@ def free_bytes(path: epath.PathLike) -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
+def replacing(path: epath.PathLike) -> Iterator[IO]:
   """Opens a temporary file that replaces `path` once the block succeeds, and is removed otherwise."""
   path = epath.Path(path)
+  if is_url(path):
+    with naming_full_disk(path), tempfile.NamedTemporaryFile() as file:
+      yield file
+      file.flush()
+      upload(pathlib.Path(file.name), path)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   part = temporary_name(path)
   with naming_full_disk(path):
     try:
-      with part.open(mode) as file:
+      with part.open("wb") as file:
         yield file
       part.replace(path)
     except BaseException:
@@ -171,10 +183,20 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
   """Yields a temporary folder that is renamed to `path` if the block succeeds, else removed.
 
   If `path` exists by then, it is removed with `replace`; otherwise it stays and the new one is
-  removed.
+  removed. In an object store, where nothing is renamed, the folder is `path` itself, emptied first:
+  what says that it is complete must be written last.
   """
   # Another process that has published `path` meanwhile made it from the same settings.
   path = epath.Path(path)
+  if is_url(path):
+    if replace:
+      path.rmtree(missing_ok=True)
+    try:
+      yield path
+    except BaseException:
+      path.rmtree(missing_ok=True)
+      raise
+    return
   with temporary_folder(path) as part:
     yield part
     _follow_umask(part)
@@ -191,6 +213,42 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
     except OSError:
       if not path.exists():
         raise
+
+
+@contextlib.contextmanager
+def written_locally(folder: epath.PathLike, last: str = "") -> Iterator[pathlib.Path]:
+  """Yields a local folder whose files are in `folder` after the block, `last` at the end.
+
+  It is `folder` itself, or for an object store a temporary one.
+  """
+  folder = epath.Path(folder)
+  if not is_url(folder):
+    yield pathlib.Path(folder)
+    return
+  with naming_full_disk(folder), tempfile.TemporaryDirectory() as temporary:
+    yield (local := pathlib.Path(temporary))
+    paths = [path for path in local.rglob("*") if path.is_file()]
+    first = [path for path in paths if path.name != last]
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+      list(threads.map(lambda path: upload(path, folder / path.relative_to(local)), first))
+    for path in {*paths} - {*first}:
+      upload(path, folder / path.relative_to(local))
+
+
+@contextlib.contextmanager
+def read_locally(folder: epath.PathLike, *patterns: str) -> Iterator[pathlib.Path]:
+  """Yields a local folder with the files of `folder` whose names match one of the patterns.
+
+  It is `folder` itself, or for an object store a temporary one, for libraries that read no URLs.
+  """
+  if not is_url(folder):
+    yield pathlib.Path(folder)
+    return
+  with tempfile.TemporaryDirectory() as temporary:
+    for path in epath.Path(folder).iterdir():
+      if any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
+        (pathlib.Path(temporary) / path.name).write_bytes(path.read_bytes())
+    yield pathlib.Path(temporary)
 
 
 def _follow_umask(folder: epath.Path) -> None:

@@ -1,6 +1,7 @@
 """Object stores: which URLs may be paths, and what is needed to open them."""
 
 import os
+import pathlib
 
 import fsspec
 from etils import epath
@@ -12,8 +13,11 @@ SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath opens
 
 # The same code opens gs:// whether TensorFlow is installed or not, and works in forked processes.
 os.environ.setdefault("EPATH_USE_TF", "false")
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # its gRPC can't fork
 os.register_at_fork(after_in_child=backend.fsspec_backend._get_filesystem.cache_clear)
+for _name in ("gs", "gcs"):
+  fsspec.register_implementation(
+    _name, "bis_jax.gcs.FileSystem", clobber=True, errtxt="pip install 'bis_jax[gcs]'"
+  )
 for _name in (*SCHEMES, "gcs"):  # other processes write there too
   fsspec.config.conf.setdefault(_name, {}).setdefault("use_listings_cache", False)
 
@@ -29,11 +33,22 @@ def is_url(path: epath.PathLike) -> bool:
   try:
     fsspec.get_filesystem_class(scheme)
   except ImportError as error:
-    remedy = "pip install 'bis_jax[gcs]'" if scheme == "gs" else error
-    raise UserError(f"a package to open {path} is missing: {remedy}") from error
+    raise UserError(f"a package to open {path} is missing: {error}") from error
   return True
 
 
 def filesystem(path: epath.PathLike) -> fsspec.AbstractFileSystem:
   """Returns the file system of a URL, safe after a fork."""
   return backend.fsspec_backend.fs(path)
+
+
+def require_bucket(path: epath.PathLike) -> None:
+  """Raises UserError if there is no bucket for a URL; OSError if it may not be used."""
+  bucket = "/".join(os.fspath(path).split("/")[:3])
+  if not filesystem(bucket).exists(bucket):
+    raise UserError(f"there is no bucket {bucket} for {path}: correct its name, or make it")
+
+
+def upload(local: pathlib.Path, url: epath.Path) -> None:
+  """Uploads a file; it appears whole, in one step, and replaces another one."""
+  filesystem(url).put_file(os.fspath(local), os.fspath(url))

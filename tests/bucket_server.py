@@ -26,8 +26,8 @@ import google_crc32c
 class Fault:
   """What happens to the next `times` requests with `method` and `name` in their URL.
 
-  They wait `delay` seconds; then they get `status`, or with `cut` half of a body crosses the wire
-  and the connection breaks, or with neither they succeed.
+  They wait `delay` seconds; then they get `status`, or with `cut` the connection breaks in the middle
+  of the body, or with neither they succeed.
   """
 
   method: str = ""  # "": any
@@ -176,15 +176,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     service = self.server.bucket_server
     url = urllib.parse.urlsplit(self.path)
     self.query = {k: v[-1] for k, v in urllib.parse.parse_qs(url.query, True).items()}
-    fault = service.fault(self.command, urllib.parse.unquote(self.path))
+    size = int(self.headers.get("Content-Length", 0))
+    self.body = self.rfile.read(min(size, 500))
+    named = self.body if self.query.get("uploadType") in ("multipart", "resumable") else b""
+    fault = service.fault(self.command, urllib.parse.unquote(self.path) + named.decode("latin-1"))
     if fault.delay:
       time.sleep(fault.delay)
-    size = int(self.headers.get("Content-Length", 0))
     if fault.cut and size:
-      self.rfile.read(size // 2)
       self._break()
       return
-    self.body = self.rfile.read(size)
+    self.body += self.rfile.read(size - len(self.body))
     try:
       if fault.status:
         raise _Failure(fault.status)

@@ -90,7 +90,11 @@ def test_a_file_that_is_no_output_of_score_is_refused(data, content):
     assert target.read_text() == content
 
 
-def test_paths_of_other_kinds_are_compared_by_name(tmp_path):
-  files.refuse_overwriting({"--out": "gs://a/b", "--plot": ""}, {"--in": None, "--x": "/gs:/a/b"})
-  with pytest.raises(UserError, match="--out=gs://a/b is also --in: name another --out"):
-    files.refuse_overwriting({"--out": "gs://a/b"}, {"--in": "gs://a/b"})
+def test_paths_in_a_bucket_are_compared_by_name(bucket):
+  (bucket / "in" / "1.jsonl").write_text("{}")
+  out = f"{bucket}/b"
+  files.refuse_overwriting({"--out": out, "--plot": ""}, {"--in": None, "--x": "/gs:/bis-jax/b"})
+  with pytest.raises(UserError, match=f"--out={out} is also --in: name another --out"):
+    files.refuse_overwriting({"--out": out}, {"--in": out})
+  with pytest.raises(UserError, match=f"--out={bucket}/in/out is inside --in={bucket}/in: name"):
+    files.refuse_overwriting({"--out": f"{bucket}/in/out"}, {}, {"--in": bucket / "in"})

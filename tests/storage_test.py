@@ -1,12 +1,15 @@
 """Paths on object stores: which ones open, and what is shown if they do not."""
 
+import importlib
 import os
+import sys
 import threading
 
+import gcsfs
 import pytest
 from etils import epath
 
-from bis_jax import files, storage
+from bis_jax import files
 from bis_jax.errors import UserError
 
 
@@ -53,6 +56,38 @@ def test_a_short_failure_of_the_bucket_is_survived(bucket, bucket_server):
     assert (bucket / "short").read_text() == "a"
 
 
+def test_a_bucket_that_is_missing_or_closed_is_one_sentence(bucket_server, monkeypatch):
+  for use in (
+    lambda: files.write_text("gs://nowhere/a", "text"),
+    lambda: files.refuse_overwriting({"--out": "gs://nowhere/a"}, {}),
+  ):
+    with pytest.raises((OSError, UserError), match="there is no bucket gs://nowhere"):
+      use()
+  bucket_server.make_bucket("closed")
+  monkeypatch.setattr(bucket_server, "forbidden", {"closed"})
+  for use in (
+    lambda: files.write_text("gs://closed/a", "text"),
+    lambda: files.refuse_overwriting({"--out": "gs://closed/a"}, {}),
+    lambda: epath.Path("gs://closed/a").read_text(),
+  ):
+    with pytest.raises(PermissionError, match="Forbidden: this account may not use gs://closed: "):
+      use()
+
+
+def test_a_bucket_that_stays_away_is_one_sentence(bucket, bucket_server, monkeypatch):
+  async def at_once(_):
+    pass
+
+  monkeypatch.setattr(gcsfs.retry.asyncio, "sleep", at_once)
+  with bucket_server.failing(name="away", status=503):
+    with pytest.raises(
+      ConnectionError, match=r"gs://bis-jax can't be reached \(failure 503.*again"
+    ):
+      (bucket / "away").read_text()
+    with pytest.raises(ConnectionError, match=r"gs://bis-jax can't be reached"):
+      files.write_text(bucket / "away", "text")
+
+
 def test_other_urls_and_missing_packages_are_one_sentence(monkeypatch):
   with pytest.raises(
     UserError, match=r"memory://a can't be opened: a path is local or starts with"
@@ -61,10 +96,9 @@ def test_other_urls_and_missing_packages_are_one_sentence(monkeypatch):
   with pytest.raises(UserError, match="package to open s3://a/b is missing: Install s3fs"):
     files.absolute("s3://a/b")
 
-  def missing(_):
-    raise ImportError
-
-  monkeypatch.setattr(storage.fsspec, "get_filesystem_class", missing)
+  registry = importlib.import_module("fsspec.registry")  # fsspec.registry is its content
+  monkeypatch.delitem(registry._registry, "gs", raising=False)
+  monkeypatch.setitem(sys.modules, "bis_jax.gcs", None)
   with pytest.raises(UserError, match=r"to open gs://a/b is missing: pip install 'bis_jax\[gcs\]'"):
     files.absolute("gs://a/b")
   assert files.absolute("a") == epath.Path(os.path.abspath("a"))

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
+from bis_jax.storage import filesystem, is_url
 
 # An owner changes its file's modification time this often. If it does not for as long as
 # `_SILENCE`, an owner that is not known to be alive or dead otherwise counts as dead.
@@ -37,7 +39,8 @@ def owned(path: epath.PathLike, what: str, *, wait: bool = False) -> Iterator[No
   a minute of silence otherwise.
   """
   # The kernel undoes a lock when its process ends. Object stores have none, and not every shared
-  # file system's reach other hosts, so the file also holds a record of its owner.
+  # file system's reach other hosts, so the file also holds a record of its owner. A bucket lets only
+  # one process replace a generation of it.
   path, told = files.absolute(path), ""
   record = {
     "host": socket.gethostname(),
@@ -88,19 +91,15 @@ def _take(path: epath.Path, text: str, held: contextlib.ExitStack) -> dict[str, 
         found, new_sign = _read(path)
         if new_sign != sign:
           return found
-    path.write_text(text)
-    if not locked:
-      time.sleep(_SILENCE / 60)  # of several that write at once, the last one becomes the owner
-      found, _ = _read(path)
-      if found != json.loads(text):
-        return found
+    if not _write(path, text, sign) or not (locked or _is_last_writer(path, text)):
+      return _read(path)[0] or {"process": "(ending)", "host": "another host", "since": "now"}
     held.push(lock.pop_all())
     return {}
 
 
 def _lock(path: epath.Path, held: contextlib.ExitStack) -> IO | None:
   """Returns the locked file, or None where files can't be locked; BlockingIOError: it is locked."""
-  if "://" in os.fspath(path):
+  if is_url(path):
     return None
   while True:
     file = held.enter_context(open(path, "a"))
@@ -114,27 +113,67 @@ def _lock(path: epath.Path, held: contextlib.ExitStack) -> IO | None:
       return file  # otherwise the last owner has just removed it
 
 
-def _read(path: epath.Path) -> tuple[dict[str, Any], tuple]:
-  """Returns the record in the file, {} if it holds none, and what a sign of life changes."""
+def _read(path: epath.Path) -> tuple[dict[str, Any], int]:
+  """Returns the record in the file, {} if it holds none, and what a sign of life changes, 0 for none."""
   try:
+    sign = _sign(path)
     text = path.read_text()
-    record = json.loads(text) if text else {}
-    changed = path.stat().mtime if "://" in os.fspath(path) else os.stat(path).st_mtime_ns
-    return record, (text, changed)
-  except (FileNotFoundError, ValueError):
-    return {}, ()
+    return json.loads(text) if text else {}, sign
+  except FileNotFoundError:
+    return {}, 0
+  except ValueError:
+    return {}, sign
+
+
+def _sign(path: epath.Path) -> int:
+  if not is_url(path):
+    return os.stat(path).st_mtime_ns
+  info = filesystem(path).info(os.fspath(path))
+  return int(info.get("generation") or path.stat().mtime)
+
+
+def _write(path: epath.Path, text: str, sign: int) -> bool:
+  """Writes the file unless its last sign of life is another one, where the store can tell."""
+  if not hasattr(filesystem(path), "swap"):
+    path.write_text(text)
+    return True
+  try:
+    filesystem(path).swap(os.fspath(path), text.encode(), sign)
+  except FileExistsError:
+    # Of another process; or ours, if the answer to the first attempt was lost.
+    return path.exists() and path.read_text() == text
+  return True
+
+
+def _is_last_writer(path: epath.Path, text: str) -> bool:
+  if hasattr(filesystem(path), "swap"):
+    return True
+  time.sleep(_SILENCE / 60)  # of several that write at once, the last one becomes the owner
+  return path.read_text() == text
 
 
 @contextlib.contextmanager
 def _signs_of_life(path: epath.Path, text: str) -> Iterator[None]:
-  """Gives signs of life during the block, and removes the file afterwards."""
+  """Gives signs of life during the block, and removes the file afterwards.
+
+  Stops this process if another one has become the owner, since no sign of life got through.
+  """
   ended = threading.Event()
 
   def give() -> None:
     while not ended.wait(_SIGN_OF_LIFE):
       with contextlib.suppress(Exception):  # of any file system: the next one may succeed
-        if path.read_text() == text:
-          path.write_text(text) if "://" in os.fspath(path) else os.utime(path)
+        owner, sign = _read(path)
+        if owner and owner != json.loads(text):
+          log.error(
+            "%s is now owned by process %s on %s: stopping", path, owner["process"], owner["host"]
+          )
+          os.kill(os.getpid(), signal.SIGTERM)
+          return
+        if is_url(path):
+          _write(path, text, sign)
+        else:
+          os.utime(path)
 
   thread = threading.Thread(target=give, daemon=True)
   thread.start()
