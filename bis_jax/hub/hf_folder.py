@@ -17,12 +17,12 @@ from bis_jax.models.model_config import ModelConfig
 
 
 def write(
-  out: pathlib.Path,
+  out: epath.PathLike,
   params: Mapping[str, jax.Array],
   config: ModelConfig,
   processor: Processor,
   *,
-  base: pathlib.Path | None,
+  base: epath.Path | None,
   dtype: str,
   card: str,
   tied: bool = False,
@@ -32,6 +32,7 @@ def write(
   `out` must be new or empty (FileExistsError); `card` is the text of the model card. For the other
   arguments see `weights.save`.
   """
+  out = epath.Path(out)
   if out.exists() and any(out.iterdir()):
     raise FileExistsError(f"{out} is not empty: name a new or an empty folder, nothing was changed")
   special = processor.prompt.special
@@ -39,7 +40,7 @@ def write(
   with files.new_folder(out) as part:
     files.write_json(part / "config.json", hugging_face_config(config, processor, dtype, base))
     weights.save(
-      pathlib.Path(part),
+      part,
       params,
       config,
       yes_token=special.yes,
@@ -48,13 +49,14 @@ def write(
       dtype=dtype,
       tied=tied,
     )
-    processor.tokenizer.save_pretrained(part)
-    _rename_for_transformers_4(part / "tokenizer_config.json")
+    with files.written_locally(part) as local:
+      processor.tokenizer.save_pretrained(local)
+      _rename_for_transformers_4(local / "tokenizer_config.json")
     files.write_json(part / "preprocessor_config.json", preprocessor)
     files.write_text(part / "README.md", card)
 
 
-def _rename_for_transformers_4(file: epath.Path) -> None:
+def _rename_for_transformers_4(file: pathlib.Path) -> None:
   # Of what Transformers 5 writes, 4.57 refuses these two; 5 reads either spelling.
   content = json.loads(file.read_text())
   if content.get("tokenizer_class") == "TokenizersBackend":
@@ -65,7 +67,7 @@ def _rename_for_transformers_4(file: epath.Path) -> None:
 
 
 def hugging_face_config(
-  config: ModelConfig, processor: Processor, dtype: str, base: pathlib.Path | None = None
+  config: ModelConfig, processor: Processor, dtype: str, base: epath.Path | None = None
 ) -> dict[str, Any]:
   content = backbones.get(config.backbone).config_json(config, processor, _base_json(base))
   return content | {
@@ -76,12 +78,12 @@ def hugging_face_config(
   }
 
 
-def is_plain(config: ModelConfig, base: pathlib.Path | None) -> bool:
+def is_plain(config: ModelConfig, base: epath.Path | None) -> bool:
   """Returns whether Transformers loads the folder without code of the checkpoint."""
   return backbones.get(config.backbone).is_plain(config, _base_json(base))
 
 
-def _base_json(base: pathlib.Path | None) -> dict[str, Any]:
+def _base_json(base: epath.Path | None) -> dict[str, Any]:
   raw, problems = weights.read_config(base) if base else ({}, [])
   if problems:
     raise weights.WeightsError(f"the base checkpoint in {base} cannot be read", problems)

@@ -2,15 +2,19 @@
 
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (teaches NumPy, and with it safetensors, bfloat16)
 import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 
+from bis_jax.hub.remote_tensors import RemoteTensors
 from bis_jax.models.hub_layout import HubTensor, RowRanges
+from bis_jax.storage import is_url
 
 _TILE = 256
 
@@ -21,10 +25,29 @@ Block = tuple[slice, ...]  # of a parameter, one slice per axis
 class StoredTensor:
   """A tensor as described in the header of its file; `dtype` in safetensors' spelling."""
 
-  file: pathlib.Path
+  file: epath.Path
   key: str
   shape: tuple[int, ...]
   dtype: str
+
+
+def open_tensors(file: epath.Path) -> Any:
+  """Opens a safetensors file; raises SafetensorError if it is damaged."""
+  return RemoteTensors(file) if is_url(file) else safe_open(file, framework="numpy")
+
+
+def by_rows(tensor: HubTensor, struct: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+  """Returns a sharding in which every device holds whole rows of the files, if they divide.
+
+  In it every process reads its share of a remote file once; columns of rows are not read alone.
+  """
+  axis = len(struct.shape) - 1 if tensor.transposed else int(tensor.stacked)
+  sharding = struct.sharding
+  if not isinstance(sharding, NamedSharding) or axis >= len(struct.shape):
+    return sharding
+  if struct.shape[axis] % sharding.mesh.size:
+    return sharding
+  return NamedSharding(sharding.mesh, PartitionSpec(*[None] * axis, sharding.mesh.axis_names))
 
 
 def read_parameter(
@@ -40,7 +63,7 @@ def read_parameter(
 
 def _read_layer(tensor: HubTensor, stored: StoredTensor, out: np.ndarray, block: Block) -> None:
   # Opened for this read alone: pages of a mapped file count as resident memory until it is closed.
-  with safe_open(stored.file, framework="numpy") as opened:
+  with open_tensors(stored.file) as opened:
     view = opened.get_slice(stored.key)
     if not tensor.transposed:
       lead = (slice(0, 1),) * (len(stored.shape) - len(block))

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import json
-import pathlib
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
@@ -18,15 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError, safe_open
+from etils import epath
+from safetensors import SafetensorError
 
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.hub.tensor_reader import StoredTensor, assemble, read_parameter
+from bis_jax.hub.tensor_reader import StoredTensor, assemble, by_rows, open_tensors, read_parameter
 from bis_jax.models import backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
 from bis_jax.models.model_config import ModelConfig
+from bis_jax.storage import is_url
 
 _SHOWN = 20  # problems of a checkpoint
 _INDEX = "model.safetensors.index.json"
@@ -44,7 +45,7 @@ class WeightsError(UserError):
 
 
 def load(
-  folder: pathlib.Path,
+  folder: epath.Path,
   config: ModelConfig,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   *,
@@ -87,7 +88,13 @@ def load(
       params[path] = jax.device_put(overrides[path], struct.sharding)
       continue
     keys = [stored[key] for key in read[path].keys]
-    params[path] = assemble(struct, functools.partial(read_parameter, read[path], keys))
+    read_in = by_rows(read[path], struct) if is_url(folder) else struct.sharding
+    array = assemble(
+      struct.update(sharding=read_in), functools.partial(read_parameter, read[path], keys)
+    )
+    params[path] = array
+    if read_in != struct.sharding:
+      params[path] = jax.jit(lambda x: x, out_shardings=struct.sharding)(array)
     if path == EMBEDDING_PATH and untrained is not None:
       # Before the other parameters take the memory that float32 rows need.
       params[path] = _with_mean_row(params[path], untrained, marker_noise)
@@ -106,14 +113,14 @@ def load(
 
 
 def check(
-  folder: pathlib.Path, config: ModelConfig, shapes: Mapping[str, Any], marker_token: int
+  folder: epath.Path, config: ModelConfig, shapes: Mapping[str, Any], marker_token: int
 ) -> None:
   """Raises a WeightsError if `load` would; reads the headers of the files only."""
   _checked_places(folder, config, shapes, (0, 0), marker_token)
 
 
 def _checked_places(
-  folder: pathlib.Path,
+  folder: epath.Path,
   config: ModelConfig,
   shapes: Mapping[str, Any],
   head_rows: tuple[int, int],
@@ -171,12 +178,12 @@ def is_hub_id(name: str) -> bool:
   return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~"))
 
 
-def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path:
+def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
   """Returns the folder of a checkpoint given as a local folder or as a hub id ("Qwen/...").
 
   A hub id is read from the local cache, or downloaded, without the weights if `tokenizer_alone`.
   """
-  folder = pathlib.Path(name).expanduser()
+  folder = files.absolute(name)
   if folder.is_dir():
     return folder
   if not is_hub_id(name):
@@ -185,7 +192,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path
     )
   patterns = _TOKENIZER_FILES if tokenizer_alone else ["*.safetensors", *_TOKENIZER_FILES]
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
     include = " ".join(f"'{pattern}'" for pattern in patterns)
     raise FileNotFoundError(
@@ -194,7 +201,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> pathlib.Path
     ) from error
 
 
-def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+def read_config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
   """Returns a checkpoint's config.json, {} if it cannot be read, and its problems."""
   try:
     return json.loads((folder / "config.json").read_text()), []
@@ -204,9 +211,7 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     return {}, [f"config.json: {error}"]
 
 
-def _read_headers(
-  folder: pathlib.Path, layout: Layout
-) -> tuple[dict[str, StoredTensor], list[str]]:
+def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
   """Returns the tensors of a checkpoint by canonical key, and the problems of its files."""
   problems, index, weight_map = [], folder / _INDEX, None
   if index.exists():
@@ -224,7 +229,7 @@ def _read_headers(
   for name in sorted(names):
     file = folder / name
     try:
-      with safe_open(file, framework="numpy") as opened:
+      with open_tensors(file) as opened:
         for key in opened.keys():  # noqa: SIM118  (not a dict)
           view = opened.get_slice(key)
           stored = StoredTensor(file, key, tuple(view.get_shape()), view.get_dtype())
@@ -292,13 +297,13 @@ def _with_mean_row(table_VD: jax.Array, token: int, noise: float) -> jax.Array:
 
 
 def save(
-  folder: pathlib.Path,
+  folder: epath.Path,
   params: Mapping[str, jax.Array],
   config: ModelConfig,
   *,
   yes_token: int,
   no_token: int,
-  base: pathlib.Path | None,
+  base: epath.Path | None,
   dtype: str,
   tied: bool = False,
   max_file_bytes: int = 4 * 10**9,
@@ -351,7 +356,8 @@ def save(
     name = f"model-{number:05}-of-{len(groups):05}.safetensors"
     weight_map |= dict.fromkeys(keys, name)
     content = {key: np.ascontiguousarray(tensors[key][1]().astype(dtype)) for key in keys}
-    safetensors.numpy.save_file(content, folder / name, metadata={"format": "pt"})
+    with files.written_locally(folder) as local:
+      safetensors.numpy.save_file(content, local / name, metadata={"format": "pt"})
   files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -366,7 +372,7 @@ def _fused(parts: Sequence[tuple[jax.Array, HubTensor, int]]) -> np.ndarray:
   return out
 
 
-def _base_lm_head(base: pathlib.Path, shape: tuple[int, int], layout: Layout) -> np.ndarray:
+def _base_lm_head(base: epath.Path, shape: tuple[int, int], layout: Layout) -> np.ndarray:
   """Returns the LM head of a checkpoint, float32[V, D]; a lacking last row is the mean of the others."""
   stored, problems = _read_headers(base, layout)
   if problems:
@@ -377,8 +383,8 @@ def _base_lm_head(base: pathlib.Path, shape: tuple[int, int], layout: Layout) ->
       f"the base checkpoint in {base} does not fit the model",
       [f"{tensor.key} of {tensor.file} is {tensor.shape}, the model has {shape}"],
     )
-  with safe_open(tensor.file, framework="numpy") as opened:
-    head_VD = opened.get_tensor(tensor.key).astype(np.float32)
+  with open_tensors(tensor.file) as opened:
+    head_VD = opened.get_slice(tensor.key)[:].astype(np.float32)
   if len(head_VD) < shape[0]:
     head_VD = np.concatenate([head_VD, head_VD.mean(axis=0, keepdims=True)])
   return head_VD

@@ -5,7 +5,6 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, he
 """
 
 import contextlib
-import pathlib
 from typing import Any
 
 import jax
@@ -119,9 +118,8 @@ def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> None:
   model_config = backbones.model_config(config, len(processor.tokenizer))
   if locations.checkpoint:
     _, shapes = backbones.shapes(model_config)
-    weights.check(
-      pathlib.Path(locations.checkpoint), model_config, shapes, processor.prompt.special.prm
-    )
+    folder = weights.find_checkpoint(locations.checkpoint)
+    weights.check(folder, model_config, shapes, processor.prompt.special.prm)
 
 
 def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
@@ -143,7 +141,7 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
   return Corpus.open(locations.prepared)
 
 
-def initial_checkpoint(config: ConfigDict, locations: Locations) -> pathlib.Path | None:
+def initial_checkpoint(config: ConfigDict, locations: Locations) -> epath.Path | None:
   """Returns the folder of the weights that training starts from; None: random ones."""
   # If the config asks for pre-training, the first process does it while the others wait.
   if locations.checkpoint:

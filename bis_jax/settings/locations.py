@@ -1,12 +1,12 @@
 """Where the inputs of a run are, and how to get those that are missing."""
 
 import dataclasses
-import pathlib
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
-from bis_jax.files import digest, refuse_overwriting
+from bis_jax.files import absolute, digest, refuse_overwriting
 from bis_jax.hub import weights
 from bis_jax.models import backbones
 from bis_jax.toy import drawing
@@ -20,30 +20,29 @@ class MissingInputError(UserError):
 class Locations:
   """Files and folders that a run reads, and the folders that it shares with other runs."""
 
-  annotations: pathlib.Path  # folder of *.jsonl, or a zip of it
-  images: pathlib.Path  # folder, or a zip of it
-  prepared: pathlib.Path  # the prepared corpus, written by the run
-  programs: pathlib.Path | None  # persistent compilation cache
+  annotations: epath.Path  # folder of *.jsonl, or a zip of it
+  images: epath.Path  # folder, or a zip of it
+  prepared: epath.Path  # the prepared corpus, written by the run
+  programs: epath.Path | None  # persistent compilation cache
   tokenizer: str  # folder or hub id
   checkpoint: str  # safetensors folder or hub id; "": random or pre-trained weights
-  benchmark: pathlib.Path | None  # None: no evaluation
-  toy: pathlib.Path | None  # folder of the toy corpus; None: files on disk
+  benchmark: epath.Path | None  # None: no evaluation
+  toy: epath.Path | None  # folder of the toy corpus; None: files on disk
 
 
 def locate(config: ConfigDict) -> Locations:
   """Returns the locations of a run; reads no file."""
-  c, cache = config.corpus, pathlib.Path(config.corpus.cache).expanduser().absolute()
+  c, cache = config.corpus, absolute(config.corpus.cache)
   toy = None
   annotations, images, benchmark = (
-    pathlib.Path(path).expanduser()
-    for path in (c.annotations, c.images, config.evaluation.benchmark)
+    absolute(path) for path in (c.annotations, c.images, config.evaluation.benchmark)
   )
   tokenizer = config.inputs.tokenizer or config.model.checkpoint
   if c.name == "toy":
     toy = cache / f"toy-{digest(sorted(c.toy.items()), drawing.VERSION)}"
     annotations, images, benchmark = (toy / name for name in ("annotations", "images", "benchmark"))
     tokenizer = config.inputs.tokenizer or str(toy / "tokenizer")
-  key = digest(str(annotations.absolute()), str(images.absolute()), c.tau, c.unmeasured)
+  key = digest(str(annotations), str(images), c.tau, c.unmeasured)
   return Locations(
     annotations=annotations,
     images=images,
@@ -80,7 +79,7 @@ def require(config: ConfigDict, locations: Locations) -> Locations:
     {},
     {"config.corpus.annotations": locations.annotations, "config.corpus.images": locations.images},
   )
-  needed: dict[str, str | pathlib.Path | None] = {}
+  needed: dict[str, epath.PathLike | None] = {}
   if not locations.toy:
     needed |= {"corpus.annotations": locations.annotations, "corpus.images": locations.images}
     needed |= {"evaluation.benchmark": locations.benchmark}
@@ -89,7 +88,7 @@ def require(config: ConfigDict, locations: Locations) -> Locations:
   needed |= {"model.checkpoint": locations.checkpoint}
   missing, fetched = [], {}
   for key, path in needed.items():
-    if not path or pathlib.Path(path).expanduser().exists():
+    if not path or absolute(path).exists():
       continue
     if key in _HUB_FIELDS and weights.is_hub_id(str(path)):
       try:
@@ -100,11 +99,10 @@ def require(config: ConfigDict, locations: Locations) -> Locations:
       continue
     command = _DOWNLOADS[key].format(
       path=path,
-      folder=pathlib.Path(path).parent,
+      folder=epath.Path(path).parent,
       checkpoint=backbones.get(config.model.backbone).checkpoint,
     )
-    absolute = pathlib.Path(path).absolute()
-    missing.append(f"config.{key}: nothing at {absolute}\n    get it with: {command}")
+    missing.append(f"config.{key}: nothing at {absolute(path)}\n    get it with: {command}")
   if missing:
     raise MissingInputError(
       "inputs of this recipe are missing; nothing was started.\n  "

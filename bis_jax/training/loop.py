@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -44,7 +43,7 @@ def train(
   workdir: epath.Path,
   mesh: Mesh,
   model_config: ModelConfig,
-  initial_checkpoint: Callable[[], pathlib.Path | None],
+  initial_checkpoint: Callable[[], epath.Path | None],
   special: SpecialTokens,
   examples: Examples,
   iterator: BatchIterator,

@@ -1,11 +1,11 @@
 """The state of training: initialized or restored, sharded over the devices."""
 
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -43,7 +43,7 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
 def first_params(
   model_config: Any,
   shapes: dict[str, jax.ShapeDtypeStruct],
-  checkpoint: pathlib.Path | None,
+  checkpoint: epath.Path | None,
   special: SpecialTokens,
   seed: int,
   marker_noise: float = 0.0,

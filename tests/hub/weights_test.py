@@ -132,11 +132,14 @@ def test_half_precision_files_load_exactly(lab, config, tensors, tmp_path, dtype
   np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize(
-  "spec", [PartitionSpec(), PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor")]
-)
-def test_shards_hold_what_one_device_would(lab, config, params, folder, spec):
-  """On 4 x 2 devices; each device's shard is read from the file on its own."""
+def _copied(folder, bucket):
+  for file in folder.iterdir():
+    (bucket / file.name).write_bytes(file.read_bytes())
+  return bucket
+
+
+def _sharded(lab, config, spec):
+  """Shapes on 4 x 2 devices."""
   mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
   shapes = {}
   for path, shape in lab.shapes(config).items():
@@ -146,10 +149,43 @@ def test_shards_hold_what_one_device_would(lab, config, params, folder, spec):
     ]
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     shapes[path] = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+  return shapes
+
+
+@pytest.mark.parametrize(
+  "spec", [PartitionSpec(), PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor")]
+)
+def test_shards_hold_what_one_device_would(lab, config, params, folder, spec):
+  """Each device's shard is read from the file on its own."""
+  shapes = _sharded(lab, config, spec)
   loaded = weights.load(
     folder, config, shapes, yes_token=lab.yes, no_token=lab.no, marker_token=None
   )
   _assert_equal(loaded, params)
+  assert all(loaded[path].sharding == shapes[path].sharding for path in loaded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_in_a_bucket_is_read_once_in_ranges(
+  lab, config, tensors, tmp_path, bucket, bucket_server, dtype
+):
+  """Whatever the sharding: by itself a device would read the columns of others too."""
+  _save({key: value.to(dtype) for key, value in tensors.items()}, config, tmp_path)
+  place = _copied(tmp_path, bucket)
+  size = (tmp_path / "model.safetensors").stat().st_size
+  shapes = _sharded(lab, config, PartitionSpec(None, "fsdp", "tensor"))
+  tokens = {"yes_token": lab.yes, "no_token": lab.no, "marker_token": None}
+
+  def bytes_read(read):
+    before = len(bucket_server.log)
+    read()
+    log = bucket_server.log[before:]
+    return sum(size for _, name, size in log if name.endswith("safetensors"))
+
+  assert bytes_read(lambda: weights.check(place, config, shapes, lab.marker)) < 0.2 * size
+  loaded = {}
+  assert bytes_read(lambda: loaded.update(weights.load(place, config, shapes, **tokens))) <= size
+  _assert_equal(loaded, weights.load(tmp_path, config, shapes, **tokens))
   assert all(loaded[path].sharding == shapes[path].sharding for path in loaded)
 
 
@@ -186,7 +222,7 @@ def test_every_difference_is_listed_in_one_error(lab, config, tensors, tmp_path)
     _load(lab, tmp_path, config, skip=[re.escape(key) for key in unknown])
 
 
-def test_damaged_files_are_named(lab, config, folder, tmp_path):
+def test_damaged_files_are_named(lab, config, folder, tmp_path, bucket):
   """A file cut short, a file of garbage, and a missing file that the index names."""
   for file in folder.iterdir():
     (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -200,6 +236,11 @@ def test_damaged_files_are_named(lab, config, folder, tmp_path):
   assert f"truncated or corrupt file: {cut}" in str(error.value)
   assert f"truncated or corrupt file: {garbage}" in str(error.value)
   assert f"missing file: {gone}" in str(error.value)
+  with pytest.raises(weights.WeightsError) as in_bucket:
+    _load(lab, _copied(tmp_path, bucket), config)
+  for name in (cut, garbage):
+    assert f"truncated or corrupt file: {name}" in str(in_bucket.value)
+  assert f"missing file: {gone}" in str(in_bucket.value)
 
 
 def test_another_architecture_is_refused(lab, config, folder, tmp_path):
