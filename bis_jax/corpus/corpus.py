@@ -1,8 +1,9 @@
-"""A prepared corpus on disk, read by number.
+"""A prepared corpus in a folder or in an object store, read by number.
 
 out/corpus.json         digest, inputs and counts; written last
 out/rollouts/, images/  TFDS datasets (ArrayRecord); see `shards`
-out/index.npz           image sizes, and the image numbers of every rollout
+out/index.npz           image sizes, the image numbers of every rollout, and the byte ranges of
+                        all records, by which they are read from an object store
 out/score_table.npz     see `score_table`
 out/rejections.jsonl    one line per rejected record; notes.jsonl: per noted record
 """
@@ -12,14 +13,17 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bis_jax.corpus import shared
+from bis_jax import storage
+from bis_jax.corpus import byte_ranges, shared
+from bis_jax.corpus.byte_ranges import Ranges
 from bis_jax.corpus.records import Rollout
 from bis_jax.corpus.rejections import CorpusError
 from bis_jax.corpus.score_table import ScoreTable
@@ -38,11 +42,14 @@ class StoredRollout(Rollout):
 
 
 class Corpus:
-  """Rollouts and images by number. Pickles as its path, so worker processes open their own."""
+  """Rollouts and images by number. Pickles as its path, so worker processes open their own.
+
+  In an object store only the records that are asked for are read, and nothing is kept on disk.
+  """
 
   def __init__(self, path: str | os.PathLike):
     """Opens the corpus in a folder; CorpusError if there is none, or one of another version."""
-    self.path, path = pathlib.Path(path), pathlib.Path(path) / "corpus.json"
+    self.path, path = epath.Path(path), epath.Path(path) / "corpus.json"
     try:
       held = json.loads(path.read_bytes())
       if shared.CHECK in held or "files" in held:  # earlier versions wrote neither
@@ -59,7 +66,7 @@ class Corpus:
       ) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
       raise self._damaged(path) from error
-    self._readers: dict[str, Any] = {}
+    self._readers: dict[str, Callable[[list[int]], list[bytes]]] = {}
     self._process = os.getpid()
 
   @classmethod
@@ -70,15 +77,15 @@ class Corpus:
       raise corpus._damaged(damaged)
     return corpus
 
-  def damaged_file(self) -> pathlib.Path | None:
+  def damaged_file(self) -> epath.Path | None:
     """Returns a file that is not as it was written, None if there is none.
 
-    Shards of more than a gigabyte in all are checked by their sizes, unless a record of this corpus
-    could not be read before: that reads them whole.
+    Shards of more than a gigabyte in all, or in an object store, are checked by their sizes, unless
+    a record of this corpus could not be read before: that reads them whole.
     """
     suspect = self.path / _SUSPECT
     total = sum(int(digest.split()[0]) for digest in self.files.values())
-    by_size = total > _CHECKED_BYTES and not suspect.exists()
+    by_size = (total > _CHECKED_BYTES or storage.is_url(self.path)) and not suspect.exists()
     damaged = shared.damaged_file(
       self.path, self.files, lambda name: by_size and ".array_record" in name
     )
@@ -86,7 +93,7 @@ class Corpus:
       suspect.unlink(missing_ok=True)
     return damaged
 
-  def _damaged(self, path: pathlib.Path) -> CorpusError:
+  def _damaged(self, path: epath.Path) -> CorpusError:
     return CorpusError(
       f"{path} is damaged: run the same python -m bis_jax.main or bis_jax.prepare again, which makes "
       "the corpus again"
@@ -105,7 +112,7 @@ class Corpus:
 
   @functools.cached_property
   def _index(self) -> dict[str, np.ndarray]:
-    with np.load(self.path / "index.npz", allow_pickle=False) as held:
+    with (self.path / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as held:
       return dict(held)
 
   @property
@@ -118,7 +125,13 @@ class Corpus:
     return tuple(self._index["image_ids"][start:stop].tolist())
 
   def rollout(self, i: int) -> StoredRollout:
-    feature = self._features("rollouts", i)
+    return self.rollouts([i])[0]
+
+  def rollouts(self, indices: Sequence[int]) -> list[StoredRollout]:
+    records = self._features("rollouts", indices)
+    return [self._rollout(i, feature) for i, feature in zip(indices, records, strict=True)]
+
+  def _rollout(self, i: int, feature: Any) -> StoredRollout:
     return StoredRollout(
       source=feature["source"].bytes_list.value[0].decode(),
       line=feature["line"].int64_list.value[0],
@@ -133,24 +146,47 @@ class Corpus:
 
   def image(self, image_id: int) -> bytes:
     """Returns the encoded bytes of an image, as they were in its file."""
-    return self._features("images", image_id)["image"].bytes_list.value[0]
+    return self.images([image_id])[0]
 
-  def _features(self, dataset: str, i: int) -> Any:
+  def images(self, image_ids: Sequence[int]) -> list[bytes]:
+    records = self._features("images", image_ids)
+    return [feature["image"].bytes_list.value[0] for feature in records]
+
+  def _features(self, dataset: str, indices: Sequence[int]) -> list[Any]:
     # TFDS's own decoding takes 5 times longer.
     if self._process != os.getpid():  # open readers do not survive a fork
       self._readers, self._process = {}, os.getpid()
     try:
       if dataset not in self._readers:
-        (folder,) = (self.path / dataset).iterdir()
-        self._readers[dataset] = tfds.builder_from_directory(folder).as_data_source(
-          split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        self._readers[dataset] = self._reader(dataset)
+      raw = self._readers[dataset](list(indices))
       # pyrefly: ignore[missing-attribute]  # in generated code
-      return tf_example_pb2.Example.FromString(self._readers[dataset][i]).features.feature
+      return [tf_example_pb2.Example.FromString(record).features.feature for record in raw]
+    except (ConnectionError, PermissionError):
+      raise
     except Exception as error:  # libraries raise many types for damaged files
       with contextlib.suppress(OSError):
         (self.path / _SUSPECT).touch()
-      raise CorpusError(f"{self._damaged(self.path / dataset)} (record {i}: {error})") from error
+      which = f"records {list(indices)[:3]}: {error}"
+      raise CorpusError(f"{self._damaged(self.path / dataset)} ({which})") from error
+
+  def _reader(self, dataset: str) -> Callable[[list[int]], list[bytes]]:
+    """Returns a function that reads records by number, together."""
+    if storage.is_url(self.path):
+      if f"{dataset}_start" not in self._index:
+        raise CorpusError(
+          f"{self.path} was prepared by an earlier version and can only be read from a local disk: "
+          "copy it there, or name another corpus.cache"
+        )
+      shards = [os.fspath(self.path / name) for name in sorted(self.files)]
+      shards = [name for name in shards if f"/{dataset}/" in name and ".array_record" in name]
+      ranges = Ranges.of(self._index, dataset)
+      return functools.partial(byte_ranges.read, storage.filesystem(self.path), shards, ranges)
+    (folder,) = (self.path / dataset).iterdir()
+    source: Any = tfds.builder_from_directory(folder).as_data_source(
+      split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    return source.__getitems__
 
 
 def _texts(feature: Any) -> tuple[str, ...]:

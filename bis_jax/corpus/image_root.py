@@ -1,4 +1,4 @@
-"""The image files of a corpus: a folder, or a zip that is not extracted.
+"""The image files of a corpus: a folder, or a zip that is not extracted; local or in a bucket.
 
 Nothing outside the root is opened: references are resolved by name, symbolic links must lead to a
 place inside, and only regular files are read.
@@ -7,17 +7,24 @@ place inside, and only regular files are read.
 import functools
 import lzma
 import os
-import pathlib
 import posixpath
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from bis_jax import images
+from etils import epath
+
+from bis_jax import images, storage
+from bis_jax.corpus import shared
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
+_AT_ONCE = 32  # images that are asked of an object store at the same time
+_LOCAL_HEADER = 30  # bytes before the names of a zip's member, which its data follow
+_SLACK = 1 << 10  # bytes of those names at most, or the member is read alone
 
 _RELEASE = "VisualPRM400K-v1.1-Raw/"
 _FOLDER = "images/"
@@ -50,15 +57,23 @@ class ImageRoot:
 
   def __init__(self, path: str | os.PathLike):
     """Opens a folder, or a zip whose members may be in `images/`; CorpusError if there is neither."""
-    self.path = pathlib.Path(path)
-    self._folder = os.path.realpath(self.path)
+    self.path = epath.Path(path)
+    self._url = storage.is_url(self.path)
+    self._folder = os.fspath(self.path) if self._url else os.path.realpath(self.path)
     self._zip: zipfile.ZipFile | None = None
+    self._members: dict[str, zipfile.ZipInfo] = {}
+    self._objects: dict[str, tuple[int, int]] = {}  # size and generation of a bucket's files
     if self.path.is_dir():
+      if self._url:
+        self._objects = {
+          name: (about["size"], int(about.get("generation", 0)))
+          for name, about in shared.listing(self.path).items()
+        }
       return
     if not self.path.is_file():
-      raise CorpusError(f"no image folder or zip at {self.path.absolute()}")
+      raise CorpusError(f"no image folder or zip at {os.path.abspath(self.path)}")
     try:
-      self._zip = zipfile.ZipFile(self.path)
+      self._zip = zipfile.ZipFile(self.path.open("rb") if self._url else self.path)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
       raise CorpusError(f"{self.path} is neither a folder nor a zip ({error})") from error
     self._members = {
@@ -68,8 +83,8 @@ class ImageRoot:
     }
 
   def __reduce__(self):
-    found = self.path.stat()
-    return _opened, (self.path, (found.st_size, found.st_mtime_ns))
+    found = None if self._url else os.stat(self.path)
+    return _opened, (os.fspath(self.path), found and (found.st_size, found.st_mtime_ns))
 
   def locate(self, reference: str) -> str:
     """Returns the name of the file that a reference means, links resolved.
@@ -77,8 +92,8 @@ class ImageRoot:
     Raises BadRecord (image_outside_root or missing_image).
     """
     for name in candidates(reference):
-      if self._zip is not None:
-        if name in self._members:
+      if self._zip is not None or self._url:
+        if name in self._members or name in self._objects:
           return name
         continue
       real = os.path.realpath(os.path.join(self._folder, name))
@@ -95,8 +110,8 @@ class ImageRoot:
 
   def listing(self) -> Iterator[tuple[str, int, int]]:
     """Yields (name, *stamp) of every file and link under the root, without following any."""
-    if self._zip is not None:
-      yield from ((name, *self.stamp(name)) for name in self._members)
+    if self._zip is not None or self._url:
+      yield from ((name, *self.stamp(name)) for name in self._members or self._objects)
       return
     for folder, _, names in os.walk(self._folder):
       for name in names:
@@ -106,20 +121,67 @@ class ImageRoot:
           yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
-    """Returns the size and CRC (zip) or modification time of a file, to detect changes."""
+    """Returns size and CRC (zip), generation (bucket) or modification time, to detect changes."""
     if self._zip is not None:
       member = self._members[name]
       return member.file_size, member.CRC
+    if self._url:
+      return self._objects[name]
     found = os.stat(os.path.join(self._folder, name))
     return found.st_size, found.st_mtime_ns
 
   def read(self, name: str) -> bytes:
     """Returns the encoded bytes of a located image; raises BadRecord (unreadable_image)."""
+    (data,) = self.read_each([name])
+    if isinstance(data, BadRecord):
+      raise data
+    return data
+
+  def read_each(self, names: Sequence[str]) -> Iterator[bytes | BadRecord]:
+    """Yields the encoded bytes of located images, or why they can't be read (unreadable_image).
+
+    An object store is asked for many at the same time.
+    """
+    for at in range(0, len(names), _AT_ONCE):
+      several = names[at : at + _AT_ONCE]
+      fetched = self._fetch(several) if self._url else [None] * len(several)
+      for name, data in zip(several, fetched, strict=True):
+        try:
+          yield self._read(name, data)
+        except BadRecord as error:
+          yield error
+
+  def _fetch(self, names: Sequence[str]) -> list[bytes | Exception]:
+    """Returns the bytes of files, or of a zip's members with their headers, from an object store."""
+    places = [self._place(name) for name in names]
+    paths, starts, stops = map(list, zip(*places, strict=True))
+    found: Any = storage.filesystem(self.path).cat_ranges(paths, starts, stops, on_error="return")
+    for data in found:
+      if isinstance(data, ConnectionError | PermissionError):
+        raise data
+    return found
+
+  def _place(self, name: str) -> tuple[str, int, int]:
+    """Returns the object and the range that holds a file; its first byte if it is too large."""
+    size = self.stamp(name)[0]
+    if self._zip is None:
+      return f"{self._folder}/{name}", 0, size if size <= MAX_BYTES else 1
+    member, start = self._members[name], self._members[name].header_offset
+    size = member.compress_size + _LOCAL_HEADER + _SLACK
+    return self._folder, start, start + (size if member.file_size <= MAX_BYTES else 1)
+
+  def _read(self, name: str, fetched: bytes | Exception | None) -> bytes:
     try:
       if self.stamp(name)[0] > MAX_BYTES:
         raise BadRecord("unreadable_image", f"{name}: more than {MAX_BYTES:,} bytes")
+      if isinstance(fetched, Exception):
+        raise fetched
       if self._zip is not None:
-        return self._zip.read(self._members[name])
+        member = self._members[name]
+        found = None if fetched is None else _member_data(member, fetched)
+        return self._zip.read(member) if found is None else found
+      if fetched is not None:
+        return fetched
       with open(os.path.join(self._folder, name), "rb") as file:
         return file.read()
     except (
@@ -133,6 +195,22 @@ class ImageRoot:
       raise BadRecord("unreadable_image", f"{name}: {error}") from error
 
 
+def _member_data(member: zipfile.ZipInfo, raw: bytes) -> bytes | None:
+  """Returns the content of a zip's member from the bytes at its header; None: it is a rare one."""
+  signature, flags, method, names, extra = struct.unpack_from("<I2xHH16xHH", raw)
+  start = _LOCAL_HEADER + names + extra
+  data = raw[start : start + member.compress_size]
+  if signature != 0x04034B50 or flags & 1 or len(data) < member.compress_size:
+    return None
+  if method == zipfile.ZIP_DEFLATED:
+    data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.file_size)
+  elif method != zipfile.ZIP_STORED:
+    return None
+  if zlib.crc32(data) != member.CRC:
+    raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
+  return data
+
+
 def image_size(data: bytes, name: str) -> tuple[int, int]:
   """Returns the upright (height, width) of an encoded image; BadRecord if it does not decode."""
   try:
@@ -142,7 +220,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(path: pathlib.Path, stamp: tuple[int, int]) -> ImageRoot:
+def _opened(path: str, stamp: tuple[int, int] | None) -> ImageRoot:
   # Cached: a process reads the directory of a large zip once, not once per task.
   del stamp  # changes when the zip is replaced
   return ImageRoot(path)

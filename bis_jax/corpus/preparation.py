@@ -10,11 +10,11 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import ProgressBar, log
@@ -60,7 +60,7 @@ def prepare(
     workers: processes; 0 for one per core.
     beam: options of Apache Beam, which then does the work instead; [] runs it on this machine.
   """
-  out = pathlib.Path(out)
+  out = files.absolute(out)
   sources = tuple(annotation_files(annotations))
   root = ImageRoot(images)
   parameters = {"format": FORMAT, "tau": tau, "unmeasured": unmeasured}
@@ -94,10 +94,8 @@ def prepare(
       write_jsonl(found.scan.rejections, listing)
       raise
     files.require_room(out, sum(root.stamp(image.name)[0] for image in found.images))
-    with files.new_folder(out, replace=True) as folder:
-      part = pathlib.Path(folder)
-      _write(part, found, root, parameters, digest, pool)
-      digests = shared.digests_of(part, pool.map)
+    with files.new_folder(out, replace=True) as part:
+      digests = _write(part, found, root, parameters, digest, pool)
       shared.write_record(part / "corpus.json", summary | {"files": digests})
   listing.unlink(missing_ok=True)  # of an earlier attempt
   corpus = Corpus(out)
@@ -110,7 +108,7 @@ def prepare(
   return corpus
 
 
-def _held(out: pathlib.Path, *, told: bool = False) -> Corpus | None:
+def _held(out: epath.Path, *, told: bool = False) -> Corpus | None:
   """Returns the corpus in `out`, None if unusable; raises for a folder of something else."""
   if not out.exists():
     return None
@@ -131,7 +129,7 @@ def _reuse(held: Corpus, max_rejected_fraction: float) -> Corpus:
   return held
 
 
-def _check_rejected(stats: dict[str, Any], limit: float, listing: pathlib.Path) -> None:
+def _check_rejected(stats: dict[str, Any], limit: float, listing: epath.Path) -> None:
   rejected, records = sum(stats["rejected"].values()), stats["records"]
   if rejected > limit * records:
     raise TooManyRejectedError(
@@ -188,16 +186,27 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
 
 
 def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRecord]:
-  checked: list[_Image | BadRecord] = []
-  for reference in references:
-    try:
-      name = root.locate(reference)
-      data = root.read(name)
-      digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-      checked.append(_Image(name, *image_size(data, name), digest))
-    except BadRecord as error:
-      checked.append(error)
-  return checked
+  located = [_located(root, reference) for reference in references]
+  contents = root.read_each([name for name in located if isinstance(name, str)])
+  return [
+    name if isinstance(name, BadRecord) else _checked(name, next(contents)) for name in located
+  ]
+
+
+def _located(root: ImageRoot, reference: str) -> str | BadRecord:
+  try:
+    return root.locate(reference)
+  except BadRecord as error:
+    return error
+
+
+def _checked(name: str, data: bytes | BadRecord) -> _Image | BadRecord:
+  if isinstance(data, BadRecord):
+    return data
+  try:
+    return _Image(name, *image_size(data, name), hashlib.blake2b(data, digest_size=16).hexdigest())
+  except BadRecord as error:
+    return error
 
 
 def _corpus_digest(found: _Found, parameters: dict[str, Any]) -> str:
@@ -213,28 +222,21 @@ def _corpus_digest(found: _Found, parameters: dict[str, Any]) -> str:
 
 
 def _write(
-  out: pathlib.Path,
+  out: epath.Path,
   found: _Found,
   root: ImageRoot,
   parameters: dict[str, Any],
   digest: str,
   workers: Workers,
-) -> None:
-  write_jsonl(found.scan.rejections, out / "rejections.jsonl")
+) -> shared.Digests:
+  """Writes all files but corpus.json; returns their digests."""
   c = found.scan.columns
   rows = np.flatnonzero(found.scan.strict)
   numbers = np.full(c.line.size, -1)
   numbers[rows] = np.arange(rows.size)
   labels = {name: parameters[name] for name in ("tau", "unmeasured")}
-  found.scan.table(rollout=numbers, digest=digest, **labels).save(out / "score_table.npz")
   sizes = np.array([(image.height, image.width) for image in found.images], np.int32)
   image_ids = [found.image_ids[at] for at in c.image_set[rows].tolist()]
-  np.savez(
-    out / "index.npz",
-    image_sizes=sizes,
-    image_ids=np.array(list(itertools.chain.from_iterable(image_ids)), np.int64),
-    image_starts=np.cumsum([0, *map(len, image_ids)]).astype(np.int64),
-  )
   names = [image.name for image in found.images]
   rollout_shards = [
     shards.RolloutShard(
@@ -247,14 +249,25 @@ def _write(
     )
     for part in _runs(c.length[rows], found.scan.source[rows])
   ]
-  notes = shards.write(out, "rollouts", rollout_shards, workers)
-  write_jsonl(notes, out / "notes.jsonl")
+  rollouts = shards.write(out, "rollouts", rollout_shards, workers)
   stored = np.array([root.stamp(name)[0] for name in names])  # bytes
   image_shards = [
     shards.ImageShard(root, names[part], sizes[part])
     for part in _runs(stored, np.zeros(stored.size))
   ]
-  shards.write(out, "images", image_shards, workers)
+  images = shards.write(out, "images", image_shards, workers)
+  with files.written_locally(out) as folder:
+    write_jsonl(found.scan.rejections, folder / "rejections.jsonl")
+    write_jsonl(rollouts.notes, folder / "notes.jsonl")
+    found.scan.table(rollout=numbers, digest=digest, **labels).save(folder / "score_table.npz")
+    index: dict[str, Any] = {
+      "image_sizes": sizes,
+      "image_ids": np.array(list(itertools.chain.from_iterable(image_ids)), np.int64),
+      "image_starts": np.cumsum([0, *map(len, image_ids)]).astype(np.int64),
+    }
+    index |= rollouts.ranges.arrays("rollouts") | images.ranges.arrays("images")
+    np.savez(folder / "index.npz", **index)
+    return shared.digests_of(folder, rollouts.digests | images.digests)
 
 
 def _runs(sizes: np.ndarray, groups: np.ndarray) -> list[slice]:

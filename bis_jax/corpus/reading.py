@@ -1,5 +1,7 @@
 """Annotation files as blocks of whole lines: plain, gzip or zstd, in a folder or in a zip.
 
+Both may be local or in an object store.
+
 A file is read in blocks of about `BLOCK` bytes, and of a line no more than `MAX_LINE`, so memory does
 not grow with the file. Plain files
 can be read from any byte on and are split into spans for several processes; a compressed file or a
@@ -20,8 +22,11 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, BinaryIO, cast
 
 import zstandard
+from etils import epath
 
+from bis_jax import storage
 from bis_jax.corpus.rejections import CorpusError
+from bis_jax.files import absolute
 
 BLOCK = 1 << 20  # bytes: few enough for the cache, enough to spread the cost of a numpy call
 MAX_LINE = 16 << 20  # bytes; of a longer line only the first are read, and it is rejected
@@ -44,7 +49,7 @@ class AnnotationError(CorpusError):
 @dataclasses.dataclass(frozen=True)
 class AnnotationFile:
   name: str  # for example "nlvr2_en_20240910.jsonl"
-  path: pathlib.Path  # the file, or the zip that contains it
+  path: epath.Path  # the file, or the zip that contains it
   member: str | None  # its name in the zip
   size: int  # bytes, uncompressed in a zip
 
@@ -61,7 +66,9 @@ class AnnotationFile:
   @property
   def stamp(self) -> tuple[str, int, int]:
     """Name, size and modification time (of the zip, if any), to detect changes."""
-    return self.name, self.size, self.path.stat().st_mtime_ns
+    if storage.is_url(self.path):
+      return self.name, self.size, int(self.path.stat().mtime)
+    return self.name, self.size, os.stat(self.path).st_mtime_ns
 
   @contextlib.contextmanager
   def open(self) -> Iterator[BinaryIO]:
@@ -81,9 +88,9 @@ class AnnotationFile:
     if self.member is None:
       stream = stack.enter_context(self.path.open("rb"))
     else:
-      archive = stack.enter_context(zipfile.ZipFile(self.path))
+      archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(self.path.open("rb"))))
       stream = stack.enter_context(archive.open(self.member))
-    if self.plain:
+    if self.plain and not storage.is_url(self.path):
       return stream
     if self.name.endswith(".gz"):
       return io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=stream)), BLOCK)
@@ -118,12 +125,13 @@ class AnnotationFile:
 
     The last line is cut if it is longer than `MAX_LINE`.
     """
-    if self.plain:  # find the end first: joining two parts would copy every block
+    local = self.plain and not storage.is_url(self.path)
+    if local:  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
       size += len(stream.readline(MAX_LINE)) - 1
       stream.seek(at)
     block = stream.read(size)
-    if not (self.plain or block.endswith(b"\n")):
+    if not (local or block.endswith(b"\n")):
       block += stream.readline(MAX_LINE)
     cut = 0 if block.endswith(b"\n") else _rest_of_line(stream)
     return block, at + len(block) + cut
@@ -134,7 +142,8 @@ class AnnotationFile:
       at = 0
       for offset, length in zip(offsets, lengths, strict=True):
         if self.plain:
-          line = os.pread(stream.fileno(), length, offset)
+          stream.seek(offset)
+          line = stream.read(length)
         else:
           while skipped := stream.read(min(BLOCK, offset - at)):
             at += len(skipped)
@@ -150,18 +159,18 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
 
   Raises AnnotationError if there are none, or two of them have the same stem.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if path.is_dir():
     names = _names_in(path)
     files = [
-      AnnotationFile(name, path / name, None, (path / name).stat().st_size)
+      AnnotationFile(name, path / name, None, (path / name).stat().length)
       for name in _annotations(path, names)
     ]
   elif path.is_file() and path.name.endswith(_SUFFIXES):
-    files = [AnnotationFile(path.name, path, None, path.stat().st_size)]
-  elif path.is_file() and zipfile.is_zipfile(path):
+    files = [AnnotationFile(path.name, path, None, path.stat().length)]
+  elif path.is_file() and _is_zip(path):
     try:
-      with zipfile.ZipFile(path) as archive:
+      with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
     except zipfile.BadZipFile as error:
       raise AnnotationError(f"{path} is damaged ({error}): get the file again") from error
@@ -172,7 +181,7 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   elif path.exists():
     raise AnnotationError(f"{path} is neither a folder, nor a zip, nor a file {_SUFFIXES}")
   else:
-    raise AnnotationError(f"no annotations at {path.absolute()}: name a folder or annotations.zip")
+    raise AnnotationError(f"no annotations at {absolute(path)}: name a folder or annotations.zip")
   if not files:
     raise AnnotationError(f"{path} holds no annotation file: expected names like x{_SUFFIXES[0]}")
   files.sort(key=lambda file: file.name)
@@ -186,8 +195,15 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
   return files
 
 
-def _names_in(folder: pathlib.Path) -> list[str]:
+def _is_zip(path: epath.Path) -> bool:
+  with path.open("rb") as file:
+    return zipfile.is_zipfile(file)
+
+
+def _names_in(folder: epath.Path) -> list[str]:
   """Returns the names of the files in a folder; AnnotationError for a file that can't be read."""
+  if storage.is_url(folder):
+    return _annotations(folder, [path.name for path in folder.iterdir()])
   names = []
   for place, folders, found in os.walk(folder):
     folders[:] = [name for name in folders if not name.startswith((".", "__"))]
@@ -195,7 +211,7 @@ def _names_in(folder: pathlib.Path) -> list[str]:
       path = pathlib.Path(place, name)
       if not path.is_file():
         raise AnnotationError(f"{path} is not a file, or a broken link: remove it")
-      if path.parent != folder:
+      if path.parent != pathlib.Path(folder):
         raise AnnotationError(f"{path} is in a subfolder: name that folder, or move the file")
       names.append(name)
   return names

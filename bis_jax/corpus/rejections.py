@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable
+
+from etils import epath
 
 from bis_jax import files
 from bis_jax.errors import UserError
@@ -58,7 +59,7 @@ class Rejected:
     return f"{self.source}:{self.line}"
 
 
-def write_jsonl(rejections: Iterable[Rejected], path: pathlib.Path) -> None:
+def write_jsonl(rejections: Iterable[Rejected], path: epath.PathLike) -> None:
   """Writes one JSON object per line: source, line, reason, detail."""
   with files.replacing(path) as file:
     for rejected in rejections:

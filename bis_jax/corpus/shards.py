@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +19,8 @@ from etils import epath
 
 from bis_jax import files
 from bis_jax.console import ProgressBar
-from bis_jax.corpus import records
+from bis_jax.corpus import byte_ranges, records, shared
+from bis_jax.corpus.byte_ranges import Ranges
 from bis_jax.corpus.corpus import SPLIT
 from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import AnnotationFile
@@ -101,20 +102,26 @@ class ImageShard:
     return len(self.names)
 
   def __call__(self) -> Iterator[tuple[Example, list[Rejected]]]:
-    for name, (height, width) in zip(self.names, self.sizes, strict=True):
-      data = self.root.read(name)
+    contents = self.root.read_each(self.names)
+    for name, (height, width), data in zip(self.names, self.sizes, contents, strict=True):
+      if isinstance(data, BadRecord):
+        raise data
       yield {"image": data, "name": name, "height": height, "width": width}, []
 
 
 Shard = RolloutShard | ImageShard
 
 
-def write(
-  out: pathlib.Path,
-  name: str,
-  shards: Sequence[Shard],
-  workers: Workers,
-) -> list[Rejected]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Written:
+  """What a shard or a whole dataset became."""
+
+  ranges: Ranges
+  digests: shared.Digests  # of the shards
+  notes: list[Rejected]  # on the examples
+
+
+def write(out: epath.Path, name: str, shards: Sequence[Shard], workers: Workers) -> Written:
   """Writes the TFDS dataset `name`, a key of FEATURES, under `out`, one file per shard."""
   folder = out / name / "1.0.0"
   folder.mkdir(parents=True)
@@ -126,11 +133,12 @@ def write(
   ]
   tasks = list(zip(shards, map(os.fspath, paths), strict=True))
   with ProgressBar(name, len(tasks), unit="shard") as bar:
-    notes = workers.map(functools.partial(_write_shard, name), tasks, lambda _: bar.update())
+    done = workers.map(functools.partial(_write_shard, name), tasks, lambda _: bar.update())
+  digests = [digest for part in done for digest in part.digests.values()]
   split = tfds.core.SplitInfo(
     name=SPLIT,
     shard_lengths=list(map(len, shards)),
-    num_bytes=sum(path.stat().length for path in paths),
+    num_bytes=sum(int(digest.split()[0]) for digest in digests),
     filename_template=template,
   )
   tfds.folder_dataset.write_metadata(
@@ -140,21 +148,32 @@ def write(
     check_data=False,
     disable_shuffling=True,
   )
-  return list(itertools.chain.from_iterable(notes))
+  names = [path.relative_to(out).as_posix() for path in paths]
+  return Written(
+    Ranges.concatenate([part.ranges for part in done]),
+    dict(zip(names, digests, strict=True)),
+    list(itertools.chain.from_iterable(part.notes for part in done)),
+  )
 
 
-def _write_shard(name: str, task: tuple[Shard, str]) -> list[Rejected]:
-  # Returns the notes on the examples.
-  shard, path = task
+def _write_shard(name: str, task: tuple[Shard, str]) -> Written:
+  shard, path = task[0], epath.Path(task[1])
   serialize = FEATURES[name]().serialize_example
-  part = os.fspath(files.temporary_name(epath.Path(path)))
-  writer, notes = ArrayRecordWriter(part, "group_size:1"), []
-  try:
-    for example, noted in shard():
-      writer.write(serialize(example))
-      notes += noted
-  except BadRecord as error:
-    raise CorpusError(f"an input changed while it was read, start again: {error}") from error
-  writer.close()
-  os.replace(part, path)  # Beam may run a task twice
-  return notes
+  checks, notes = [], []
+  with files.written_locally(path.parent) as folder:
+    written = epath.Path(folder / path.name)
+    part = os.fspath(files.temporary_name(written))
+    writer = ArrayRecordWriter(part, byte_ranges.WRITER_OPTIONS)
+    try:
+      for example, noted in shard():
+        record = serialize(example)
+        writer.write(record)
+        checks.append(zlib.crc32(record))
+        notes += noted
+    except BadRecord as error:
+      raise CorpusError(f"an input changed while it was read, start again: {error}") from error
+    writer.close()
+    ranges = byte_ranges.find(part, checks)
+    os.replace(part, written)  # Beam may run a task twice
+    digest = shared.digest_of(written)
+  return Written(ranges, {path.name: digest}, notes)

@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
-from bis_jax import files
+from etils import epath
+
+from bis_jax import files, storage
 from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.parallel import ownership
@@ -18,27 +21,44 @@ CHECK = "check"  # key of a record's digest of itself
 Digests = dict[str, str]  # {name in the folder: "SIZE DIGEST"}
 
 
-def digest_of(path: pathlib.Path) -> str:
+def digest_of(path: epath.Path) -> str:
   """Returns the size and the digest of a file, "" if there is none."""
   if not path.is_file():
     return ""
   with path.open("rb") as file:
-    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-  return f"{path.stat().st_size} {digest}"
+    raw: Any = file
+    digest = hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+  return f"{path.stat().length} {digest}"
 
 
-def digests_of(folder: pathlib.Path, map: Callable = map) -> Digests:
-  """Returns the digests of all files; `map` may spread the work over processes."""
-  paths = sorted(path for path in folder.rglob("*") if path.is_file())
-  names = [path.relative_to(folder).as_posix() for path in paths]
-  return dict(zip(names, map(digest_of, paths), strict=True))
+def digests_of(folder: epath.PathLike, known: Mapping[str, str] | None = None) -> Digests:
+  """Returns the digests of all files; those that are `known` are not read."""
+  known, folder = dict(known or {}), epath.Path(folder)
+  return known | {
+    name: digest_of(folder / name) for name in sorted(_sizes(folder)) if name not in known
+  }
 
 
-def write_record(path: pathlib.Path, record: dict[str, Any]) -> None:
+def listing(url: epath.Path) -> dict[str, dict[str, Any]]:
+  """Returns what an object store knows of every file in a folder, by name: "size" and more."""
+  place = os.fspath(url)
+  found: Any = storage.filesystem(url).find(place, detail=True)
+  skipped = len(place.partition("://")[2]) + 1
+  return {path[skipped:]: about for path, about in sorted(found.items())}
+
+
+def _sizes(folder: epath.Path) -> dict[str, int]:
+  if storage.is_url(folder):
+    return {name: about["size"] for name, about in listing(folder).items()}
+  paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+  return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def write_record(path: epath.PathLike, record: dict[str, Any]) -> None:
   files.write_json(path, record | {CHECK: _check(record)})
 
 
-def read_record(path: pathlib.Path) -> dict[str, Any] | None:
+def read_record(path: epath.Path) -> dict[str, Any] | None:
   """Returns a record; None if the file is missing or not as `write_record` wrote it."""
   try:
     record = json.loads(path.read_bytes())
@@ -52,29 +72,30 @@ def _check(record: dict[str, Any]) -> str:
 
 
 def damaged_file(
-  folder: pathlib.Path,
+  folder: epath.Path,
   digests: Mapping[str, str],
   by_size: Callable[[str], bool] = lambda name: False,
-) -> pathlib.Path | None:
+) -> epath.Path | None:
   """Returns a file that differs from its digest, or from its size alone if `by_size(name)`."""
+  sizes = _sizes(folder)
   for name, digest in digests.items():
     path = folder / name
-    if by_size(name) and path.is_file() and path.stat().st_size == int(digest.split()[0]):
-      continue
-    if by_size(name) or digest_of(path) != digest:
+    if sizes.get(name) != int(digest.split()[0]):
+      return path
+    if not by_size(name) and digest_of(path) != digest:
       return path
   return None
 
 
 @contextlib.contextmanager
-def owner(out: pathlib.Path) -> Iterator[None]:
+def owner(out: epath.Path) -> Iterator[None]:
   """Makes this process the only one that makes `out`; waits for another one that does."""
   with ownership.owned(out.with_name(f"{out.name}.owner"), str(out), wait=True):
     yield
 
 
 def made(
-  out: pathlib.Path,
+  out: epath.PathLike,
   what: str,
   identity: Any,
   make: Callable[[pathlib.Path], None],
@@ -85,6 +106,7 @@ def made(
   `identity` is JSON. Raises UserError if `out` was made from another one, or has no record and
   holds other names than `contents`.
   """
+  out = epath.Path(out)
   if not _damage(out, what, identity, contents):
     return
   with owner(out):
@@ -93,15 +115,17 @@ def made(
       return
     if out.exists():
       log.warning("%s is damaged: making %s again", damage, what)
-    with files.new_folder(out, replace=True) as folder:
-      part = pathlib.Path(folder)
+    with (
+      files.new_folder(out, replace=True) as folder,
+      files.written_locally(folder, last=RECORD) as part,
+    ):
       make(part)
       write_record(part / RECORD, {"made_from": identity, "files": digests_of(part)})
 
 
 def _damage(
-  out: pathlib.Path, what: str, identity: Any, contents: Container[str] | None
-) -> pathlib.Path | None:
+  out: epath.Path, what: str, identity: Any, contents: Container[str] | None
+) -> epath.Path | None:
   """Returns a missing or damaged file or folder, None if there is none."""
   if not out.exists():
     return out
@@ -116,7 +140,8 @@ def _damage(
       f"{out} holds {what} of {record['made_from']}, not of {identity}: delete it or name another "
       "folder"
     )
-  damaged = damaged_file(out, record["files"])
+  # Of an object store's files only the sizes are compared: it keeps digests of its own.
+  damaged = damaged_file(out, record["files"], lambda name: storage.is_url(out))
   if damaged is None:
     log.info("reusing %s in %s", what, out)
   return damaged

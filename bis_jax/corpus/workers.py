@@ -3,7 +3,6 @@
 import concurrent.futures
 import multiprocessing
 import os
-import pathlib
 import pickle
 import sys
 import threading
@@ -66,7 +65,7 @@ class BeamWorkers(Workers):
   # Tasks and results travel as files, so the pipeline itself stays small; all machines must see the
   # same paths. What is written is the same as with `Workers`.
 
-  def __init__(self, options: Sequence[str], out: pathlib.Path):
+  def __init__(self, options: Sequence[str], out: epath.Path):
     """`options` are Beam's, such as ["--runner=DataflowRunner"]; by default it uses this machine.
 
     Tasks and results are in temporary folders beside `out`. Raises CorpusError if Apache Beam is

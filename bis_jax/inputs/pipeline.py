@@ -8,6 +8,7 @@ Batch number n of a run is a pure function of (examples, plan, n), so a run resu
 any number of processes and workers.
 """
 
+import concurrent.futures
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,11 @@ from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
-from bis_jax.inputs.prompt import Prompt, Sample, SpecialTokens, expand
+from bis_jax.inputs.prompt import Prompt, Sample, expand
 from bis_jax.inputs.rows import RowWriter, empty_batch
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
+_READERS = 16  # examples of a row that are read at the same time, for corpora in a bucket
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,19 @@ def unlabelled(
 
 
 class Examples(Protocol):
-  """Examples made on access without reading images; picklable if worker processes are used."""
+  """Examples made on access without reading images; picklable if worker processes are used.
+
+  Those that are faster to make together also have `__getitems__`, as torch calls it.
+  """
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, i: int, /) -> Example: ...
+
+
+def _several(examples: Examples, indices: Sequence[int]) -> Sequence[Example]:
+  together = getattr(examples, "__getitems__", None)
+  return together(indices) if together else [examples[i] for i in indices]
 
 
 class InputError(UserError):
@@ -68,19 +78,22 @@ class InputError(UserError):
 
 @dataclass(frozen=True)
 class Measured:
-  """Examples with their costs in a row and their tokens, one `image_pad` per image."""
+  """Examples with their costs in a row."""
 
+  # Texts are tokenized again when a batch is assembled: the tokens of half a million rollouts would
+  # take 0.4 GB in each of the processes that assemble, of which each needs its own few.
   examples: Examples
+  prompt: Prompt
   images: ImageProcessor
+  max_length: int
   costs: np.ndarray  # int64[n, 3], tokens, patch slots and step markers
   dropped_steps: np.ndarray  # int64[n], trailing steps beyond the length limit
-  tokens: np.ndarray  # int32[...], all examples concatenated
-  offsets: np.ndarray  # int64[n + 1], into `tokens`
-  special: SpecialTokens
 
-  def sample(self, i: int, image_token_counts: Sequence[int]) -> Sample:
-    compact = self.tokens[self.offsets[i] : self.offsets[i + 1]]
-    return expand(compact, image_token_counts, self.special, int(self.dropped_steps[i]))
+  def sample(self, example: Example, image_token_counts: Sequence[int]) -> Sample:
+    [(compact, dropped)] = self.prompt.encode_batch(
+      [(example.question, example.steps)], [image_token_counts], max_length=self.max_length
+    )
+    return expand(compact, image_token_counts, self.prompt.special, dropped)
 
   def plan_rows(
     self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
@@ -99,37 +112,32 @@ def measure(
   max_length: int,
   progress: bool = False,
   chunk: int = 2048,
+  share: tuple[int, int] = (0, 1),
+  gather: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Measured:
-  """Returns the tokens and costs of all examples; reads texts and image sizes, no pixels.
+  """Returns the costs of all examples; reads texts and image sizes, no pixels.
 
   Samples have at most `max_length` tokens: trailing steps beyond it are dropped and counted.
-  `chunk` examples are tokenized at once.
+  `chunk` examples are tokenized at once. With `share` (i, n) this process measures the i-th of n
+  parts, and `gather` returns the concatenated rows of the parts of all.
   """
-  costs, dropped_steps, tokens = [], [], []
+  first, end = (len(examples) * part // share[1] for part in (share[0], share[0] + 1))
+  rows = []
   with ProgressBar(
-    "measure", len(examples), unit="rollout", disable=None if progress else True
+    "measure", end - first, unit="rollout", disable=None if progress else True
   ) as bar:
-    for start in range(0, len(examples), chunk):
-      chosen = [examples[i] for i in range(start, min(start + chunk, len(examples)))]
+    for start in range(first, end, chunk):
+      chosen = _several(examples, range(start, min(start + chunk, end)))
       of_images = [[images.cost(*size) for size in example.image_sizes] for example in chosen]
       counts = [[image_tokens for image_tokens, _ in cost] for cost in of_images]
       texts = [(example.question, example.steps) for example in chosen]
       encoded = prompt.encode_batch(texts, counts, max_length=max_length)
       for (_, steps), cost, (compact, dropped) in zip(texts, of_images, encoded, strict=True):
         length = len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost)
-        costs.append((length, sum(slots for _, slots in cost), len(steps) - dropped))
-        dropped_steps.append(dropped)
-        tokens.append(compact)
+        rows.append((length, sum(slots for _, slots in cost), len(steps) - dropped, dropped))
       bar.update(len(chosen))
-  return Measured(
-    examples=examples,
-    images=images,
-    costs=np.array(costs, np.int64).reshape(-1, 3),
-    dropped_steps=np.array(dropped_steps, np.int64),
-    tokens=np.concatenate([np.zeros(0, np.int32), *tokens]),
-    offsets=np.cumsum([0, *map(len, tokens)]),
-    special=prompt.special,
-  )
+  measured = gather(np.array(rows, np.int32).reshape(-1, 4)).astype(np.int64)
+  return Measured(examples, prompt, images, max_length, measured[:, :3], measured[:, 3])
 
 
 @dataclass(frozen=True)
@@ -158,16 +166,18 @@ class BatchSource:
     rows = self.rows_per_batch // self.share[1]
     batch = empty_batch(self.measured.images, rows, self.plan.budgets)
     start = int(number) * self.rows_per_batch + self.share[0] * rows
-    for b in range(rows):
-      row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
-      for i in self.plan.row(start + b).tolist():
-        example, sample, images = self._read(i)
-        row.add(sample, images, example.targets, example.weights, example_index=i)
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+      for b in range(rows):
+        row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
+        indices = self.plan.row(start + b).tolist()
+        examples = _several(self.measured.examples, indices)
+        found = readers.map(self._read, indices, examples)
+        for i, example, (sample, images) in zip(indices, examples, found, strict=True):
+          row.add(sample, images, example.targets, example.weights, example_index=i)
     return batch
 
-  def _read(self, i: int) -> tuple[Example, Sample, list[ImagePatches]]:
-    source, rule = self.measured.examples, self.measured.images
-    example = source[i]
+  def _read(self, i: int, example: Example) -> tuple[Sample, list[ImagePatches]]:
+    rule = self.measured.images
     try:
       images = [
         rule.patches(decode(image)) if isinstance(image, bytes) else image
@@ -180,14 +190,17 @@ class BatchSource:
           f"its text has {planned} image tokens, but its images give {found} features; "
           "the corpus states other sizes than its images have: prepare it again"
         )
-      sample = self.measured.sample(i, found)
-      steps = len(sample.markers) + sample.dropped_steps
-      if not steps == len(example.steps) == len(example.targets) == len(example.weights):
+      sample = self.measured.sample(example, found)
+      now, measured = (len(sample.tokens), len(sample.markers)), self.measured.costs[i, [0, 2]]
+      if now != tuple(measured):
+        was = "{} tokens and {} steps when measured".format(*measured)
+        raise ValueError("{}, now {} and {}".format(was, *now))
+      if not len(example.steps) == len(example.targets) == len(example.weights):
         raise ValueError(
-          f"{steps} steps when measured, now {len(example.steps)} with {len(example.targets)} "
-          f"targets and {len(example.weights)} weights"
+          f"{len(example.steps)} steps with {len(example.targets)} targets and "
+          f"{len(example.weights)} weights"
         )
-      return example, sample, images
+      return sample, images
     except (UserError, ValueError) as error:
       raise InputError(f"example {example.id}: {error}") from error
 

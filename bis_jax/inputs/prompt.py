@@ -120,7 +120,9 @@ class Prompt(abc.ABC):
       pieces += [
         self._separator + step if i else frame.first + step for i, step in enumerate(steps)
       ]
-    encoded = iter(self._encode(pieces))
+    distinct = list(dict.fromkeys(pieces))  # the rollouts of a question share it
+    ids_of = dict(zip(distinct, self._encode(distinct), strict=True))
+    encoded = map(ids_of.__getitem__, pieces)
     samples = []
     for frame, (_, steps), counts in zip(frames, texts, image_token_counts, strict=True):
       ids: list[int] = []

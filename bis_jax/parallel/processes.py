@@ -27,8 +27,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
@@ -174,6 +176,18 @@ def wait_for_all(name: str) -> None:
   # In a thread, as signals do not interrupt the service's call.
   threading.Thread(target=wait, daemon=True).start()
   arrived.result()
+
+
+def gather(name: str, rows: np.ndarray) -> np.ndarray:
+  """Returns the rows [k, ...] of all processes, in their order; `name` as in `wait_for_all`."""
+  if jax.process_count() == 1:
+    return rows
+  wait_for_all(name)  # processes may come minutes apart, see above
+  counts = multihost_utils.process_allgather(np.array([len(rows)]))[:, 0]
+  padded = np.zeros((counts.max(), *rows.shape[1:]), rows.dtype)
+  padded[: len(rows)] = rows
+  every = multihost_utils.process_allgather(padded)
+  return np.concatenate([part[:count] for part, count in zip(every, counts, strict=True)])
 
 
 def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:

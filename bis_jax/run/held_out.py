@@ -46,7 +46,7 @@ class HeldOut:
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
     """Reads rollouts `indices` int64[k] of `corpus`; `config` is the run's whole config."""
     self.examples = RolloutExamples(corpus, indices, config)
-    self._rollouts = [corpus.rollout(index) for index in indices.tolist()]
+    self._rollouts = corpus.rollouts(indices.tolist())
     self._items = [
       _item(i, rollout, corpus, config.corpus) for i, rollout in enumerate(self._rollouts)
     ]

@@ -5,6 +5,8 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, he
 """
 
 import contextlib
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -193,6 +195,8 @@ def training_batches(
     processor.images,
     max_length=inputs.max_length,
     progress=True,
+    share=(jax.process_index(), jax.process_count()),
+    gather=functools.partial(processes.gather, "measured"),
   )
   plan = measured.plan_rows(inputs, seed=config.seed, epochs=config.train.epochs)
   rows = train_state.rows_per_step(

@@ -1,11 +1,12 @@
 """The selected rollouts of a corpus as training examples."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from bis_jax.corpus.corpus import Corpus
+from bis_jax.corpus.corpus import Corpus, StoredRollout
 from bis_jax.inputs.pipeline import Example
 from bis_jax.settings import locations
 from bis_jax.toy import drawing
@@ -16,7 +17,7 @@ class RolloutExamples:
   def __init__(self, corpus: Corpus, indices: np.ndarray, config: ConfigDict):
     """`indices` int64[k] are rollouts of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices
-    self._labels = config.labels.to_dict()
+    self._labels = ConfigDict(config.labels.to_dict())  # without ties to the whole config
     toy = locations.locate(config).toy
     self._truth = drawing.read_truth(toy) if toy and config.labels.kind == "truth" else None
     self._tau, self._unmeasured = config.corpus.tau, config.corpus.unmeasured
@@ -25,12 +26,17 @@ class RolloutExamples:
     return len(self._indices)
 
   def __getitem__(self, i: int) -> Example:
-    rollout = self._corpus.rollout(int(self._indices[i]))
+    return self.__getitems__([i])[0]
+
+  def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+    return [*map(self._example, self._corpus.rollouts(self._indices[list(indices)].tolist()))]
+
+  def _example(self, rollout: StoredRollout) -> Example:
     truth = self._truth[rollout.source, rollout.line] if self._truth else None
     targets, weights = step_labels(
       np.asarray(rollout.scores),
       np.asarray(rollout.measured),
-      ConfigDict(self._labels),
+      self._labels,
       self._tau,
       self._unmeasured,
       truth,
@@ -47,4 +53,4 @@ class RolloutExamples:
     )
 
   def _read_images(self, image_ids: tuple[int, ...]) -> list[bytes]:
-    return [self._corpus.image(image_id) for image_id in image_ids]
+    return self._corpus.images(image_ids)

@@ -1,5 +1,6 @@
 """Raw annotations and images -> a corpus that returns the same records, or nothing."""
 
+import io
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bis_jax.corpus import preparation, reading, shards
+from bis_jax.corpus import byte_ranges, preparation, reading, shards
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import TooManyRejectedError, prepare
 from bis_jax.corpus.rejections import CorpusError
@@ -84,6 +85,67 @@ def test_what_goes_in_comes_out(raw, tmp_path):
   for rollout in rollouts:
     for name, image_id in zip(rollout.images, rollout.image_ids, strict=True):
       assert corpus.image(image_id) == (raw / "images" / name).read_bytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bucket_gives_and_takes_the_same_corpus(raw, tmp_path, bucket, bucket_server, packed):
+  """From a folder and from zips that are not extracted; records are read by their bytes."""
+  here = run(raw, tmp_path / "out")
+  for name in ("annotations", "images"):
+    upload(raw / name, bucket / (f"{name}.zip" if packed else name), packed)
+  names = [
+    bucket / f"{name}.zip" if packed else bucket / name for name in ("annotations", "images")
+  ]
+  options = {"max_rejected_fraction": 0.5, "workers": 1}
+  there = prepare(*names, bucket / "out", **options)
+  assert there.stats == here.stats and there.score_table.checksum() == here.score_table.checksum()
+  assert there.rollouts(range(5)) == here.rollouts(range(5))
+  assert there.images([2, 0, 1]) == here.images([2, 0, 1])
+  copy = pickle.loads(pickle.dumps(there))
+  assert copy.rollout(4) == here.rollout(4)
+  bucket_server.log.clear()
+  assert copy.images([1]) == here.images([1])
+  [(method, name, size)] = bucket_server.log
+  assert method == "GET" and "images-train" in name and size < 1000
+  assert prepare(*names, bucket / "out", **options).digest == there.digest
+  assert not [log for log in bucket_server.log if log[0] in ("POST", "PUT")], "reused"
+  assert not list(tmp_path.rglob("*.array_record.*")), "nothing of it is left on this disk"
+
+
+def test_damage_in_a_bucket_is_told_and_made_good(raw, bucket, bucket_server, caplog):
+  corpus = run(raw, bucket / "out")
+  expected = corpus.images(range(3))
+  (shard,) = (bucket / "out/images/1.0.0").glob("*array_record*")
+  data = bytearray(shard.read_bytes())
+  data[data.index(b"IDAT") + 8] ^= 1
+  shard.write_bytes(bytes(data))
+  with pytest.raises(CorpusError, match="is damaged: run the same .* again"):
+    corpus.images(range(3))
+  again = run(raw, bucket / "out")
+  assert "again" in caplog.text and again.images(range(3)) == expected
+
+
+def test_an_earlier_corpus_copied_to_a_bucket_is_told(raw, bucket, monkeypatch):
+  monkeypatch.setattr(byte_ranges.Ranges, "arrays", lambda self, name: {})
+  corpus = run(raw, bucket / "out")
+  with pytest.raises(CorpusError, match="earlier version .* local disk"):
+    corpus.rollout(0)
+
+
+def upload(folder, target, packed):
+  """Copies a folder into a bucket, as a zip that compresses every other file if `packed`."""
+  paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  if not packed:
+    for path in paths:
+      place = target / path.relative_to(folder).as_posix()
+      place.write_bytes(path.read_bytes())
+    return
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, "w") as archive:
+    for at, path in enumerate(paths):
+      kind = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)[at % 3]
+      archive.write(path, path.relative_to(folder), kind)
+  target.write_bytes(content.getvalue())
 
 
 def test_the_score_table_leads_to_the_rollouts(raw, tmp_path):

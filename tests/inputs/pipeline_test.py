@@ -66,7 +66,7 @@ def test_measured_costs_are_those_of_single_samples(source, measured, tiny_promp
     assert measured.costs[i, 1] == sum(slots for _, slots in costs)
     assert measured.costs[i, 2] == len(sample.markers)
     assert measured.dropped_steps[i] == sample.dropped_steps
-    again = measured.sample(i, counts)
+    again = measured.sample(source[i], counts)
     np.testing.assert_array_equal(again.tokens, sample.tokens)
     np.testing.assert_array_equal(again.markers, sample.markers)
 
@@ -112,11 +112,11 @@ def test_a_packed_row_is_its_samples_one_after_the_other(source, measured, plan)
         ):
           np.testing.assert_array_equal(found, expected)
         assert (row["image_index"][here] >= 0).sum() == (
-          row["tokens"][here] == measured.special.image_pad
+          row["tokens"][here] == measured.prompt.special.image_pad
         ).sum()
         mine = row["example_index"] == i
         np.testing.assert_array_equal(
-          row["marker_index"][mine], here[single["tokens"][:length] == measured.special.prm]
+          row["marker_index"][mine], here[single["tokens"][:length] == measured.prompt.special.prm]
         )
         steps = row["step_index"][mine]
         np.testing.assert_array_equal(steps, np.arange(len(source[i].steps)))
@@ -243,7 +243,7 @@ WRONG_SIZES = {"image_sizes": [(224, 224)]}
       r"example toy:1: .*text has \[64\] image tokens.*give \[16\] features",
     ),
     ({}, {"read_images": lambda: (b"\x89PNG\r\n",)}, r"example toy:1: broken image"),
-    ({}, {"steps": ("a", "b", "c")}, r"example toy:1: 2 steps when measured, now 3 with 2 targets"),
+    ({}, {"steps": ("a", "b", "c")}, r"example toy:1: .* 2 steps when measured, now .* 3"),
   ],
 )
 @pytest.mark.parametrize("prefetch", [0, 2])
