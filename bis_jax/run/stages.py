@@ -6,7 +6,6 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, he
 
 import contextlib
 import functools
-import pathlib
 from typing import Any
 
 import jax
