@@ -21,8 +21,10 @@ over TCP, at once. A process that hangs counts as dead only if its heartbeat thr
 
 import concurrent.futures
 import os
+import secrets
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -32,10 +34,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
 
 START_SECONDS = 3600  # that processes wait for the last one to start
+_VISIBLE_SECONDS = 10  # until a shared file system shows a new file on other hosts
 _QUIET_SECONDS = 30  # before a waiting process says so
 HEARTBEAT_SECONDS = 60  # silence after which a process counts as dead
 _SHUTDOWN_SECONDS = 30  # between the first and the last process that ends; they come from a barrier
@@ -190,19 +194,36 @@ def gather(name: str, rows: np.ndarray) -> np.ndarray:
   return np.concatenate([part[:count] for part, count in zip(every, counts, strict=True)])
 
 
-def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
-  """Process 0 makes a file or folder while the others wait.
+def require_shared(folder: epath.Path, key: str) -> None:
+  """Raises DistributedError, on all processes, if one doesn't see what process 0 writes in `folder`."""
+  if jax.process_count() == 1:
+    return
+  wait_for_all(f"{key} is to be seen")
+  number = str(multihost_utils.broadcast_one_to_all(np.array(secrets.randbits(31))))
+  token = folder / "seen-by-all"
+  if is_first():
+    files.write_text(token, number)
+  wait_for_all(f"{key} has a token")
+  until = time.monotonic() + _VISIBLE_SECONDS
+  while not (sees_it := token.exists() and token.read_text() == number):
+    if time.monotonic() > until:
+      break
+    time.sleep(0.5)
+  blind = np.flatnonzero(~gather(f"{key} was looked at", np.array([sees_it])))
+  if is_first():
+    token.unlink()
+  if blind.size:
+    raise DistributedError(
+      f"{key} is {folder}, and process {blind[0]} does not see what process 0 writes there: name a "
+      f"folder in a bucket, such as {key}=gs://BUCKET/NAME, or on a disk that all hosts share"
+    )
 
-  Raises DistributedError if this process does not see it afterwards.
-  """
+
+def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
+  """Process 0 makes a file or folder, in a folder that all share, while the others wait."""
   if is_first():
     make()
   wait_for_all(str(path))
-  if not epath.Path(path).exists():
-    raise DistributedError(
-      f"process 0 made {path}, but process {jax.process_index()} does not see it: put --workdir and "
-      "config.corpus.cache into folders that all hosts of the run share"
-    )
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bis_jax.errors import UserError
@@ -26,7 +27,8 @@ class MeshError(UserError):
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
   """Returns a mesh with the axes data, fsdp, tensor; one size may be -1, all that are left.
 
-  Raises MeshError if the sizes do not multiply to the number of devices.
+  The data axis goes over the slices of a multislice run. Raises MeshError if the sizes do not
+  multiply to the number of devices, or data is no multiple of the slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -43,7 +45,17 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
     raise MeshError(
       f"config.mesh is {sizes}, {int(np.prod(shape))} of {len(devices)} devices: set one size to -1"
     )
-  return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  if shape[0] % slices:
+    raise MeshError(
+      f"config.mesh is {sizes} on {slices} slices: set data to a multiple of {slices}, as the network "
+      "between slices is too slow for the other axes"
+    )
+  inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+  grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
 def first_match(rules: tuple[tuple[str, Any], ...], path: str) -> Any:

@@ -60,6 +60,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   mesh = make_mesh(**config.mesh)
   locations = require(config, locate(config))
   workdir = files.absolute(folder)
+  processes.require_shared(workdir, "--workdir")
+  processes.require_shared(locations.prepared.parent, "--config.corpus.cache")
   new = not (workdir / "config.json").exists()
   if new:
     check_inputs(config, locations, mesh)

@@ -30,7 +30,7 @@ FREE_KEYS = (
 _OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
 
 OWNER = "owner.json"  # names the process that runs in the workdir
-_FIRST = {OWNER, "config.json", "digests.json"}  # what a run writes first
+_FIRST = {OWNER, "seen-by-all", "config.json", "digests.json"}  # what a run writes first
 
 
 class WorkdirError(UserError):

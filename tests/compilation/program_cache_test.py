@@ -1,19 +1,21 @@
-"""Compiled programs on disk: used if they are whole, compiled again if they are damaged."""
+"""Compiled programs on disk or in a bucket: used if they are whole, compiled again if they are damaged."""
 
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from bis_jax.compilation import program_cache
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(params=["disk", "bucket"])
+def folder(tmp_path, request):
   before = {name: getattr(jax.config, name) for name in SETTINGS}
   for name, value in SETTINGS.items():
     jax.config.update(name, value)
-  yield tmp_path / "programs"
+  place = request.getfixturevalue("bucket") if request.param == "bucket" else tmp_path
+  yield epath.Path(place) / "programs"
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
@@ -23,6 +25,7 @@ SETTINGS = {
   "jax_compilation_cache_dir": None,
   "jax_persistent_cache_min_compile_time_secs": 0,
   "jax_raise_persistent_cache_errors": True,
+  "jax_persistent_cache_enable_xla_caches": "none",
 }
 
 

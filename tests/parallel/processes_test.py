@@ -238,12 +238,36 @@ def test_a_wait_outlasts_the_thirty_seconds_of_one_on_the_devices(waiting):
   assert all("together" in out for _, out, _ in ended)
 
 
-def test_a_folder_that_this_host_does_not_see_is_named(tmp_path, monkeypatch):
-  processes.first_makes(tmp_path / "seen", (tmp_path / "seen").mkdir)
-  monkeypatch.setattr(processes, "is_first", lambda: False)
-  with pytest.raises(processes.DistributedError, match="config.corpus.cache .* all hosts"):
-    processes.first_makes(tmp_path / "unseen", (tmp_path / "unseen").mkdir)
-  assert not (tmp_path / "unseen").exists(), "only process 0 makes it"
+SHARED = """
+import sys
+from etils import epath
+from bis_jax.parallel import processes
+processes.start()
+import jax
+folders = [epath.Path(path.format(jax.process_index())) for path in sys.argv[1:]]
+try:
+  for at, folder in enumerate(folders):
+    processes.require_shared(folder, f"--{at}")
+except processes.DistributedError as error:
+  print(error)
+made = folders[0] / "made"
+processes.first_makes(made, made.mkdir)
+print(made.is_dir())
+processes.wait_for_all("end")
+"""
+
+
+def test_a_folder_that_a_host_does_not_see_is_named_by_all(tmp_path, bucket):
+  """Disks of their own are no error where a bucket is shared; an old token of a host is no sign."""
+  (tmp_path / "own1").mkdir()
+  (tmp_path / "own1/seen-by-all").write_text("12345")
+  started = _start_two(SHARED, tmp_path / "shared", bucket / "cache", tmp_path / "own{}")
+  ended = [_finish(process) for process in started]
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  for _, out, _ in ended:
+    assert "--2 is " in out and "process 1 does not see what process 0 writes there" in out
+    assert "--2=gs://BUCKET/NAME" in out and out.endswith("True\n")
+  assert not list(tmp_path.glob("*0*/seen-by-all")) and not list(bucket.glob("cache/*"))
 
 
 def test_a_process_that_waits_for_others_says_for_whom_and_ends_with_words(

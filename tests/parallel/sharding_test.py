@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from bis_jax.models import backbones
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.param_tree import merge, split
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.parallel import devices
 from bis_jax.parallel.sharding import (
   BATCH_AXES,
   MeshError,
@@ -123,3 +125,15 @@ def test_processes_read_the_rows_that_their_devices_hold(shape, process_of_devic
 def test_processes_that_share_some_of_their_rows_are_refused():
   with pytest.raises(MeshError, match="config.mesh.tensor"):
     batch_share(_mesh_of((1, 2, 3), [0, 0, 1, 1, 2, 2]), 0)
+
+
+def test_the_data_axis_goes_over_the_slices(monkeypatch):
+  """Mutation caught: a mesh in the order of the devices, whose fsdp axis crosses slices."""
+  for name, value in devices._NO_HARDWARE.items():
+    monkeypatch.setenv(name, value)
+  chips = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
+  mesh = make_mesh(2, -1, 1, list(chips))
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert mesh.devices.shape == (2, 4, 1) and (slices == np.array([0, 1])[:, None, None]).all()
+  with pytest.raises(MeshError, match="on 2 slices: set data to a multiple of 2"):
+    make_mesh(1, -1, 1, list(chips))
