@@ -206,7 +206,7 @@ def cache(scratch: pathlib.Path) -> list[str]:
     corpus = prepare(folder / "toy/annotations", images, folder / "corpus", workers=1)
     rollouts = [str(corpus.rollout(i)) for i in range(len(corpus))]
     pictures = [corpus.image(i) for i in range(len(corpus.image_sizes))]
-    return rollouts, pictures, corpus.score_table.checksum(), corpus.digest
+    return rollouts, pictures, hash(corpus.score_table.mc_scores().tobytes()), corpus.digest
 
   def backbone(folder: pathlib.Path) -> object:
     pretrain.pretrain(config, folder / "toy", folder / "backbone")

@@ -17,15 +17,6 @@ _ANNOTATIONS = flags.DEFINE_string(
 )
 _IMAGES = flags.DEFINE_string("images", "", "image root: a folder, or images.zip")
 _OUT = flags.DEFINE_string("out", "", "folder of the prepared corpus")
-_TAU = flags.DEFINE_float(
-  "tau", 0.0, "a step is positive if its MC score > tau", lower_bound=0.0, upper_bound=1.0
-)
-_UNMEASURED = flags.DEFINE_enum(
-  "unmeasured",
-  "negative",
-  ["negative", "ignore"],
-  "how steps without Monte Carlo continuations count in the score table",
-)
 _MAX_REJECTED = flags.DEFINE_float(
   "max_rejected_fraction",
   0.01,
@@ -54,8 +45,6 @@ def main(argv: list[str]) -> None:
       _ANNOTATIONS.value,
       _IMAGES.value,
       _OUT.value,
-      tau=_TAU.value,
-      unmeasured=_UNMEASURED.value,
       max_rejected_fraction=_MAX_REJECTED.value,
       workers=_WORKERS.value,
       beam=_BEAM.value,

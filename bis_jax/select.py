@@ -37,7 +37,9 @@ _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zs
 _IMAGES = flags.DEFINE_string(
   "images", "", "image root; records whose image is missing are rejected"
 )
-_STRATEGY = flags.DEFINE_string("strategy", "bis", ", ".join(STRATEGIES))
+_STRATEGY = flags.DEFINE_string(
+  "strategy", "bis", f"{', '.join(STRATEGIES)}, or your own MODULE:FUNCTION"
+)
 _FRACTION = flags.DEFINE_float(
   "fraction", None, "share to keep, in (0, 1]; 0.1 if no count is given"
 )
@@ -83,6 +85,8 @@ def run() -> None:
     order=_ORDER.value,
     scope=_SCOPE.value,
     seed=_SEED.value,
+    tau=_TAU.value,
+    unmeasured=_UNMEASURED.value,
   )
   if not _OUT.value:
     raise UserError("name the file to write with --out=FILE")
@@ -157,17 +161,15 @@ def _beside_out(name: str) -> pathlib.Path:
 def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
   """Returns the statistics of the annotations, read from --table if it exists.
 
-  Raises UserError if the table has other inputs or settings.
+  Raises UserError if the table has other inputs.
   """
   path = pathlib.Path(_TABLE.value) if _TABLE.value else None
   inputs = _fingerprint(annotations) if annotations else ""
   if path and path.exists():
     table = ScoreTable.load(path)
-    settings = (table.tau, table.unmeasured)
-    if settings != (_TAU.value, _UNMEASURED.value) or (annotations and table.inputs != inputs):
+    if annotations and table.inputs != inputs:
       raise UserError(
-        f"{path} is of other annotations, images, tau or unmeasured than asked for (it has "
-        f"tau={table.tau:g}, unmeasured={table.unmeasured}): delete it, or name another --table"
+        f"{path} is of other annotations or images than asked for: delete it, or name another --table"
       )
     print(f"read the statistics of {len(table):,} rollouts from {path}")
     return table
@@ -181,8 +183,7 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
   print(f"read {found.records:,} lines of {len(annotations)} files in {seconds:.1f} s")
   if found.rejections:
     _write_rejections(found)
-  table = found.table(tau=_TAU.value, unmeasured=_UNMEASURED.value)
-  table = dataclasses.replace(table, inputs=inputs)
+  table = dataclasses.replace(found.table(), inputs=inputs)
   if path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)

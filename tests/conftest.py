@@ -203,7 +203,9 @@ def browse(tmp_path_factory):
   return open_page
 
 
-def _table_of(rollouts, *, source=None, line=None, names=("a",), flags=None, **rest):
+def _table_of(
+  rollouts, *, continuations=-1, source=None, line=None, names=("a",), flags=None, **rest
+):
   rows = len(rollouts)
   scores = np.array([s for rollout in rollouts for s in rollout], float)
   return ScoreTable.from_steps(
@@ -212,7 +214,7 @@ def _table_of(rollouts, *, source=None, line=None, names=("a",), flags=None, **r
     line=np.arange(rows) if line is None else np.array(line),
     lengths=np.array([len(r) for r in rollouts], int),
     scores=scores,
-    measured=np.ones(scores.size, bool),
+    totals=np.full(scores.size, continuations),
     flags=np.full(rows, STRICT_OK | PAPER_OK) if flags is None else np.array(flags),
     **rest,
   )
@@ -220,5 +222,8 @@ def _table_of(rollouts, *, source=None, line=None, names=("a",), flags=None, **r
 
 @pytest.fixture(scope="session")
 def table_of():
-  """Builds a table of one valid rollout per list of MC scores, all in source "a" by default."""
+  """Builds a table of one valid rollout per list of MC scores, all in source "a" by default.
+
+  The number of continuations is not stated unless given, an integer or one per step.
+  """
   return _table_of

@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import itertools
 import operator
+import zlib
 from collections.abc import Container
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from bis_jax.corpus import records
 from bis_jax.corpus.reading import MAX_LINE
 from bis_jax.corpus.rejections import BadRecord
-from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, mix64
+from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, as_counts, mix64
 
 MOST_LISTED = 100_000  # rejected lines of a span or a compressed file; others are counted
 _ABSENT = -(1 << 40)  # a count that is not given
@@ -39,13 +40,16 @@ class Columns:
   length: np.ndarray  # int32[rows], bytes of the line without its line end
   fingerprint: np.ndarray  # uint64[rows], equal for equal lines
   steps: np.ndarray  # int32[rows], steps with a numeric score
-  scores: np.ndarray  # float64[sum(steps)], their MC scores
-  measured: np.ndarray  # bool[sum(steps)], False for steps without continuations
+  correct: np.ndarray  # uint16[sum(steps)]; this and the next two are of `score_table.as_counts`
+  total: np.ndarray  # uint16[sum(steps)]
+  scores: np.ndarray  # float64, of the steps whose counts are unknown
   flags: np.ndarray  # uint8[rows], bits of `score_table`
+  group: np.ndarray  # uint64[rows], equal for rollouts of the same images and question
   image_set: np.ndarray  # int32[rows], index into a list of image sets, -1 unless STRICT_OK
 
 
-_DTYPES = (np.int32, np.int64, np.int32, np.uint64, np.int32, np.float64, bool, np.uint8, np.int32)
+_DTYPES = (np.int32, np.int64, np.int32, np.uint64, np.int32, np.uint16, np.uint16, np.float64)
+_DTYPES += (np.uint8, np.uint64, np.int32)
 _EMPTY = Columns(*(np.zeros(0, dtype) for dtype in _DTYPES))
 
 
@@ -95,6 +99,7 @@ class BlockReader:
     if marked:
       rows.flags[rows.line == 0] |= PAPER_SKIPS
     start, length = starts[rows.line], (ends - starts)[rows.line]
+    correct, total, scores = as_counts(rows.scores, rows.totals)
     mark = (_hashes if self._whole_lines else _samples)(block, start, length)
     self._parts.append(
       Columns(
@@ -103,9 +108,11 @@ class BlockReader:
         length=length.astype(np.int32),
         fingerprint=mark,
         steps=rows.steps.astype(np.int32),
-        scores=rows.scores,
-        measured=rows.measured,
+        correct=correct,
+        total=total,
+        scores=scores,
         flags=rows.flags.astype(np.uint8),
+        group=rows.group,
         image_set=self._numbers(rows.images),
       )
     )
@@ -124,7 +131,7 @@ class BlockReader:
 
   def _read_one_by_one(self, lines: dict[int, bytes]) -> "_Rows":
     """Returns the scorable rows among some lines; collects rejections of strict order."""
-    rows, scores, measured, images = [], [], [], []
+    rows, scores, totals, groups, images = [], [], [], [], []
     for line, raw in lines.items():
       flags, image_set, record = 0, None, {}
       try:
@@ -137,15 +144,18 @@ class BlockReader:
         if error.reason == "not_json":
           with contextlib.suppress(BadRecord):
             record = records.load_object(raw, order="paper")
-      row_scores, row_measured = records.paper_scores(record)
+      row_scores, row_totals = records.paper_scores(record)
       if row_scores:
         flags |= PAPER_OK if records.paper_writes(record) else 0
         rows.append((line, len(row_scores), flags))
         scores += row_scores
-        measured += row_measured
+        totals += row_totals
+        groups.append(_group(*(record.get(k) for k in _GROUP_KEYS)))
         images.append(image_set)
     line, steps, flags = np.array(rows, np.int64).reshape(-1, 3).T
-    return _Rows(line, steps, np.array(scores, np.float64), np.array(measured, bool), flags, images)
+    group = np.array(groups, np.uint64)
+    scores, totals = np.array(scores, np.float64), np.array(totals, np.int64)
+    return _Rows(line, steps, scores, totals, flags, group, images)
 
 
 class _Rows(NamedTuple):
@@ -154,8 +164,9 @@ class _Rows(NamedTuple):
   line: np.ndarray
   steps: np.ndarray
   scores: np.ndarray
-  measured: np.ndarray
+  totals: np.ndarray  # int64[sum(steps)], continuations; negative: unknown
   flags: np.ndarray
+  group: np.ndarray
   images: list[_ImageSet | None]
 
 
@@ -170,11 +181,15 @@ class _Step(msgspec.Struct, gc=False):
 class _Record(msgspec.Struct, gc=False):
   image: str | tuple[str, ...]
   steps_with_score: Annotated[list[_Step], msgspec.Meta(min_length=1)]
+  question: Any = None
+  question_orig: Any = None
 
 
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DECODER = msgspec.json.Decoder(_Record)
 _IMAGE = operator.attrgetter("image")
+_GROUP_KEYS = ("image", "question_orig", "question")
+_GROUP = operator.attrgetter(*_GROUP_KEYS)
 _STEPS = operator.attrgetter("steps_with_score")
 _TEXT = operator.attrgetter("step")
 _NUMBERS = (
@@ -248,7 +263,8 @@ def _read_typed(
   right = (scores >= 0) & (scores <= 1) & _counts_agree(scores, correct, total)
   right &= ~np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
   flags = np.full(line.size, STRICT_OK | PAPER_OK)
-  rows = _Rows(line, lengths, scores, total != 0, flags, images)
+  group = np.fromiter(itertools.starmap(_group, map(_GROUP, found)), np.uint64, len(found))
+  rows = _Rows(line, lengths, scores, total, flags, group, images)
   odd_images = _odd_images([key for key in dict.fromkeys(images) if key not in known_images])
   if right.all() and not odd_images:
     return rows
@@ -258,8 +274,8 @@ def _read_typed(
 
 
 def _merge(a: _Rows, b: _Rows) -> _Rows:
-  line, steps, scores, measured, flags = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
-  both = _Rows(line, steps, scores, measured, flags, a.images + b.images)
+  columns: Any = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
+  both = _Rows(*columns, a.images + b.images)
   return _take(both, np.argsort(both.line))
 
 
@@ -268,9 +284,17 @@ def _take(rows: _Rows, index: np.ndarray) -> _Rows:
   of_rows = [np.arange(start, start + n) for start, n in zip(first, steps, strict=True)]
   at = np.concatenate([np.zeros(0, np.int64), *of_rows])
   images = [rows.images[row] for row in index.tolist()]
-  return _Rows(
-    rows.line[index], steps, rows.scores[at], rows.measured[at], rows.flags[index], images
-  )
+  of_steps, of_rows = (rows.scores[at], rows.totals[at]), (rows.flags[index], rows.group[index])
+  return _Rows(rows.line[index], steps, *of_steps, *of_rows, images)
+
+
+def _group(image: Any, question_orig: Any, question: Any) -> int:
+  """Returns 64 bits that are equal for rollouts of the same images and question."""
+  text = records.question_of({"question_orig": question_orig, "question": question})
+  if isinstance(image, list | tuple):
+    image = "\n".join(map(str, image))
+  of_image, of_text = (zlib.crc32(part.encode(errors="replace")) for part in (str(image), text))
+  return of_image << 32 | of_text
 
 
 def _odd_images(image_sets: list[_ImageSet]) -> set[_ImageSet]:

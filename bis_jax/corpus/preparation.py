@@ -28,6 +28,8 @@ from bis_jax.corpus.workers import BeamWorkers, Workers
 
 _SHARD_BYTES = 64 << 20  # of a shard's inputs; an example counts as at least _EXAMPLE_BYTES
 _EXAMPLE_BYTES = 8 << 10
+# Earlier versions prepared a corpus for one tau and policy; their digests of these are still valid.
+_PARAMETERS = {"format": FORMAT, "tau": 0.0, "unmeasured": "negative"}
 
 
 class TooManyRejectedError(CorpusError):
@@ -39,8 +41,6 @@ def prepare(
   images: str | os.PathLike,
   out: str | os.PathLike,
   *,
-  tau: float = 0.0,
-  unmeasured: str = "negative",
   max_rejected_fraction: float = 0.01,
   workers: int = 0,
   beam: Sequence[str] | None = None,
@@ -54,7 +54,6 @@ def prepare(
     annotations: a folder of JSON lines files (plain, gzip, zstd), or a zip of it.
     images: the image root, a folder or a zip; nothing outside it is read.
     out: folder of the corpus. A corpus of other inputs there is replaced.
-    tau, unmeasured: see `score_table.ScoreTable`.
     max_rejected_fraction: of all records; if more are rejected, only `OUT.rejections.jsonl` is
       written.
     workers: processes; 0 for one per core.
@@ -63,10 +62,9 @@ def prepare(
   out = files.absolute(out)
   sources = tuple(annotation_files(annotations))
   root = ImageRoot(images)
-  parameters = {"format": FORMAT, "tau": tau, "unmeasured": unmeasured}
   # Files count as unchanged if their sizes and modification times are the same.
   stamps = [file.stamp for file in sources], sorted(root.listing())
-  inputs = files.digest(parameters, *stamps)
+  inputs = files.digest(_PARAMETERS, *stamps)
   listing = out.with_name(out.name + ".rejections.jsonl")
   held = _held(out)
   if held and held.inputs == inputs:
@@ -79,7 +77,7 @@ def prepare(
     pool = until_made.enter_context(Workers(workers) if beam is None else BeamWorkers(beam, out))
     found = _with_images(scan_files(sources, pool, whole_lines=True), root, pool)
     stats = {"records": found.scan.records, "rejected": found.scan.counts_by_reason()}
-    digest = _corpus_digest(found, parameters)
+    digest = _corpus_digest(found)
     summary = {"format": FORMAT, "digest": digest, "inputs": inputs, "stats": stats}
     if held and (held.digest, held.stats) == (digest, stats):
       shared.write_record(out / "corpus.json", summary | {"files": held.files})
@@ -95,7 +93,7 @@ def prepare(
       raise
     files.require_room(out, sum(root.stamp(image.name)[0] for image in found.images))
     with files.new_folder(out, replace=True) as part:
-      digests = _write(part, found, root, parameters, digest, pool)
+      digests = _write(part, found, root, digest, pool)
       shared.write_record(part / "corpus.json", summary | {"files": digests})
   listing.unlink(missing_ok=True)  # of an earlier attempt
   corpus = Corpus(out)
@@ -209,9 +207,9 @@ def _checked(name: str, data: bytes | BadRecord) -> _Image | BadRecord:
     return error
 
 
-def _corpus_digest(found: _Found, parameters: dict[str, Any]) -> str:
-  """Returns 16 hex digits that change with any record, image or parameter."""
-  state = hashlib.blake2b(json.dumps(parameters).encode(), digest_size=8)
+def _corpus_digest(found: _Found) -> str:
+  """Returns 16 hex digits that change with any record or image."""
+  state = hashlib.blake2b(json.dumps(_PARAMETERS).encode(), digest_size=8)
   state.update(repr([file.source for file in found.scan.files]).encode())
   c = found.scan.columns
   for column in (found.scan.source, c.line, c.fingerprint, c.flags):
@@ -225,7 +223,6 @@ def _write(
   out: epath.Path,
   found: _Found,
   root: ImageRoot,
-  parameters: dict[str, Any],
   digest: str,
   workers: Workers,
 ) -> shared.Digests:
@@ -234,7 +231,6 @@ def _write(
   rows = np.flatnonzero(found.scan.strict)
   numbers = np.full(c.line.size, -1)
   numbers[rows] = np.arange(rows.size)
-  labels = {name: parameters[name] for name in ("tau", "unmeasured")}
   sizes = np.array([(image.height, image.width) for image in found.images], np.int32)
   image_ids = [found.image_ids[at] for at in c.image_set[rows].tolist()]
   names = [image.name for image in found.images]
@@ -259,7 +255,7 @@ def _write(
   with files.written_locally(out) as folder:
     write_jsonl(found.scan.rejections, folder / "rejections.jsonl")
     write_jsonl(rollouts.notes, folder / "notes.jsonl")
-    found.scan.table(rollout=numbers, digest=digest, **labels).save(folder / "score_table.npz")
+    found.scan.table(rollout=numbers, digest=digest).save(folder / "score_table.npz")
     index: dict[str, Any] = {
       "image_sizes": sizes,
       "image_ids": np.array(list(itertools.chain.from_iterable(image_ids)), np.int64),

@@ -123,19 +123,22 @@ def image_references(record: dict[str, Any]) -> tuple[str, ...]:
   return tuple(references)
 
 
-def paper_scores(record: dict[str, Any]) -> tuple[list[float], list[bool]]:
-  """Returns the scores that the released builder ranks by, and which of them were measured.
+def paper_scores(record: dict[str, Any]) -> tuple[list[float], list[int]]:
+  """Returns the scores that the released builder ranks by, and their numbers of continuations.
 
-  Anything that `float` accepts is a score, also numbers in strings; steps without one are skipped.
+  Anything that `float` accepts is a score, also numbers in strings; steps without one are skipped. The
+  number is 0 for a step that was not measured, -1 if it is not stated.
   The record is scorable if any remains.
   """
-  scores, measured = [], []
+  scores, totals = [], []
   for step in _paper_steps(record):
     score = _as_number(step.get("score"))
     if score is not None:
       scores.append(score)
-      measured.append(not (step.get("num_mc_total") == 0 and score == 0))
-  return scores, measured
+      total = step.get("num_mc_total")
+      stated = isinstance(total, int | float) and (0 < total < 1 << 40 or total == score == 0)
+      totals.append(int(total) if stated else -1)
+  return scores, totals
 
 
 def paper_writes(record: dict[str, Any]) -> bool:

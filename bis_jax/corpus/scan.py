@@ -51,16 +51,16 @@ class Scan:
     return self.reject(rows, [(error.reason, error.detail) for error in reasons])
 
   def table(self, **options: Any) -> ScoreTable:
-    """Returns the score table of the rows; options are those of `ScoreTable.from_steps`."""
+    """Returns the score table of the rows; options are those of `ScoreTable.from_counts`."""
     c = self.columns
-    return ScoreTable.from_steps(
+    return ScoreTable.from_counts(
       tuple(file.source for file in self.files),
+      c.steps,
+      (c.correct, c.total, c.scores),
       source=self.source,
       line=c.line,
-      lengths=c.steps,
-      scores=c.scores,
-      measured=c.measured,
       flags=c.flags,
+      group=c.group,
       offset=c.offset,
       length=c.length,
       **options,
@@ -143,7 +143,8 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   gc.disable()  # decoded records hold no cycles
   try:
     for offset, block in file.blocks(start, stop):
-      reader.read(offset, block, marked=start == 0 and offset == len(BOM))
+      marked = start == 0 and not reader.lines and offset == len(BOM)
+      reader.read(offset, block, marked=marked)
       size += len(block)
   finally:
     gc.enable()

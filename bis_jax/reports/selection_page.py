@@ -27,7 +27,7 @@ class _Summary(NamedTuple):
 class _Statistics:
   """Of every row: bool `mixed` (has positive and non-positive steps), float64 p (1 - p) and R."""
 
-  table: ScoreTable
+  n: np.ndarray
   mixed: np.ndarray
   mixture: np.ndarray
   reliability: np.ndarray
@@ -39,7 +39,7 @@ class _Statistics:
     count = int(np.count_nonzero(rows))
     if not count:
       return _Summary(0, np.nan, np.nan, np.nan)
-    columns = (self.mixed, self.reliability, self.table.n)
+    columns = (self.mixed, self.reliability, self.n)
     return _Summary(count, *(float(column[rows].mean()) for column in columns))
 
 
@@ -48,17 +48,15 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
 
   The page compares the rule with every other strategy at the same fraction, and with `neighbours`.
   """
-  statistics = _Statistics(
-    table,
-    mixed=table.is_mixed,
-    mixture=bis.mixture(table.n, table.n_pos),
-    reliability=bis.reliability(table.n_pos, table.score_sum, rule.reliability_if_no_positive),
-  )
+  s = table.statistics(rule.tau, rule.unmeasured)
+  mixture = bis.mixture(s.n, s.n_pos)
+  reliability = bis.reliability(s.n_pos, s.score_sum, rule.reliability_if_no_positive)
+  statistics = _Statistics(s.n, s.is_mixed, mixture, reliability)
   kept = {
     name: written_rows(table, dataclasses.replace(rule, strategy=name)) for name in STRATEGIES
   }
   others = {_difference(rule, other): written_rows(table, other) for other in neighbours(rule)}
-  chosen, ranked, scores = kept[rule.strategy], rule.ranked(table), rule.scores(table)
+  chosen, ranked, scores = kept[rule.strategy], rule.ranked(table, s), rule.scores(table, s)
   sources = []
   for name, span in zip(table.source_names, table.spans(), strict=True):
     here = np.zeros(len(table), bool)

@@ -19,7 +19,6 @@ from bis_jax.compilation import program_cache
 from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
-from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.evaluation import score_files, step_evaluation, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
@@ -39,8 +38,8 @@ from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.restore import save_tokenizer
 from bis_jax.selection import bis
-from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest, ManifestError
+from bis_jax.selection.rule import select
 from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
 from bis_jax.settings.workdir import OWNER, claim, release
@@ -134,8 +133,6 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
       locations.annotations,
       locations.images,
       locations.prepared,
-      tau=config.corpus.tau,
-      unmeasured=config.corpus.unmeasured,
       max_rejected_fraction=config.corpus.max_rejected_fraction,
       workers=config.corpus.workers,
     )
@@ -162,15 +159,17 @@ def select_rollouts(config: ConfigDict, corpus: Corpus, path: epath.Path) -> Man
   Raises ManifestError if `path` holds the manifest of another corpus or of other parameters.
   """
   s = config.selection
-  share = (jax.process_index(), jax.process_count())
   manifest = select(
-    ScoreTable.load(corpus.path / "score_table.npz", part=share),
+    corpus.score_table,
+    devices=True,
     strategy=s.strategy,
     fraction=s.fraction,
     alpha=s.alpha,
     reliability_if_no_positive=s.reliability_if_no_positive,
     scope="per_source" if s.per_source else "global",
     seed=config.seed,
+    tau=config.corpus.tau,
+    unmeasured=config.corpus.unmeasured,
   )
   if processes.is_first():
     if not path.exists():
@@ -314,6 +313,7 @@ def write_page(
   manifest: Manifest,
 ) -> None:
   s, table = config.selection, corpus.score_table
+  of_table = table.statistics(config.corpus.tau, config.corpus.unmeasured)
   links = {"Held-out rollouts with their MC scores": "held_out/items.html"}
   run_page.write_page(
     str(workdir),
@@ -323,8 +323,8 @@ def write_page(
     evaluation=evaluation,
     history=history,
     selection=(
-      bis.mixture(table.n, table.n_pos),
-      bis.reliability(table.n_pos, table.score_sum, s.reliability_if_no_positive),
+      bis.mixture(of_table.n, of_table.n_pos),
+      bis.reliability(of_table.n_pos, of_table.score_sum, s.reliability_if_no_positive),
       np.isin(table.rollout, manifest.rollout_indices(corpus)),
     ),
     alpha=s.alpha if s.strategy == "bis" else None,

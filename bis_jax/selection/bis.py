@@ -10,7 +10,7 @@ import numpy as np
 
 def mixture(n: np.ndarray, n_pos: np.ndarray) -> np.ndarray:
   """Returns p (1 - p) with p = n_pos / n, positive of all scored steps: float64, in [0, 1/4]."""
-  p = n_pos.astype(np.float64) / n
+  p = n_pos.astype(np.float64) / np.maximum(n, 1)  # 0 if no step counts
   return p * (1.0 - p)
 
 

@@ -1,25 +1,20 @@
-"""The paper's selection rule on one host: the highest scores of each source, ties in file order.
-
-`distributed.py` applies the same rule to a table that is split over processes.
-"""
+"""The paper's selection rule: the highest scores of each source, ties in file order."""
 
 import dataclasses
 
 import numpy as np
 
-from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, ScoreTable
+from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, ScoreTable, Statistics
 from bis_jax.errors import UserError
+from bis_jax.selection import cut, strategies
 from bis_jax.selection.manifest import KeptSource, Manifest
-from bis_jax.selection.strategies import STRATEGIES
-
-_CHUNK = 1 << 20  # rows scored at a time: a strategy's temporaries stay small
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """Parameters of a selection; raises UserError for a value outside its range."""
 
-  strategy: str  # a name of STRATEGIES; "full" keeps everything, regardless of the fraction
+  strategy: str  # see `strategies.find`; "full" keeps everything, regardless of the fraction
   fraction: float | None = None  # share to keep, in (0, 1]; or:
   count: int | None = None  # number of rollouts to keep
   alpha: float = 0.2  # BIS smoothing
@@ -29,11 +24,11 @@ class Rule:
   order: str = "strict"
   scope: str = "per_source"  # fraction or count of each source (paper), or "global"
   seed: int = 0  # of the random strategies
+  tau: float = 0.0  # a step is positive if its MC score is above
+  unmeasured: str = "negative"  # or "ignore": steps without continuations do not count
 
   def __post_init__(self):
-    if self.strategy not in STRATEGIES:
-      names = ", ".join(STRATEGIES)
-      raise UserError(f"unknown strategy {self.strategy!r}: choose one of {names}")
+    strategies.find(self.strategy)
     if (self.fraction is None) == (self.count is None):
       raise UserError("give a fraction of the rollouts or a count: not both, and not neither")
     if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -50,6 +45,10 @@ class Rule:
       raise UserError(f"order is {self.order!r}; it must be 'strict' or 'paper'")
     if self.scope not in ("per_source", "global"):
       raise UserError(f"scope is {self.scope!r}; it must be 'per_source' or 'global'")
+    if not np.isfinite(self.tau):
+      raise UserError(f"tau is {self.tau}; it must be a number, e.g. 0")
+    if self.unmeasured not in ("negative", "ignore"):
+      raise UserError(f"unmeasured is {self.unmeasured!r}; it must be 'negative' or 'ignore'")
 
   def quota(self, rollouts: int) -> int:
     """Returns how many of `rollouts` are kept; for a fraction max(1, floor(rollouts * fraction))."""
@@ -61,87 +60,61 @@ class Rule:
       quota = max(1, int(rollouts * self.fraction))
     return min(quota, rollouts)
 
-  def ranked(self, table: ScoreTable) -> np.ndarray:
+  def ranked(self, table: ScoreTable, statistics: Statistics) -> np.ndarray:
     """Returns bool[rows]: the rollouts that may be kept; a fraction is a share of them."""
     paper = self.order == "paper"
-    return table.flags & PAPER_SKIPS == 0 if paper else table.flags & STRICT_OK != 0
+    taken = table.flags & PAPER_SKIPS == 0 if paper else table.flags & STRICT_OK != 0
+    return taken & (statistics.n > 0)
 
-  def scores(self, table: ScoreTable) -> np.ndarray:
+  def scores(self, table: ScoreTable, statistics: Statistics) -> np.ndarray:
     """Returns float64[rows], -inf for rollouts that are never kept."""
-    scores, score = np.empty(len(table)), STRATEGIES[self.strategy]
-    for start in range(0, len(table), _CHUNK):
-      rows = slice(start, start + _CHUNK)
-      with np.errstate(invalid="ignore"):  # infinite MC scores, which only `paper` order takes
-        scores[rows] = score(
-          table.take(rows), self.alpha, self.reliability_if_no_positive, self.seed
-        )
-    scores[np.isnan(scores) | ~self.ranked(table)] = -np.inf
-    return scores
+    with np.errstate(invalid="ignore", divide="ignore"):  # infinite scores and n = 0
+      scores = strategies.find(self.strategy).score(statistics, table, self)
+    return np.where(np.isnan(scores) | ~self.ranked(table, statistics), -np.inf, scores)
 
 
-def top(scores: np.ndarray, k: int) -> np.ndarray:
-  """Returns bool[rows], True for the k highest scores above -inf; ties go to the first rows."""
-  k = min(k, int(np.count_nonzero(scores > -np.inf)))
-  if k == 0:
-    return np.zeros(scores.size, bool)
-  cut = np.partition(scores, scores.size - k)[scores.size - k]
-  kept = scores > cut
-  ties = np.flatnonzero(scores == cut)
-  kept[ties[: k - np.count_nonzero(kept)]] = True
-  return kept
-
-
-def kept_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
-  """Returns bool[rows] of the rollouts that the rule keeps, before `paper` order drops any."""
-  scores, ranked = rule.scores(table), rule.ranked(table)
-  spans = table.spans() if rule.scope == "per_source" else [slice(0, len(table))]
-  tops = [top(scores[span], rule.quota(int(ranked[span].sum()))) for span in spans]
-  return np.concatenate([np.zeros(0, bool), *tops])
-
-
-def written_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
-  return _valid(table, rule, kept_rows(table, rule))
-
-
-def _valid(table: ScoreTable, rule: Rule, kept: np.ndarray) -> np.ndarray:
+def written(table: ScoreTable, rule: Rule, kept: np.ndarray) -> np.ndarray:
+  """Returns the rows, bool[rows], without those that `paper` order drops after the ranking."""
   return kept & (table.flags & PAPER_OK != 0) if rule.order == "paper" else kept
 
 
-def kept_sources(table: ScoreTable, rule: Rule, kept: np.ndarray) -> tuple[KeptSource, ...]:
-  ranked, written = rule.ranked(table), _valid(table, rule, kept)
-  return tuple(
-    KeptSource(
-      name,
-      scorable=int(ranked[span].sum()),
-      dropped=int((kept[span] & ~written[span]).sum()),
-      lines=table.line[span][written[span]],
+def written_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
+  """Returns bool[rows], the rollouts that the rule keeps."""
+  return written(table, rule, cut.Ranking(table, rule).kept())
+
+
+def select(table: ScoreTable, *, devices: bool = False, **parameters) -> Manifest:
+  """Returns the manifest of a selection, such as select(table, strategy="bis", fraction=0.1).
+
+  `parameters` are the fields of `Rule`. With `devices`, all devices of all JAX processes share the
+  work; each process has the same table and returns the same manifest. Raises UserError for an
+  invalid rule, no rollout to rank, or processes whose rules or tables differ.
+  """
+  rule = Rule(**parameters)
+  ranking = cut.Ranking(table, rule, devices=devices)
+  together, part = ranking.processes, table.take(ranking.rows)
+  cut.check_same(together, repr((rule, table.source_names, table.digest, len(table))))
+  chosen = ranking.kept()
+  kept = written(part, rule, chosen)
+  numbers = [[chosen[span].sum(), kept[span].sum()] for span in part.spans()]
+  numbers = together.add(np.array(numbers, np.int64).reshape(-1, 2))
+  lines = np.split(together.concatenate(part.line[kept]), np.cumsum(numbers[:, 1]))
+  ranked = together.add(ranking.ranked)
+  sources = tuple(
+    KeptSource(name, scorable=int(m), dropped=int(of_ranking - written), lines=kept_lines)
+    for name, m, (of_ranking, written), kept_lines in zip(
+      table.source_names, ranked, numbers, lines, strict=False
     )
-    for name, span in zip(table.source_names, table.spans(), strict=True)
   )
-
-
-def manifest_of(
-  rule: Rule, table: ScoreTable, checksum: str, sources: tuple[KeptSource, ...]
-) -> Manifest:
   if not any(source.scorable for source in sources):
     raise UserError(
       f"no rollout can be ranked in {rule.order} order: check the annotations and their rejections"
     )
+  checksum = np.array([ranking.checksum % 2**64], np.uint64).view(np.uint16).astype(np.int64)
+  checksum = sum(int(part) << 16 * at for at, part in enumerate(together.add(checksum)))
   return Manifest(
     **dataclasses.asdict(rule),
-    tau=table.tau,
-    unmeasured=table.unmeasured,
     corpus_digest=table.digest,
-    table_checksum=checksum,
+    table_checksum=f"{checksum % 2**64:016x}",
     sources=sources,
   )
-
-
-def select(table: ScoreTable, **rule) -> Manifest:
-  """Returns the manifest of a selection, such as select(table, strategy="bis", fraction=0.1).
-
-  `rule` holds the fields of `Rule`. Raises UserError for an invalid one, or no rollout to rank.
-  """
-  rule = Rule(**rule)
-  sources = kept_sources(table, rule, kept_rows(table, rule))
-  return manifest_of(rule, table, table.checksum(), sources)

@@ -107,8 +107,8 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _labels(record: dict[str, Any], manifest: Manifest) -> list[float]:
   """Returns 1.0 for positive steps, else 0.0; IGNORED_LABEL for steps that do not count."""
-  scores, measured = map(np.array, records.paper_scores(record))
-  positive, counted = positive_and_counted(scores, measured, manifest.tau, manifest.unmeasured)
+  scores, totals = map(np.array, records.paper_scores(record))
+  positive, counted = positive_and_counted(scores, totals != 0, manifest.tau, manifest.unmeasured)
   return np.where(counted, positive, IGNORED_LABEL).tolist()
 
 

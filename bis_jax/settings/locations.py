@@ -42,7 +42,8 @@ def locate(config: ConfigDict) -> Locations:
     toy = cache / f"toy-{digest(sorted(c.toy.items()), drawing.VERSION)}"
     annotations, images, benchmark = (toy / name for name in ("annotations", "images", "benchmark"))
     tokenizer = config.inputs.tokenizer or str(toy / "tokenizer")
-  key = digest(str(annotations), str(images), c.tau, c.unmeasured)
+  # The last two were keys of the config: corpora of earlier versions keep their names.
+  key = digest(str(annotations), str(images), 0.0, "negative")
   return Locations(
     annotations=annotations,
     images=images,

@@ -156,9 +156,9 @@ def test_the_score_table_leads_to_the_rollouts(raw, tmp_path):
   for row in np.flatnonzero(table.rollout >= 0):
     rollout = corpus.rollout(table.rollout[row])
     assert rollout.id == f"{table.source_names[table.source[row]]}:{table.line[row]}"
-    assert table.n[row] == len(rollout.scores)
-    assert table.score_sum[row] == sum(rollout.scores)
-  ignored = run(raw, tmp_path / "other", unmeasured="ignore", tau=0.3).score_table
+    assert table.steps[row] == len(rollout.scores)
+    assert table.statistics().score_sum[row] == sum(rollout.scores)
+  ignored = table.statistics(tau=0.3, unmeasured="ignore")
   assert ignored.n.tolist() == [3, 1, 1, 1, 1, 1, 1, 2]
   assert ignored.n_pos.tolist() == [2, 1, 0, 0, 0, 0, 1, 1]
 
@@ -291,20 +291,17 @@ def test_a_corpus_of_an_earlier_version_opens(raw, tmp_path):
   assert again.rollout(4) == corpus.rollout(4) and again.image(2) == corpus.image(2)
 
 
-@pytest.mark.parametrize("change", ["a step", "an image", "a missing image", "tau"])
+@pytest.mark.parametrize("change", ["a step", "an image", "a missing image"])
 def test_other_inputs_are_prepared_again(raw, tmp_path, png, change):
   first = run(raw, tmp_path / "out")
-  options = {}
   if change == "a step":
     path = raw / "annotations/geo.jsonl"
     path.write_bytes(path.read_bytes().replace(b"Step 1.", b"Step 7."))
   elif change == "an image":
     (raw / "images/geo/1.png").write_bytes(png(50, 60, (1, 2, 3)))
-  elif change == "a missing image":
-    (raw / "images/geo/none.png").write_bytes(png())
   else:
-    options["tau"] = 0.2
-  again = run(raw, tmp_path / "out", **options)
+    (raw / "images/geo/none.png").write_bytes(png())
+  again = run(raw, tmp_path / "out")
   assert again.digest != first.digest
   assert {path.name for path in tmp_path.iterdir()} == {"raw", "out"}
 
@@ -347,6 +344,8 @@ def test_too_many_rejected_stops_before_anything_is_written(raw, tmp_path):
 def test_a_run_that_fails_leaves_the_old_corpus(raw, tmp_path, monkeypatch):
   run(raw, tmp_path / "out")
   before = tree(tmp_path / "out")
+  path = raw / "annotations/geo.jsonl"
+  path.write_bytes(path.read_bytes().replace(b"Step 1.", b"Step 7."))
 
   def fail(self):
     raise OSError("disk full")
@@ -354,7 +353,7 @@ def test_a_run_that_fails_leaves_the_old_corpus(raw, tmp_path, monkeypatch):
 
   monkeypatch.setattr(shards.ImageShard, "__call__", fail)
   with pytest.raises(OSError, match="disk full"):
-    run(raw, tmp_path / "out", tau=0.5)
+    run(raw, tmp_path / "out")
   with pytest.raises(OSError, match="disk full"):
     run(raw, tmp_path / "new")
   assert tree(tmp_path / "out") == before

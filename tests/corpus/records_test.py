@@ -221,5 +221,5 @@ def test_paper_order_knows_unmeasured_steps():
   ]
   assert records.paper_scores({"steps_with_score": steps}) == (
     [0.0, 0.0, 0.5, 0.0],
-    [False, False, True, True],
+    [0, 0, -1, 16],
   )

@@ -35,21 +35,23 @@ def reference(
       flags |= STRICT_OK
     except BadRecord as error:
       bad.append((at, error.reason))
-    scores, measured = records.paper_scores(record)
+    scores, totals = records.paper_scores(record)
     if scores:
       flags |= PAPER_OK * records.paper_writes(record)
-      rows.append((at, scores, measured, flags, images))
+      rows.append((at, scores, [n != 0 for n in totals], flags, images))
   return rows, bad
 
 
 def rows_of(found: scan.Scan) -> list[tuple]:
   c = found.columns
-  stops = np.cumsum(c.steps)
+  stops, table = np.cumsum(c.steps), found.table()
+  scores = table.mc_scores()
+  measured = table.total != 0
   return [
     (
       int(c.line[row]),
-      c.scores[stop - c.steps[row] : stop].tolist(),
-      c.measured[stop - c.steps[row] : stop].tolist(),
+      scores[stop - c.steps[row] : stop].tolist(),
+      measured[stop - c.steps[row] : stop].tolist(),
       int(c.flags[row]),
       found.image_sets[c.image_set[row]] if c.image_set[row] >= 0 else None,
     )
@@ -81,8 +83,9 @@ def test_columns_of_two_files(write_files, record_of, line_of):
   ]
   table = found.table()
   assert table.source_names == ("a", "b")
-  assert table.n.tolist() == [1, 3, 1] and table.n_pos.tolist() == [1, 2, 0]
-  assert found.table(unmeasured="ignore").line.tolist() == [1, 0]
+  s = table.statistics()
+  assert s.n.tolist() == [1, 3, 1] and s.n_pos.tolist() == [1, 2, 0]
+  assert table.statistics(unmeasured="ignore").n.tolist() == [1, 3, 0]
 
 
 _SPOILED = [

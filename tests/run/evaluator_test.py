@@ -29,8 +29,8 @@ from bis_jax.run import stages
 from bis_jax.run.evaluator import Evaluator
 from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
-from bis_jax.selection.distributed import select
 from bis_jax.selection.manifest import Manifest
+from bis_jax.selection.rule import select
 from bis_jax.settings import locations
 from bis_jax.training import loop
 

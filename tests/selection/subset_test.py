@@ -46,8 +46,8 @@ def selected(tmp_path):
   found = scan(tmp_path)
 
   def run(**settings):
-    table = found.table(**settings)
-    manifest = select(table, strategy="bis", fraction=0.5)
+    table = found.table()
+    manifest = select(table, strategy="bis", fraction=0.5, **settings)
     return manifest, subset.kept_lines(found.files, table, manifest)
 
   return run
