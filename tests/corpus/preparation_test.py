@@ -98,7 +98,8 @@ def test_a_bucket_gives_and_takes_the_same_corpus(raw, tmp_path, bucket, bucket_
   ]
   options = {"max_rejected_fraction": 0.5, "workers": 1}
   there = prepare(*names, bucket / "out", **options)
-  assert there.stats == here.stats and there.score_table.checksum() == here.score_table.checksum()
+  assert there.stats == here.stats
+  assert (there.score_table.mc_scores() == here.score_table.mc_scores()).all()
   assert there.rollouts(range(5)) == here.rollouts(range(5))
   assert there.images([2, 0, 1]) == here.images([2, 0, 1])
   copy = pickle.loads(pickle.dumps(there))
