@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU slice: request it, wait, install, run on every host, delete it.
+# One run on Cloud TPU slices: request them, wait, install, run on every host, delete them.
 #
-#   launch/tpu_pod.sh NAME ZONE ACCELERATOR [--spot] [--keep] [--dry-run] [--before=COMMAND] -- \
-#       --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 [--config.KEY=VALUE ...]
+#   launch/tpu_pod.sh NAME ZONE ACCELERATOR [--num-slices=N] [--spot] [--keep] [--dry-run] -- \
+#       --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10 \
+#       --config.corpus.cache=gs://BUCKET/cache --config.corpus.images=gs://BUCKET/images.zip \
+#       --config.corpus.annotations=gs://BUCKET/annotations.zip \
+#       --config.evaluation.benchmark=gs://BUCKET/VisualProcessBench [--config.KEY=VALUE ...]
 #
-# ACCELERATOR is a type like v5p-32, v5litepod-64 or v6e-16. Project: that of `gcloud config`.
-#   --before=COMMAND  runs first on every host, e.g. to mount storage. Data, weights and corpus.cache must
-#                     be in folders that all hosts share; the workdir may be gs://.
+# ACCELERATOR is a type like v5p-32, v5litepod-64 or v6e-16. Project: that of `gcloud config`. The hosts
+# need nothing but the bucket, which the service account of the TPUs must be allowed to use.
+#   --num-slices=2    slices; give the run --config.mesh.data as a multiple of it
+#   --before=COMMAND  runs first on every host
 #   --spot            cheaper; may be preempted: the same command resumes the run
-#   --keep            do not delete the slice afterwards; the same NAME reuses it
+#   --keep            do not delete the slices afterwards; the same NAME reuses them
 #   --dry-run         print the commands without running them
 set -euo pipefail
 
@@ -19,13 +23,14 @@ usage() {
 [[ $# -ge 3 && $1 != -* && $2 != -* && $3 != -* ]] || usage
 name=$1 zone=$2 accelerator=$3
 shift 3
-spot=() keep= dry= before=true
+spot=() keep= dry= before=true slices=1
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
     --spot) spot=(--spot) ;;
     --keep) keep=1 ;;
     --dry-run) dry=1 ;;
     --before=*) before=${1#*=} ;;
+    --num-slices=[1-9]*) slices=${1#*=} ;;
     *) echo "$0: unknown argument $1" >&2 && usage ;;
   esac
   shift
@@ -48,7 +53,7 @@ call() {
   fi
 }
 queue() { call gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
-everywhere() { call gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+everywhere() { queue ssh --node=all --worker=all --command="$1"; }
 state() {
   if [[ $dry ]]; then
     echo "$1"
@@ -58,10 +63,12 @@ state() {
 }
 delete() { [[ $keep ]] || queue delete --force --quiet; }
 
+nodes=(--node-id="$name")
+((slices == 1)) || nodes=(--node-count="$slices" --node-prefix="$name")
 case $(state NONE) in
   SUSPENDED | FAILED) queue delete --force --quiet ;& # taken away or refused: ask again
   NONE)
-    queue create --node-id="$name" --accelerator-type="$accelerator" --runtime-version="$image" \
+    queue create "${nodes[@]}" --accelerator-type="$accelerator" --runtime-version="$image" \
       ${spot[@]+"${spot[@]}"}
     ;;
 esac
@@ -76,7 +83,8 @@ done
 cd "$(dirname "$0")/.."
 source=${TMPDIR:-/tmp}/$name.tar.gz # of what is committed
 call git archive --format=tar.gz --output="$source" HEAD
-call gcloud compute tpus tpu-vm scp "$source" "$name:bis_jax.tar.gz" --zone="$zone" --worker=all
+call gcloud compute tpus queued-resources scp "$source" "$name:bis_jax.tar.gz" --zone="$zone" \
+  --node=all --worker=all
 # The images have an older Python; uv installs a newer one.
 everywhere "mkdir -p bis_jax && tar -xzf bis_jax.tar.gz -C bis_jax && cd bis_jax && \
 pip install --quiet --user uv && python3 -m uv venv --quiet --allow-existing --python=3.11 .venv && \

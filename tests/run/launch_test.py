@@ -315,7 +315,7 @@ def test_bad_arguments_show_how_it_is_used(name, arguments):
   assert done.returncode == 2 and f"launch/{name}" in done.stderr
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.s*")), ids=lambda path: path.name)
 def test_scripts_parse_are_strict_and_may_be_run(path):
   assert subprocess.run(["bash", "-n", path]).returncode == 0
   assert "set -euo pipefail" in path.read_text() and os.access(path, os.X_OK)
@@ -396,7 +396,7 @@ RUN = ["--config=configs/qwen_bis10.py", "--workdir=gs://BUCKET/a run"]
 
 def test_a_tpu_pod_is_requested_installed_run_and_deleted():
   create, archive, copy, install, run, delete = _dry(
-    "tpu_pod.sh", "pod", "ZONE", "v5p-32", "--spot", "--dry-run", "--before=mount-it", "--", *RUN
+    "tpu_pod.sh", "pod", "ZONE", "v5p-32", "--spot", "--dry-run", "--before=do-it", "--", *RUN
   )
   queued = ["gcloud", "compute", "tpus", "queued-resources"]
   assert create[:5] == [*queued, "create"] and delete[:5] == [*queued, "delete"]
@@ -404,10 +404,20 @@ def test_a_tpu_pod_is_requested_installed_run_and_deleted():
   assert "--runtime-version=v2-alpha-tpuv5" in create and "--force" in delete
   assert archive[:2] == ["git", "archive"] and copy[4] == "scp"
   for command in (copy, install, run):
-    assert command[:4] == ["gcloud", "compute", "tpus", "tpu-vm"] and "--worker=all" in command
-  assert "[tpu]" in install[-1] and "mount-it" in install[-1]
+    assert command[:4] == queued and {"pod", "--node=all", "--worker=all"} <= {
+      word.partition(":")[0] for word in command
+    }
+  assert "[tpu]" in install[-1] and "do-it" in install[-1]
   words = shlex.split(run[-1].removeprefix("--command="))
   assert words[-4:] == ["-m", "bis_jax.main", *RUN]
+
+
+def test_several_slices_are_requested_and_used_as_one():
+  create, _, _, _, run, _ = _dry(
+    "tpu_pod.sh", "pod", "ZONE", "v6e-16", "--num-slices=2", "--dry-run", "--", *RUN
+  )
+  assert {"--node-count=2", "--node-prefix=pod"} <= set(create) and "--node-id=pod" not in create
+  assert "--node=all" in run
 
 
 def test_a_kept_tpu_pod_is_not_deleted_and_each_generation_has_its_image():
@@ -421,13 +431,37 @@ def test_a_kept_tpu_pod_is_not_deleted_and_each_generation_has_its_image():
     assert not any("delete" in command for command in commands)
 
 
+GKE = ["gke_xpk.sh", "bis", "CLUSTER", "v6e-16", "--image=HOST/bis_jax"]
+
+
 def test_a_gke_workload_runs_the_same_command():
-  (command,) = _dry(
-    "gke_xpk.sh", "bis", "CLUSTER", "v6e-16", "--restarts=3", "--dry-run", "--", *RUN
-  )
+  _, build, push, command = _dry(*GKE, "--restarts=3", "--num-slices=2", "--dry-run", "--", *RUN)
+  image = push[-1]
+  assert re.fullmatch("HOST/bis_jax:[0-9a-f]{12}", image) and f"--tag={image}" in build
   assert command[:3] == ["xpk", "workload", "create"]
-  assert {"--workload=bis", "--cluster=CLUSTER", "--tpu-type=v6e-16", "--max-restarts=3"} <= set(
-    command
-  )
+  assert {"--workload=bis", "--cluster=CLUSTER", "--tpu-type=v6e-16"} <= set(command)
+  assert {"--max-restarts=3", "--num-slices=2", f"--docker-image={image}"} <= set(command)
   words = shlex.split(command[-1].removeprefix("--command="))
-  assert words[-4:] == ["-m", "bis_jax.main", *RUN]
+  assert words == ["exec", "python", "-m", "bis_jax.main", *RUN], "nothing is installed in a pod"
+
+
+def test_the_gke_image_of_a_commit_is_built_once(tmp_path):
+  """Fake docker and xpk: the registry holds what was pushed."""
+  log = f'echo "$0 $*" >> {tmp_path}/calls\n'
+  _executable(
+    tmp_path / "docker",
+    f"{log}case $1 in\n  manifest) grep -q push {tmp_path}/calls ;;\n"
+    f"  build) tar -tzf - > {tmp_path}/context ;;\nesac\n",
+  )
+  _executable(tmp_path / "xpk", log)
+  for _ in range(2):
+    done = _script(
+      *GKE, "--", *RUN, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+  calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
+  docker, xpk = str(tmp_path / "docker"), str(tmp_path / "xpk")
+  first = [[docker, "manifest"], [docker, "build"], [docker, "push"], [xpk, "workload"]]
+  assert calls == [*first, first[0], first[-1]]
+  context = (tmp_path / "context").read_text().split()
+  assert {"pyproject.toml", "bis_jax/main.py"} <= set(context)
