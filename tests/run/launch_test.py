@@ -455,9 +455,7 @@ def test_the_gke_image_of_a_commit_is_built_once(tmp_path):
   )
   _executable(tmp_path / "xpk", log)
   for _ in range(2):
-    done = _script(
-      *GKE, "--", *RUN, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path)
-    )
+    done = _script(*GKE, "--", *RUN, PATH=f"{tmp_path}:{os.environ['PATH']}", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
   calls = [line.split()[:2] for line in (tmp_path / "calls").read_text().splitlines()]
   docker, xpk = str(tmp_path / "docker"), str(tmp_path / "xpk")
