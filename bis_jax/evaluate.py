@@ -10,10 +10,9 @@ run's latest checkpoint, the third compares them with another run's, the last is
 are JSON lines, defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
 """
 
-import pathlib
-
 import numpy as np
 from absl import app, flags
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import command
@@ -107,7 +106,7 @@ def _steps() -> dict:
   if _PAGE.value:
     from bis_jax.reports import run_page  # here, because only a page needs Matplotlib
 
-    title = f"{pathlib.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
+    title = f"{epath.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
     run_page.write_page(_PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation)
   return evaluation
 
@@ -133,7 +132,8 @@ def _best_of_n() -> dict:
   if _PLOT.value:
     from bis_jax.reports import plots
 
-    pathlib.Path(_PLOT.value).write_bytes(plots.best_of_n(result))
+    with files.replacing(_PLOT.value) as file:
+      file.write(plots.best_of_n(result))
   return result
 
 

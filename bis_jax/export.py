@@ -9,9 +9,8 @@ other rows are those of the initial checkpoint. A model from a checkpoint in Int
 layout is exported in that layout, which the release's own code loads.
 """
 
-import pathlib
-
 from absl import app, flags
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import command
@@ -39,10 +38,10 @@ def main(argv: list[str]) -> None:
     files.refuse_overwriting(
       {"--out": _OUT.value}, {"--workdir": _WORKDIR.value, "--base": _BASE.value}
     )
-    export_run(_WORKDIR.value, pathlib.Path(_OUT.value), _DTYPE.value, _BASE.value)
+    export_run(_WORKDIR.value, files.absolute(_OUT.value), _DTYPE.value, _BASE.value)
 
 
-def export_run(workdir: str, out: pathlib.Path, dtype: str, base: str | None) -> None:
+def export_run(workdir: str, out: epath.Path, dtype: str, base: str | None) -> None:
   """Writes the latest checkpoint of a run into a new or empty folder; see `hf_folder.write`.
 
   `base` is a folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;

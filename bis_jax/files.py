@@ -9,25 +9,28 @@ import itertools
 import json
 import os
 import pathlib
+import posixpath
 import re
 import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import msgspec
 from etils import epath
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.storage import is_url, require_bucket, upload
+from bis_jax.storage import filesystem, is_url, require_bucket, upload
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 MAX_JSON = 256 << 20  # bytes of a JSON file or line
+_SAVE_SECONDS = 30  # between two uploads of a file that grows
 _T = TypeVar("_T")
 
 
@@ -38,8 +41,19 @@ def absolute(path: epath.PathLike) -> epath.Path:
   """
   # Every path of a user passes through here: Orbax refuses relative ones.
   if is_url(path):
-    return epath.Path(path)
+    scheme, _, place = os.fspath(path).partition("://")
+    return epath.Path(f"{scheme}://{posixpath.normpath(place)}")
   return epath.Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def real_path(path: epath.PathLike) -> epath.Path:
+  """Returns an absolute path without links."""
+  path = absolute(path)
+  return path if is_url(path) else epath.Path(os.path.realpath(path))
+
+
+def size_of(path: epath.PathLike) -> int:
+  return filesystem(path).info(os.fspath(path))["size"] if is_url(path) else os.stat(path).st_size
 
 
 def refuse_overwriting(
@@ -76,8 +90,7 @@ def refuse_overwriting(
 
 
 def _real_paths(paths: Mapping[str, epath.PathLike | None]) -> dict[str, str]:
-  named = {name: os.fspath(absolute(path)) for name, path in paths.items() if path}
-  return {name: p if is_url(p) else os.path.realpath(p) for name, p in named.items()}
+  return {name: os.fspath(real_path(path)) for name, path in paths.items() if path}
 
 
 def _exists(path: str) -> bool:
@@ -111,7 +124,7 @@ def full_disk(path: epath.PathLike, needed: int = 0) -> UserError:
   place = tempfile.gettempdir() if is_url(path) else path  # what is uploaded is a file there first
   return UserError(
     f"no space left to write {path}: {free_bytes(place):,} bytes are free "
-    f"{'there' if place == path else 'in ' + place}{need}; make room and run the same command again"
+    f"{'there' if place == path else f'in {place}'}{need}; make room and run the same command again"
   )
 
 
@@ -213,6 +226,58 @@ def new_folder(path: epath.PathLike, *, replace: bool = False) -> Iterator[epath
     except OSError:
       if not path.exists():
         raise
+
+
+def move_folder(folder: epath.Path, target: epath.Path) -> None:
+  """Renames a folder; in an object store, where that takes time, every file in it."""
+  if is_url(folder):
+    filesystem(folder).mv(os.fspath(folder), os.fspath(target), recursive=True)
+    return
+  target.parent.mkdir(parents=True, exist_ok=True)
+  folder.rename(target)
+
+
+class GrowingFile:
+  """A file that is appended to; a context manager.
+
+  Object stores can't append: they get the whole file again, at most every `_SAVE_SECONDS`, and at
+  the end.
+  """
+
+  def __init__(self, path: epath.Path, size: int):
+    """Keeps the first `size` bytes of what is there."""
+    self._remote = path if is_url(path) else None
+    self._saved = time.monotonic()
+    if self._remote:
+      self._file: IO[bytes] = tempfile.NamedTemporaryFile()
+      self._file.write(path.read_bytes() if size else b"")
+    else:
+      self._file = open(path, "ab")
+    if self._file.tell() > size:
+      self._file.truncate(size)
+      self._file.seek(size)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    with self._file:
+      self._save()
+
+  def write(self, data: bytes) -> None:
+    self._file.write(data)
+
+  def flush(self) -> None:
+    self._file.flush()
+    if time.monotonic() > self._saved + _SAVE_SECONDS:
+      self._save()
+
+  def _save(self) -> None:
+    self._file.flush()
+    if self._remote:
+      with naming_full_disk(self._remote):
+        upload(pathlib.Path(self._file.name), self._remote)
+      self._saved = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -376,7 +441,7 @@ _NOTES = "digests.json"
 def note_digests(*paths: epath.Path) -> None:
   """Notes the digests of files that a run has written, in `digests.json` of their folder."""
   for folder in {path.parent for path in paths}:
-    sizes = {path: path.stat().length for path in paths if path.parent == folder}
+    sizes = {path: size_of(path) for path in paths if path.parent == folder}
     found = {path.name: _start_digest(path, size) for path, size in sizes.items()}
     write_json(folder / _NOTES, _noted(folder) | found)
 

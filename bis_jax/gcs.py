@@ -42,7 +42,7 @@ class FileSystem(gcsfs.core.GCSFileSystem):
 
   async def _swap(self, path: str, data: bytes, generation: int) -> int:
     bucket, key, _ = self.split_path(path)
-    written = await self._call(
+    written: Any = await self._call(
       "POST",
       f"{self._location}/upload/storage/v1/b/{bucket}/o",
       uploadType="media",

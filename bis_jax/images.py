@@ -3,10 +3,10 @@
 import contextlib
 import io
 import os
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bis_jax.errors import UserError
@@ -39,7 +39,7 @@ def opened(source: bytes | str | os.PathLike) -> Iterator[Image.Image]:
   Raises ImageError: "bomb" for more than `MAX_STORED_PIXELS`; "broken" if the format is not in
   `FORMATS`, or for any failure to decode in the `with` block.
   """
-  data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+  data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
   try:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       if image.width * image.height > MAX_STORED_PIXELS:
@@ -99,7 +99,7 @@ def upright_size(source: bytes | str | os.PathLike, *, whole: bool = False) -> t
 
   `whole` also decodes the pixels, JPEGs at an eighth of their size, to find a truncated file.
   """
-  data = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+  data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
   with opened(data) as image:
     width, height = image.size
     orientation = 1

@@ -6,8 +6,6 @@
 flags, it resumes after the last complete line.
 """
 
-import pathlib
-
 from absl import app, flags
 
 from bis_jax import files
@@ -39,8 +37,8 @@ def main(argv: list[str]) -> None:
     )
     from bis_jax.scoring import solution_files  # here, so that --help does not wait for JAX
 
-    source, target = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
-    root = pathlib.Path(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
+    source, target = files.absolute(_INPUT.value), files.absolute(_OUTPUT.value)
+    root = files.absolute(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
     inputs = {"max_length": _MAX_LENGTH.value} if _MAX_LENGTH.value else {}
     total, written, errors = solution_files.score_file(
       _CHECKPOINT.value, source, target, root, _CHUNK.value, **inputs

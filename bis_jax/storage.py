@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -37,8 +38,8 @@ def is_url(path: epath.PathLike) -> bool:
   return True
 
 
-def filesystem(path: epath.PathLike) -> fsspec.AbstractFileSystem:
-  """Returns the file system of a URL, safe after a fork."""
+def filesystem(path: epath.PathLike) -> Any:
+  """Returns the fsspec file system of a URL, safe after a fork."""
   return backend.fsspec_backend.fs(path)
 
 

@@ -1,8 +1,10 @@
 """Finds a step benchmark, in a folder or on the Hugging Face hub, and loads it by its layout."""
 
-import pathlib
 import re
 
+from etils import epath
+
+from bis_jax import files
 from bis_jax.evaluation import process_bench, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 
@@ -14,7 +16,7 @@ def load(name: str) -> list[BenchmarkItem]:
   """Returns the checked items of a benchmark, given as a folder or a dataset id of the hub."""
   # `OpenGVLab/VisualProcessBench` and `Qwen/ProcessBench` are downloaded if no folder has that
   # name.
-  folder = pathlib.Path(name).expanduser()
+  folder = files.absolute(name)
   if not folder.is_dir():
     folder = _download(name)
   if (folder / visual_process_bench.ANNOTATIONS).is_file():
@@ -22,14 +24,14 @@ def load(name: str) -> list[BenchmarkItem]:
   return process_bench.load(folder)
 
 
-def _download(hub_id: str) -> pathlib.Path:
-  missing = f"no benchmark folder at {pathlib.Path(hub_id).absolute()}"
+def _download(hub_id: str) -> epath.Path:
+  missing = f"no benchmark folder at {files.absolute(hub_id)}"
   if not _HUB_ID.fullmatch(hub_id):
     raise FileNotFoundError(missing)
   import huggingface_hub  # here, because a local folder needs nothing of the hub
 
   try:
-    return pathlib.Path(
+    return epath.Path(
       huggingface_hub.snapshot_download(hub_id, repo_type="dataset", allow_patterns=_FILES)
     )
   except Exception as error:  # the hub, its HTTP client and the network each raise their own

@@ -9,11 +9,11 @@ A folder with one file per subset, `gsm8k.json`, `math.json`, ...: a JSON list o
 """
 
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from etils import epath
 
 from bis_jax import files
 from bis_jax.evaluation import json_records
@@ -35,13 +35,13 @@ def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
 
   Raises an EvaluationError that lists every fault with its item.
   """
-  paths = sorted(pathlib.Path(folder).glob("*.json"))
+  paths = sorted(epath.Path(folder).glob("*.json"))
   if not paths:
     raise FileNotFoundError(f"no *.json in {folder}: give the folder of ProcessBench's subsets")
   return json_records.parse_items(folder, _records(paths), _parse)
 
 
-def _records(paths: list[pathlib.Path]) -> Iterator[tuple[str, tuple[str, object]]]:
+def _records(paths: list[epath.Path]) -> Iterator[tuple[str, tuple[str, object]]]:
   for path in paths:
     remedy = "it must be a JSON list of items"
     records = files.read_json(path, remedy, list[Any], EvaluationError)

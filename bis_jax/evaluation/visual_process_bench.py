@@ -10,11 +10,11 @@ A folder with the images in `images/` or `images.zip`, and with `test.jsonl`, on
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
+from etils import epath
 from PIL import Image
 
 from bis_jax import files, images
@@ -92,7 +92,7 @@ def load(
   folder itself); names may begin with `images/` or not. Raises an EvaluationError that lists every
   fault with its line and item.
   """
-  annotations = pathlib.Path(folder) / ANNOTATIONS
+  annotations = epath.Path(folder) / ANNOTATIONS
   if not annotations.is_file():
     raise FileNotFoundError(
       f"no {ANNOTATIONS} in {folder}: give the folder that holds VisualProcessBench's "

@@ -27,12 +27,12 @@ from bis_jax.hub.tensor_reader import StoredTensor, assemble, by_rows, open_tens
 from bis_jax.models import backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
 from bis_jax.models.model_config import ModelConfig
+from bis_jax.models.processor import TOKENIZER_FILES
 from bis_jax.storage import is_url
 
 _SHOWN = 20  # problems of a checkpoint
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
-_TOKENIZER_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]  # the last is SentencePiece's
 
 
 class WeightsError(UserError):
@@ -190,7 +190,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
     raise FileNotFoundError(
       f"no folder {name}, and that is not a hub id (like Qwen/Qwen2.5-VL-7B-Instruct)"
     )
-  patterns = _TOKENIZER_FILES if tokenizer_alone else ["*.safetensors", *_TOKENIZER_FILES]
+  patterns = [*TOKENIZER_FILES] if tokenizer_alone else ["*.safetensors", *TOKENIZER_FILES]
   try:
     return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:

@@ -2,10 +2,13 @@
 
 from ml_collections import ConfigDict
 
+from bis_jax import files
 from bis_jax.inputs.images import ImageProcessor
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
 from bis_jax.models.backbones import BackboneError
+
+TOKENIZER_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # the last is SentencePiece's
 
 
 def make_processor(config: ConfigDict, folder: str) -> Processor:
@@ -15,7 +18,8 @@ def make_processor(config: ConfigDict, folder: str) -> Processor:
   """
   backbone = backbones.get(config.model.backbone)
   try:
-    tokenizer = backbone.load_tokenizer(folder)
+    with files.read_locally(folder, *TOKENIZER_FILES) as local:
+      tokenizer = backbone.load_tokenizer(str(local))
   except Exception as error:  # other and damaged files raise many types
     raise BackboneError(
       f"{folder} holds no tokenizer for {backbone.name}: set config.inputs.tokenizer to the one of its "

@@ -115,6 +115,7 @@ def _lock(path: epath.Path, held: contextlib.ExitStack) -> IO | None:
 
 def _read(path: epath.Path) -> tuple[dict[str, Any], int]:
   """Returns the record in the file, {} if it holds none, and what a sign of life changes, 0 for none."""
+  sign = 0
   try:
     sign = _sign(path)
     text = path.read_text()

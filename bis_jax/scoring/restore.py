@@ -85,10 +85,8 @@ def load_tokenizer(workdir: epath.Path, load: Callable[[str], _T]) -> _T | None:
   folder = workdir / "tokenizer"
   if not (folder / _LAST).exists() or files.changed_files(folder):
     return None
-  with tempfile.TemporaryDirectory() as local:  # Transformers reads no remote folder
-    for file in folder.iterdir():
-      (pathlib.Path(local) / file.name).write_bytes(file.read_bytes())
-    return load(local)
+  with files.read_locally(folder, "*") as local:
+    return load(str(local))
 
 
 def _processor(config: ConfigDict, workdir: epath.Path) -> Processor:

@@ -16,10 +16,10 @@ import functools
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Iterator
 
 import jax
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import ProgressBar
@@ -35,9 +35,9 @@ class OutputError(UserError):
 
 def score_file(
   checkpoint: str,
-  source: pathlib.Path,
-  target: pathlib.Path,
-  root: pathlib.Path,
+  source: epath.Path,
+  target: epath.Path,
+  root: epath.Path,
   chunk: int,
   **inputs: int,
 ) -> tuple[int, int, int]:
@@ -47,7 +47,7 @@ def score_file(
   `step_scorer.load`. Raises OutputError.
   """
   total = sum(1 for _ in files.read_lines(source))
-  done = _resume(source, target)
+  done, size = _resume(source, target)
   if done == total:
     return total, 0, 0
   scorer = step_scorer.load(checkpoint, adapt_rows=True, **inputs)
@@ -56,7 +56,7 @@ def score_file(
     _name_model(target, scorer.name, fresh=not done)
   errors = 0
   with (
-    open(target if writes else os.devnull, "ab") as out,
+    files.GrowingFile(target, size) if writes else open(os.devnull, "wb") as out,
     ProgressBar("score", total, initial=done, unit="solution") as bar,
   ):
     rest = itertools.islice(files.read_lines(source), done, None)
@@ -83,7 +83,7 @@ def _scored(
       yield {"id": name, "scores": [float(score) for score in result]}
 
 
-def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | SolutionError]:
+def read_line(raw: bytes, root: epath.Path) -> tuple[object, Solution | SolutionError]:
   try:
     value = files.parse_json(raw)
   except ValueError as error:
@@ -95,11 +95,11 @@ def read_line(raw: bytes, root: pathlib.Path) -> tuple[object, Solution | Soluti
     return identity(value), error
 
 
-def _read_image(root: pathlib.Path, name: str) -> bytes:
+def _read_image(root: epath.Path, name: str) -> bytes:
   try:
-    path = (root / name).resolve()  # wherever links lead
-    if path.is_relative_to(root.resolve()) and path.is_file():
-      if path.stat().st_size > MAX_BYTES:
+    path = files.real_path(root / name)
+    if path.is_relative_to(files.real_path(root)) and path.is_file():
+      if files.size_of(path) > MAX_BYTES:
         raise SolutionError(f"image {name!r} has more than {MAX_BYTES:,} bytes")
       return path.read_bytes()
   except (OSError, ValueError) as error:
@@ -114,14 +114,14 @@ def _read_identity(raw: bytes) -> object:
     return None
 
 
-def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
-  """Returns how many complete lines `target` has; cuts off an incomplete one, left by a kill.
+def _resume(source: epath.Path, target: epath.Path) -> tuple[int, int]:
+  """Returns how many complete lines `target` has, and their bytes; a kill may leave more.
 
   Raises OutputError, and changes nothing, if `target` is not an output for `source`.
   """
   content = target.read_bytes() if target.exists() else b""
   if not content:
-    return 0
+    return 0, 0
   whole = content[: content.rfind(b"\n") + 1]
   written = whole.split(b"\n")[:-1]
   torn = content[len(whole) :]
@@ -136,12 +136,10 @@ def _resume(source: pathlib.Path, target: pathlib.Path) -> int:
       raise OutputError(
         f"{target} line {number} has another id than {source}: name another --output"
       )
-  with open(target, "r+b") as file:
-    file.truncate(len(whole))
-  return len(written)
+  return len(written), len(whole)
 
 
-def _own_id(target: pathlib.Path, number: int, line: bytes) -> object:
+def _own_id(target: epath.Path, number: int, line: bytes) -> object:
   try:
     record = files.parse_json(line)
   except ValueError:
@@ -153,11 +151,11 @@ def _own_id(target: pathlib.Path, number: int, line: bytes) -> object:
   )
 
 
-def _note(target: pathlib.Path) -> pathlib.Path:
+def _note(target: epath.Path) -> epath.Path:
   return target.with_name(target.name + ".model.json")
 
 
-def _name_model(target: pathlib.Path, name: str, *, fresh: bool) -> None:
+def _name_model(target: epath.Path, name: str, *, fresh: bool) -> None:
   note = _note(target)
   if fresh:
     files.write_text(note, json.dumps({"checkpoint": name}) + "\n")

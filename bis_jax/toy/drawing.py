@@ -17,10 +17,11 @@ its labels are the truth, 0 for a step that claims nothing.
 import dataclasses
 import functools
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import ProgressBar
@@ -40,7 +41,7 @@ _CONTENTS = {
 VERSION = 1
 
 
-def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathlib.Path:
+def draw(out_dir: epath.PathLike, *, workers: int = 0, **knobs: Any) -> epath.Path:
   """Draws the corpus into `out_dir` and returns that folder; reuses an undamaged one.
 
     draw("corpus", rollouts=3000, n_mc=4)
@@ -50,7 +51,7 @@ def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathl
   `out_dir` was not drawn from these settings.
   """
   settings = Knobs(**knobs)
-  out = pathlib.Path(out_dir)
+  out = epath.Path(out_dir)
 
   def make(part: pathlib.Path) -> None:
     with Workers(workers) as pool:
@@ -62,7 +63,7 @@ def draw(out_dir: str | os.PathLike, *, workers: int = 0, **knobs: Any) -> pathl
   return out
 
 
-def read_truth(drawn: pathlib.Path) -> dict[tuple[str, int], list[int]]:
+def read_truth(drawn: epath.Path) -> dict[tuple[str, int], list[int]]:
   """Returns, by (source, line), for every step of a drawn corpus whether it is correct: 1 or 0."""
   lines = files.read_jsonl(drawn / "truth.jsonl")
   return {(pathlib.PurePath(a["file"]).stem, a["line"]): a["truth"] for _, a in lines}

@@ -128,8 +128,7 @@ class Checkpoints:
   def _move_away(self, folder: epath.Path) -> None:
     if processes.is_first() and folder.exists():
       aside = self._workdir / "damaged" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-      aside.parent.mkdir(exist_ok=True)
-      folder.rename(aside)
+      files.move_folder(folder, aside)
     processes.wait_for_all(f"{folder} is moved away")
 
 

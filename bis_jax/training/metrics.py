@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import json
+import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +19,7 @@ from tensorboardX.summary import scalar
 
 from bis_jax import files
 from bis_jax.models.model_flops import step_flops
+from bis_jax.storage import is_url, upload
 
 Line = dict[str, float]
 
@@ -28,21 +31,19 @@ class MetricWriter:
   restored step, which are dropped from the file so that each step is in it once.
   """
 
-  # Object stores cannot append: a remote workdir gets the whole file at every `flush`, and no
-  # events.
+  # Object stores cannot append: they get the whole files at every `flush`.
 
   def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
     self._path = workdir / "metrics.jsonl"
     files.changed_files(workdir, self._path.name)
     self.found = [line for line in files.read_log(self._path) if _is_line(line)]
     self.history = [line.copy() for line in self.found if line["step"] <= resume_step]
-    self._write, self._local = write, "://" not in str(workdir)
+    self._write, self._local = write, not is_url(workdir)
     self._events = None
     if write:
       self._write_all()
       files.note_digests(self._path)
-      if self._local:
-        self._events = _Events(workdir / "tensorboard", resume_step + 1)
+      self._events = _Events(workdir / "tensorboard", resume_step + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds the line {"step": step, **values}; values for the step of the last line extend it."""
@@ -51,9 +52,11 @@ class MetricWriter:
     if is_new:
       self.history.append({"step": step})
     self.history[-1] |= values
-    if not self._write or not self._local:
+    if not self._write:
       return
-    if is_new:
+    if not self._local:
+      pass  # until `flush`
+    elif is_new:
       with files.naming_full_disk(self._path), self._path.open("a") as file:
         file.write(json.dumps(self.history[-1]) + "\n")
     else:
@@ -66,6 +69,8 @@ class MetricWriter:
       if not self._local:
         self._write_all()
       files.note_digests(self._path)
+    if self._events:
+      self._events.flush()
 
   def close(self) -> None:
     self.flush()
@@ -87,9 +92,13 @@ class _Events:
     """Readers forget what earlier starts wrote of `purge_step` and later steps."""
     self._folder = folder
     start = SessionLog(status=SessionLog.START)
+    self._open = contextlib.ExitStack()
     with files.naming_full_disk(folder):
-      folder.mkdir(parents=True, exist_ok=True)
-      self._writer = EventsWriter(str(folder / "events"))
+      self._local = pathlib.Path(folder)
+      if is_url(folder):
+        self._local = pathlib.Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+      self._local.mkdir(parents=True, exist_ok=True)
+      self._writer = EventsWriter(str(self._local / "events"))
       self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -99,9 +108,15 @@ class _Events:
         self._writer.write_event(event)
       self._writer.flush()
 
+  def flush(self) -> None:
+    if is_url(self._folder):
+      for file in self._local.iterdir():
+        upload(file, self._folder / file.name)
+
   def close(self) -> None:
-    with files.naming_full_disk(self._folder):
+    with self._open, files.naming_full_disk(self._folder):
       self._writer.close()
+      self.flush()
 
 
 class Rates:

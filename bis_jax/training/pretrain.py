@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -69,7 +70,7 @@ class DivergedError(UserError):
   """The loss of the pre-training is not finite, or has grown."""
 
 
-def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Example]:
+def caption_examples(captions: epath.Path, images: epath.Path) -> list[Example]:
   """Returns captions in the form of solutions, one sentence per step, without labels.
 
   `captions` is JSON lines {"image": [path in `images`, ...], "question": ..., "sentences": [...]}.
@@ -89,7 +90,7 @@ def caption_examples(captions: pathlib.Path, images: pathlib.Path) -> list[Examp
   return examples
 
 
-def backbone_folder(config: ConfigDict, drawn: pathlib.Path) -> pathlib.Path:
+def backbone_folder(config: ConfigDict, drawn: epath.Path) -> epath.Path:
   """Returns the folder of a config's pre-trained backbone, beside its toy corpus in `drawn`."""
   model, inputs = config.model, config.inputs
   seen = [drawn / "captions.jsonl", drawn / "tokenizer" / "tokenizer.json"]
@@ -110,7 +111,7 @@ def _seed(config: ConfigDict) -> int:
   return config.seed if config.pretrain.seed < 0 else config.pretrain.seed
 
 
-def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
+def pretrain(config: ConfigDict, drawn: epath.Path, out: epath.Path) -> None:
   """Writes the pre-trained backbone as the Hugging Face folder `out`, unless it is there undamaged.
 
   Raises DivergedError, and publishes nothing, if the loss is not finite or has grown.
@@ -120,7 +121,7 @@ def pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None
   shared.made(out, "the pre-trained backbone", {"version": VERSION}, make)
 
 
-def _pretrain(config: ConfigDict, drawn: pathlib.Path, out: pathlib.Path) -> None:
+def _pretrain(config: ConfigDict, drawn: epath.Path, out: pathlib.Path) -> None:
   started = time.monotonic()
   processor = make_processor(config, str(drawn / "tokenizer"))
   captions = caption_examples(drawn / "captions.jsonl", drawn / "images")
