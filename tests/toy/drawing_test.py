@@ -28,9 +28,13 @@ def read_lines(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def _draw(folder, **knobs):
+  return pathlib.Path(drawing.draw(folder, **knobs))
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> pathlib.Path:
-  return drawing.draw(tmp_path_factory.mktemp("toy") / "corpus", **SMALL)
+  return _draw(tmp_path_factory.mktemp("toy") / "corpus", **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +69,8 @@ def test_a_group_is_three_rollouts_of_one_picture_and_question(records):
 
 
 def test_images_are_as_many_as_asked_for(tmp_path):
-  many = drawing.draw(tmp_path / "many", rollouts=900, images=300, benchmark_items=18)
-  few = drawing.draw(tmp_path / "few", rollouts=900, images=100, benchmark_items=18)
+  many = _draw(tmp_path / "many", rollouts=900, images=300, benchmark_items=18)
+  few = _draw(tmp_path / "few", rollouts=900, images=100, benchmark_items=18)
   assert 295 <= len(list((many / "images").rglob("*.png"))) <= 300
   assert 90 <= len(list((few / "images").rglob("*.png"))) <= 100
 
@@ -141,7 +145,7 @@ def test_totals_never_contradict_the_notes(records):
 
 def test_wrong_notes_are_as_varied_as_right_ones(tmp_path):
   """No score predicts wrong steps: a table of scores has no information."""
-  corpus = drawing.draw(tmp_path / "slips", **SMALL, slip=6.0)
+  corpus = _draw(tmp_path / "slips", **SMALL, slip=6.0)
   records = {p.name: read_lines(p) for p in (corpus / "annotations").glob("*.jsonl")}
   truths = {(t["file"], t["line"]): t["truth"] for t in read_lines(corpus / "truth.jsonl")}
   wrong, right = np.zeros(MOST_STRIPES), np.zeros(MOST_STRIPES)
@@ -174,7 +178,7 @@ def test_captions_say_what_the_pictures_show(corpus):
 
 
 def test_same_settings_draw_the_same_bytes_whatever_the_workers(corpus, tmp_path):
-  again = drawing.draw(tmp_path / "again", **{**SMALL, "workers": 1})
+  again = _draw(tmp_path / "again", **{**SMALL, "workers": 1})
   for path in sorted(corpus.rglob("*")):
     if path.is_file():
       assert (again / path.relative_to(corpus)).read_bytes() == path.read_bytes(), path
@@ -183,9 +187,7 @@ def test_same_settings_draw_the_same_bytes_whatever_the_workers(corpus, tmp_path
 def test_the_bytes_are_those_of_this_version(tmp_path):
   """Change VERSION with what is drawn: users' cached corpora and backbones depend on it."""
   knobs = dict(rollouts=240, images=60, benchmark_items=24, seed=3, slip=1.5, recovery=2.0)
-  drawn = drawing.draw(
-    tmp_path / "drawn", workers=1, **knobs, stop_at_zero=True, rollouts_per_group=2
-  )
+  drawn = _draw(tmp_path / "drawn", workers=1, **knobs, stop_at_zero=True, rollouts_per_group=2)
   state = hashlib.sha256()
   for path in sorted(drawn.rglob("*")):
     if path.suffix == ".jsonl":
@@ -198,11 +200,11 @@ def test_the_bytes_are_those_of_this_version(tmp_path):
 
 
 def test_a_damaged_corpus_is_drawn_again(tmp_path, caplog):
-  drawn = drawing.draw(tmp_path / "drawn", **TINY)
+  drawn = _draw(tmp_path / "drawn", **TINY)
   file = drawn / "annotations/bars_sum.jsonl"
   whole = file.read_bytes()
   file.write_bytes(whole.replace(b"three", b"eight", 1))
-  drawing.draw(drawn, **TINY)
+  _draw(drawn, **TINY)
   assert file.read_bytes() == whole
   assert f"{file} is damaged: making the toy corpus again" in caplog.text
 
@@ -210,11 +212,11 @@ def test_a_damaged_corpus_is_drawn_again(tmp_path, caplog):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
   (tmp_path / "thesis.txt").write_text("...")
   with pytest.raises(UserError, match="holds something else than the toy corpus"):
-    drawing.draw(tmp_path, **TINY)
+    _draw(tmp_path, **TINY)
 
 
 def test_several_starts_on_an_empty_cache_leave_one_corpus(tmp_path):
-  alone = drawing.draw(tmp_path / "alone", **TINY)
+  alone = _draw(tmp_path / "alone", **TINY)
   with concurrent.futures.ThreadPoolExecutor() as pool:
     starts = [pool.submit(drawing.draw, tmp_path / "shared", **TINY) for _ in range(3)]
   assert {start.result() for start in starts} == {tmp_path / "shared"}
@@ -225,16 +227,16 @@ def test_several_starts_on_an_empty_cache_leave_one_corpus(tmp_path):
 
 
 def test_another_seed_draws_another_corpus(corpus, tmp_path):
-  other = drawing.draw(tmp_path / "other", **{**SMALL, "seed": 1})
+  other = _draw(tmp_path / "other", **{**SMALL, "seed": 1})
   file = "annotations/bars_sum.jsonl"
   assert (other / file).read_bytes() != (corpus / file).read_bytes()
 
 
 def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
   before = (corpus / "truth.jsonl").stat().st_mtime_ns
-  assert drawing.draw(corpus, **SMALL) == corpus
+  assert _draw(corpus, **SMALL) == corpus
   with pytest.raises(UserError, match="delete it or name another folder"):
-    drawing.draw(corpus, **{**SMALL, "seed": 1})
+    _draw(corpus, **{**SMALL, "seed": 1})
   assert (corpus / "truth.jsonl").stat().st_mtime_ns == before
 
 
@@ -250,7 +252,7 @@ def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
 )
 def test_settings_out_of_range_are_named(tmp_path, bad):
   with pytest.raises(ValueError, match=next(iter(bad))):
-    drawing.draw(tmp_path / "bad", **{**SMALL, **bad})
+    _draw(tmp_path / "bad", **{**SMALL, **bad})
   assert not (tmp_path / "bad").exists()
 
 
@@ -259,7 +261,7 @@ TINY = dict(rollouts=360, images=60, benchmark_items=18, workers=1)
 
 def draw_records(folder: pathlib.Path, **knobs) -> tuple[list[dict], list[list[int]]]:
   """Returns the records of all sources, concatenated, and the truth of their steps."""
-  corpus = drawing.draw(folder, **TINY, **knobs)
+  corpus = _draw(folder, **TINY, **knobs)
   truth = drawing.read_truth(corpus)
   records, truths = [], []
   for path in sorted((corpus / "annotations").glob("*.jsonl")):
