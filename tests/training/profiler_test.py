@@ -40,8 +40,10 @@ def config(small_config, tmp_path_factory):
 class MixedExamples(RolloutExamples):
   """The corpus with pictures of many sizes: 28 to 140 pixels wide and high, by their number."""
 
-  def __getitem__(self, i: int) -> pipeline.Example:
-    example = super().__getitem__(i)
+  def __getitems__(self, indices) -> list[pipeline.Example]:
+    return list(map(self._resized, indices, super().__getitems__(indices)))
+
+  def _resized(self, i: int, example: pipeline.Example) -> pipeline.Example:
     sizes = [(28 + i % 5 * 28, 28 + i % 3 * 56) for _ in example.image_sizes]
     images = []
     for data, (height, width) in zip(example.read_images(), sizes, strict=True):
