@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from absl import app, flags
 
 from bis_jax import files
@@ -29,16 +30,15 @@ from bis_jax.corpus.rejections import REASONS, BadRecord, write_jsonl
 from bis_jax.corpus.scan import Scan, scan
 from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
-from bis_jax.selection import subset
+from bis_jax.selection import semdedup, strategies, subset
 from bis_jax.selection.rule import Rule, select
-from bis_jax.selection.strategies import STRATEGIES
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
 _IMAGES = flags.DEFINE_string(
   "images", "", "image root; records whose image is missing are rejected"
 )
 _STRATEGY = flags.DEFINE_string(
-  "strategy", "bis", f"{', '.join(STRATEGIES)}, or your own MODULE:FUNCTION"
+  "strategy", "bis", f"{', '.join(strategies.STRATEGIES)}, or your own MODULE:FUNCTION"
 )
 _FRACTION = flags.DEFINE_float(
   "fraction", None, "share to keep, in (0, 1]; 0.1 if no count is given"
@@ -61,6 +61,11 @@ _UNMEASURED = flags.DEFINE_enum(
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "raw", [*subset.WRITERS, "manifest"], "form of OUT; dataset: a folder"
+)
+_ENCODER = flags.DEFINE_string(
+  "encoder",
+  "",
+  "for semdedup: Sentence Transformers model, or MODULE:FUNCTION, that embeds the texts",
 )
 _OUT = flags.DEFINE_string("out", "", "file or folder to write")
 _TABLE = flags.DEFINE_string("table", "", "score table: read if it exists, written otherwise")
@@ -175,6 +180,7 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
     return table
   if not annotations:
     raise FileNotFoundError(f"no score table at {path}: make one with --annotations=DIR_OR_ZIP")
+  encode = _ENCODER.value and semdedup.encoder(_ENCODER.value)
   started = time.perf_counter()
   found = scan(_ANNOTATIONS.value, workers=_WORKERS.value)
   if _IMAGES.value:
@@ -184,6 +190,9 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
   if found.rejections:
     _write_rejections(found)
   table = dataclasses.replace(found.table(), inputs=inputs)
+  if encode:
+    lines = found.read_lines(np.arange(len(table)))
+    table = dataclasses.replace(table, embedding=semdedup.embed(lines, encode))
   if path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)

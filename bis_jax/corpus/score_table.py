@@ -31,6 +31,7 @@ _OF_ROLLOUTS = {
   "rollout": np.int64,
   "offset": np.int64,
   "length": np.int32,
+  "embedding": np.float16,
 }
 _OF_STEPS = ("correct", "total")
 _CHUNK = 1 << 14  # rollouts whose statistics are computed at a time: their steps stay in cache
@@ -106,6 +107,7 @@ class ScoreTable:
   rollout: np.ndarray  # int64[rows], index in the prepared corpus, -1 if not stored
   offset: np.ndarray  # int64[rows], byte where the line starts, uncompressed; -1 if unknown
   length: np.ndarray  # int32[rows], bytes of the line without its line end, -1 if unknown
+  embedding: np.ndarray  # float16[rows, dimensions] of unit length, for `semdedup`; [rows, 0]: none
   digest: str = ""  # identifies the corpus that the rows describe
   inputs: str = ""  # identifies the files that the table was made from
   # A table of an earlier version has statistics of one tau and policy, and no counts.
@@ -159,7 +161,8 @@ class ScoreTable:
     if not ((total >= 255) & (total != 65535)).any():
       correct, total = (column.astype(np.uint8) for column in (correct, total))  # 65535: 255
     unknown = dict.fromkeys(("rollout", "offset", "length"), np.full(rows, -1))
-    values = unknown | {"group": np.zeros(rows)} | columns | {"steps": lengths}
+    unknown |= {"group": np.zeros(rows), "embedding": np.zeros((rows, 0))}
+    values = unknown | columns | {"steps": lengths}
     kept: dict[str, Any] = {k: np.asarray(values[k]).astype(t) for k, t in _OF_ROLLOUTS.items()}
     return cls(
       tuple(source_names), **kept, correct=correct, total=total, scores=scores, digest=digest
@@ -316,7 +319,7 @@ class ScoreTable:
         return cls(**_of_earlier_version(head, columns))
       rows, steps = head.pop("rows"), head.pop("steps")
       for name in _OF_ROLLOUTS:
-        columns[name] = np.broadcast_to(columns[name], rows)
+        columns[name] = np.broadcast_to(columns[name], (rows, *columns[name].shape[1:]))
       for name in _OF_STEPS:
         columns[name] = np.broadcast_to(columns[name], steps)
       return cls(**head, **columns)
@@ -351,6 +354,7 @@ def _of_earlier_version(head: dict[str, Any], columns: dict[str, np.ndarray]) ->
   none = {name: np.zeros(0, np.uint8) for name in _OF_STEPS}
   columns |= none | {"scores": np.zeros(0), "steps": statistics.n}
   columns["group"] = np.zeros(statistics.n.size, np.uint64)
+  columns["embedding"] = np.zeros((statistics.n.size, 0), np.float16)
   earlier = head.pop("tau"), head.pop("unmeasured"), statistics
   return head | columns | {"earlier": earlier}
 
@@ -358,13 +362,13 @@ def _of_earlier_version(head: dict[str, Any], columns: dict[str, np.ndarray]) ->
 def _read_column(path: epath.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   with archive.open(info) as member:
     np.lib.format.read_magic(member)
-    (size,), _, dtype = np.lib.format.read_array_header_1_0(member)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if info.file_size > _MAPPED_BYTES and "://" not in str(path):
-      return np.asarray(np.memmap(path, dtype, "r", _data_start(path, info) + member.tell(), size))
+      return np.asarray(np.memmap(path, dtype, "r", _data_start(path, info) + member.tell(), shape))
     data = member.read()  # and compares them with their checksum
-  if len(data) != size * dtype.itemsize:
+  if len(data) != np.prod(shape, dtype=int) * dtype.itemsize:
     raise EOFError(f"{info.filename} is cut short")
-  return np.frombuffer(data, dtype)
+  return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _data_start(path: epath.Path, info: zipfile.ZipInfo) -> int:

@@ -15,6 +15,7 @@ _CONDITIONS = {
   "multiple of": lambda value, divisor: value % divisor == 0,
 }
 NOT_EMPTY = "not empty"  # a condition on text
+OWN = "MODULE:FUNCTION"  # a choice: the path of a function of the user
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 _LARGEST = 2**31 - 1  # of any number: what int32 holds
 
@@ -38,7 +39,9 @@ class Setting:
 
   def allows(self, value: Any) -> bool:
     if isinstance(self.allowed, tuple):
-      return isinstance(value, str) and value in self.allowed
+      return isinstance(value, str) and (
+        value in self.allowed or (OWN in self.allowed and ":" in value)
+      )
     if not isinstance(self.default, tuple):
       return self._allows_one(value, type(self.default))
     if not isinstance(value, tuple | list):

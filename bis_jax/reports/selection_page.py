@@ -1,5 +1,6 @@
 """The page of a selection: the corpus, what was kept, and what other rules would keep."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from bis_jax.corpus.score_table import ScoreTable
+from bis_jax.errors import UserError
 from bis_jax.reports import page, selection_plots
 from bis_jax.selection import bis
 from bis_jax.selection.rule import Rule, written_rows
@@ -52,9 +54,10 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
   mixture = bis.mixture(s.n, s.n_pos)
   reliability = bis.reliability(s.n_pos, s.score_sum, rule.reliability_if_no_positive)
   statistics = _Statistics(s.n, s.is_mixed, mixture, reliability)
-  kept = {
-    name: written_rows(table, dataclasses.replace(rule, strategy=name)) for name in STRATEGIES
-  }
+  kept = {}
+  for name in dict.fromkeys([*STRATEGIES, rule.strategy]):
+    with contextlib.suppress(UserError):  # tables without groups or embeddings
+      kept[name] = written_rows(table, dataclasses.replace(rule, strategy=name))
   others = {_difference(rule, other): written_rows(table, other) for other in neighbours(rule)}
   chosen, ranked, scores = kept[rule.strategy], rule.ranked(table, s), rule.scores(table, s)
   sources = []

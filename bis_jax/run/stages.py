@@ -37,7 +37,7 @@ from bis_jax.run.held_out import HeldOut, draw
 from bis_jax.scoring import step_scorer
 from bis_jax.scoring.benchmark_examples import benchmark_examples
 from bis_jax.scoring.restore import save_tokenizer
-from bis_jax.selection import bis
+from bis_jax.selection import bis, strategies
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.selection.rule import select
 from bis_jax.settings.config_check import check
@@ -112,7 +112,8 @@ def _run(
 
 
 def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> None:
-  """Raises UserError if tokenizer, checkpoint or rows of a new run do not fit its config."""
+  """Raises UserError if strategy, tokenizer, checkpoint or rows of a new run do not fit its config."""
+  strategies.find(config.selection.strategy)
   train_state.check_rows(config.inputs.row_multiple, config.train.accumulate, mesh)
   if locations.toy and not config.inputs.tokenizer:  # it is drawn with the corpus
     return

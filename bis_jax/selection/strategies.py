@@ -1,20 +1,20 @@
 """Strategies: float64 scores of rollouts; higher is kept first, -inf and NaN are never kept.
 
-Scores are made on the host: TPUs have no float64. All but `bis` and those under "Beyond the paper" are
-baselines of arXiv 2602.04145; no code was released for them, so their exact rules are our reading.
+Scores are made on the host: TPUs have no float64. `bis` is the score of arXiv 2602.04145. The others up
+to `reliability_only` are its baselines; no code was released for them, so their exact rules are our
+reading. The rest is not of the paper; docs/selection.md says what it is for.
 """
 
 import dataclasses
 import hashlib
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bis_jax.corpus.score_table import ScoreTable, Statistics, mix64
-from bis_jax.errors import UserError
-from bis_jax.selection import bis
+from bis_jax.errors import UserError, imported
+from bis_jax.selection import bis, semdedup
 
 if TYPE_CHECKING:
   from bis_jax.selection.rule import Rule
@@ -73,6 +73,88 @@ def _mixture(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   return bis.mixture(s.n, s.n_pos)
 
 
+def _grouped(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
+  """The i-th best rollout of a question counts 1 / i of its BIS."""
+  if not table.group.any():
+    raise UserError(
+      "the score table does not say which rollouts have the same question: delete it, or the "
+      "prepared corpus that holds it, and make it again"
+    )
+  scores = _ranked_bis(s, table, rule)
+  return scores / (1 + _places(scores, table.group, table.source)[0])
+
+
+def _by_position(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
+  """The best by BIS of every stratum: the fifth of the steps with the first error, or no error."""
+  wrong = np.flatnonzero(~_positive(table, rule) & _counted(table, rule))
+  rollout_of = np.repeat(np.arange(len(table)), table.steps)
+  with_error, first = np.unique(rollout_of[wrong], return_index=True)
+  lengths, stratum = table.steps.astype(np.int64), np.full(len(table), 5)
+  before = wrong[first] - (np.cumsum(lengths) - lengths)[with_error]
+  stratum[with_error] = 5 * before // lengths[with_error]
+  scores = _ranked_bis(s, table, rule)
+  place, size = _places(scores, stratum, scores > -np.inf, table.source)
+  return np.where(scores > -np.inf, -(place + 0.5) / size, -np.inf)
+
+
+def _ranked_bis(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
+  return np.where(rule.ranked(table, s), _bis(s, table, rule), -np.inf)
+
+
+def _places(score: np.ndarray, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64[rows], each row's place among those of equal keys, best first, and their number."""
+  order = np.lexsort((-score, *keys))  # stable: ties in file order
+  new = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
+  start = np.flatnonzero(np.append(score.size > 0, new))
+  sizes = np.diff(np.append(start, score.size))
+  place, size = np.empty((2, score.size), np.int64)
+  place[order] = np.arange(score.size) - np.repeat(start, sizes)
+  size[order] = np.repeat(sizes, sizes)
+  return place, size
+
+
+def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
+  """Expected BIS if the continuations were sampled anew: p and R by their Beta-Binomial posterior."""
+  chance = _positive(table, rule).astype(np.float64)  # of a positive step; counts may be unknown
+  mean = chance * table.mc_scores()  # of its MC score, 0 where it is not positive
+  for total in np.flatnonzero(np.bincount(table.total, minlength=255)[:255]):
+    at = table.total == total
+    chance[at], mean[at] = (column[table.correct[at]] for column in _predicted(total, rule.tau))
+  counted = _counted(table, rule)
+  rollout_of = np.repeat(np.arange(len(table)), table.steps)[counted]
+  chances, variance, means, log_none = (
+    np.bincount(rollout_of, column[counted], len(table))
+    for column in (chance, chance * (1 - chance), mean, np.log1p(-chance))
+  )
+  n, none = np.maximum(s.n, 1), np.exp(log_none)  # none: the chance that no step is positive
+  mixture = chances / n * (1 - chances / n) - variance / n**2
+  reliability = means / np.where(chances > 0, chances, 1)
+  reliability = (1 - none) * reliability + none * rule.reliability_if_no_positive
+  return (mixture + rule.alpha) * reliability
+
+
+def _predicted(total: int, tau: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns, of K = 0 ... N of N continuations, the chance that N new ones give more than tau, and the
+  mean of their MC score, counted as 0 if it is not more than tau."""
+  from scipy import special  # takes longer to import than a selection
+
+  new, old = np.arange(total + 1), np.arange(total + 1)[:, None]
+  right, wrong = old + 0.5, total - old + 0.5  # Beta posterior of Jeffreys' prior
+  chance = special.betaln(new + right, total - new + wrong) - special.betaln(right, wrong)
+  chance = np.exp(chance - special.betaln(new + 1, total - new + 1)) / (total + 1)
+  share = new / max(total, 1)
+  chance = np.where(share > tau, chance, 0)
+  return np.minimum(chance.sum(1), 1), (chance * share).sum(1)
+
+
+def _positive(table: ScoreTable, rule: "Rule") -> np.ndarray:
+  return table.mc_scores() > rule.tau
+
+
+def _counted(table: ScoreTable, rule: "Rule") -> np.ndarray:
+  return (table.total != 0) | (rule.unmeasured == "negative")
+
+
 STRATEGIES: dict[str, Strategy] = {
   "bis": Strategy(_bis, of_sums=True),
   "full": Strategy(_full, of_sums=True),
@@ -84,6 +166,10 @@ STRATEGIES: dict[str, Strategy] = {
   "mixture_only": Strategy(_mixture, of_sums=True),
   # BIS without its mixture term: the order of `reliable`
   "reliability_only": Strategy(_reliability, of_sums=True),
+  "bis_grouped": Strategy(_grouped, of_table=True),
+  "bis_by_position": Strategy(_by_position, of_table=True),
+  "bis_posterior": Strategy(_posterior),
+  "semdedup": Strategy(semdedup.score, of_table=True),
 }
 
 
@@ -91,31 +177,29 @@ def find(name: str) -> Strategy:
   """Returns the strategy of a name, or the user's own, "package.module:function".
 
   The function takes (counts, N, lengths): correct continuations and all continuations of each
-  counted step, rollout after rollout, and the number of steps of each rollout; it returns a score
-  for each rollout. A step whose continuations are unknown has its MC score as count, and N = 1.
+  counted step, rollout after rollout, and the number of steps of each rollout, at least 1; it returns a
+  score for each rollout. A step whose continuations are unknown has its MC score as count, and N = 1.
+  It is called with blocks of rollouts, and in training on every host.
   """
   if name in STRATEGIES:
     return STRATEGIES[name]
-  module, colon, function = name.partition(":")
-  if not colon:
+  if ":" not in name:
     names = ", ".join(STRATEGIES)
     raise UserError(
       f"unknown strategy {name!r}: choose one of {names}, or name your own MODULE:FUNCTION"
     )
-  try:
-    own = getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(
-      f"no strategy {name!r} ({error}): name an importable MODULE:FUNCTION"
-    ) from error
+  own = imported(name)
 
   def score(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
-    scores = np.asarray(own(*table.counts(rule.unmeasured)), np.float64)
-    if scores.shape != s.n.shape:
+    correct, total, lengths = table.counts(rule.unmeasured)
+    scores, lengths = np.full(len(table), -np.inf), lengths[some := lengths > 0]
+    found = np.asarray(own(correct, total, lengths), np.float64)
+    if found.shape != lengths.shape:
       raise UserError(
-        f"strategy {name} returned scores of shape {scores.shape} for {s.n.size} rollouts: return one "
-        "score per rollout"
+        f"strategy {name} returned scores of shape {found.shape} for {lengths.size} rollouts: return "
+        "one score per rollout"
       )
+    scores[some] = found
     return scores
 
   return Strategy(score)

@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.learning_rates import VISION_TOWER
-from bis_jax.models.setting import NOT_EMPTY, Setting
+from bis_jax.models.setting import NOT_EMPTY, OWN, Setting
 from bis_jax.selection.strategies import STRATEGIES
 
 _CORPUS = "data/VisualPRM400K-v1.1-Raw"
 _SEED = ">= 0 and < 2147483648"
+# Prepared corpora have no embeddings for semdedup.
+_STRATEGIES = (*(name for name in STRATEGIES if name != "semdedup"), OWN)
 _PROCESSES = ">= 0 and <= 1024"
 
 SETTINGS: dict[str, Setting] = {
@@ -54,7 +56,7 @@ SETTINGS: dict[str, Setting] = {
   ),
   "corpus.toy.stop_at_zero": Setting(False, None, "no continuations after a step with MC score 0"),
   # Selection
-  "selection.strategy": Setting("full", tuple(STRATEGIES), "how rollouts are ranked"),
+  "selection.strategy": Setting("full", _STRATEGIES, "how rollouts are ranked"),
   "selection.fraction": Setting(1.0, ">= 0.0001 and <= 1", "of the rollouts of each source"),
   "selection.per_source": Setting(True, None, "False: one ranking of all sources together"),
   "selection.alpha": Setting(
