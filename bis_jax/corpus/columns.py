@@ -274,8 +274,8 @@ def _read_typed(
 
 
 def _merge(a: _Rows, b: _Rows) -> _Rows:
-  columns: Any = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
-  both = _Rows(*columns, a.images + b.images)
+  line, steps, scores, totals, flags, group = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
+  both = _Rows(line, steps, scores, totals, flags, group, a.images + b.images)
   return _take(both, np.argsort(both.line))
 
 
