@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fnmatch
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -387,7 +388,8 @@ def read_lines(
   path: epath.PathLike, error: type[UserError] = UserError
 ) -> Iterator[tuple[int, bytes]]:
   """Yields (number from 1, line) with its end; raises `error` for a line longer than `MAX_JSON`."""
-  with epath.Path(path).open("rb") as file:
+  with epath.Path(path).open("rb") as opened:
+    file = io.BufferedReader(opened) if is_url(path) else opened  # fsspec's lines have no limit
     for number in itertools.count(1):
       line = file.readline(MAX_JSON + 1)
       if len(line) > MAX_JSON:
