@@ -389,7 +389,8 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes]]:
   """Yields (number from 1, line) with its end; raises `error` for a line longer than `MAX_JSON`."""
   with epath.Path(path).open("rb") as opened:
-    file = io.BufferedReader(opened) if is_url(path) else opened  # fsspec's lines have no limit
+    raw: Any = opened
+    file = io.BufferedReader(raw) if is_url(path) else raw  # fsspec's lines have no limit
     for number in itertools.count(1):
       line = file.readline(MAX_JSON + 1)
       if len(line) > MAX_JSON:

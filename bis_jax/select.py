@@ -14,13 +14,12 @@ With a saved table, --format=manifest needs no annotations.
 import contextlib
 import dataclasses
 import json
-import pathlib
-import shutil
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from absl import app, flags
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import command
@@ -95,9 +94,9 @@ def run() -> None:
   )
   if not _OUT.value:
     raise UserError("name the file to write with --out=FILE")
-  out = pathlib.Path(_OUT.value)
+  out = files.absolute(_OUT.value)
   manifest_path = out if _FORMAT.value == "manifest" else _beside_out("manifest.json")
-  report = pathlib.Path(_REPORT.value) if _REPORT.value else None
+  report = files.absolute(_REPORT.value) if _REPORT.value else None
   files.refuse_overwriting(
     {
       "--out": _OUT.value,
@@ -144,20 +143,20 @@ def run() -> None:
     print(f"report: {report / 'index.html'}")
 
 
-def _is_free(path: pathlib.Path) -> bool:
+def _is_free(path: epath.Path) -> bool:
   return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def _remove(path: pathlib.Path) -> None:
+def _remove(path: epath.Path) -> None:
   if path.is_dir():
-    shutil.rmtree(path, ignore_errors=True)
+    path.rmtree(missing_ok=True)
   else:
     path.unlink(missing_ok=True)
 
 
-def _beside_out(name: str) -> pathlib.Path:
+def _beside_out(name: str) -> epath.Path:
   """Returns the path of a file that accompanies OUT: subset.jsonl -> subset.manifest.json."""
-  out = pathlib.Path(_OUT.value)
+  out = files.absolute(_OUT.value)
   if _FORMAT.value == "dataset":
     return out / name
   return out.with_name(f"{out.name.removesuffix(out.suffix)}.{name}")
@@ -168,7 +167,7 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
 
   Raises UserError if the table has other inputs.
   """
-  path = pathlib.Path(_TABLE.value) if _TABLE.value else None
+  path = files.absolute(_TABLE.value) if _TABLE.value else None
   inputs = _fingerprint(annotations) if annotations else ""
   if path and path.exists():
     table = ScoreTable.load(path)
@@ -203,7 +202,7 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
 def _fingerprint(annotations: Sequence[AnnotationFile]) -> str:
   """Returns text that changes when an annotation file or the image root does."""
   stamps = [file.stamp for file in annotations]
-  images = _IMAGES.value and str(pathlib.Path(_IMAGES.value).absolute())
+  images = _IMAGES.value and str(files.absolute(_IMAGES.value))
   return json.dumps({"files": stamps, "images": images})
 
 

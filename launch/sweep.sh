@@ -5,9 +5,10 @@
 #       --config=configs/qwen_bis10.py [--config.KEY=VALUE ...]
 #
 # The run of fraction 0.1, bis, seed 2 is in FOLDER/bis_0.1_seed2 and its output in
-# FOLDER/bis_0.1_seed2.log. Finished runs are skipped and stopped runs resume, so the same command
-# resumes a sweep. A run that fails does not stop the others; failed runs are listed at the end and
-# the exit code is 1. SIGTERM and Ctrl-C stop the current run, which saves, and the sweep (75).
+# FOLDER/bis_0.1_seed2.log; that of a folder gs://BUCKET/sweep in sweep/ here. Finished runs are
+# skipped and stopped runs resume, so the same command resumes a sweep. A run that fails does not
+# stop the others; failed runs are listed at the end and the exit code is 1. SIGTERM and Ctrl-C stop
+# the current run, which saves, and the sweep (75).
 #
 # $RUN is the command of one run, by default `python -m bis_jax.main`; for two local processes:
 #   RUN="launch/local_pod.sh 2 4" launch/sweep.sh ...
@@ -34,7 +35,17 @@ done
 shift
 read -ra run <<<"${RUN:-python -m bis_jax.main}"
 
-mkdir -p "$folder"
+logs=$folder
+[[ $folder != *://* ]] || logs=$(basename "$folder")
+mkdir -p "$logs"
+is_finished() {
+  if [[ $folder != *://* ]]; then
+    [[ -e $folder/$1/evaluation.json ]]
+    return
+  fi
+  python -c 'import sys; from bis_jax import files; sys.exit(not files.absolute(sys.argv[1]).exists())' \
+    "$folder/$1/evaluation.json"
+}
 child= stopped=
 trap 'stopped=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' INT TERM
 
@@ -43,13 +54,13 @@ for fraction in ${fractions//,/ }; do
   for strategy in ${strategies//,/ }; do
     for seed in ${seeds//,/ }; do
       name=${strategy}_${fraction}_seed$seed
-      if [[ -e $folder/$name/evaluation.json ]]; then
+      if is_finished "$name"; then
         echo "$name: already finished"
         continue
       fi
-      echo "$name: running, see $folder/$name.log"
+      echo "$name: running, see $logs/$name.log"
       "${run[@]}" "$@" --workdir="$folder/$name" --config.selection.fraction="$fraction" \
-        --config.selection.strategy="$strategy" --config.seed="$seed" >>"$folder/$name.log" 2>&1 &
+        --config.selection.strategy="$strategy" --config.seed="$seed" >>"$logs/$name.log" 2>&1 &
       child=$! code=0
       wait "$child" || code=$?
       while kill -0 "$child" 2>/dev/null; do # a signal ended the first wait

@@ -27,7 +27,7 @@ def use(folder: epath.PathLike) -> None:
 
 class _CheckedCache(CacheInterface):
   def __init__(self, folder: epath.Path):
-    self._path = folder
+    self._path = folder  # pyrefly: ignore[bad-assignment]  # JAX declares pathlib's
 
   # pyrefly: ignore[bad-override]  # JAX declares no result
   def get(self, key: str) -> bytes | None:

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import msgspec
 import numpy as np
+from etils import epath
 
 from bis_jax import files
 from bis_jax.console import log
@@ -58,16 +59,16 @@ def kept_lines(
       yield kept.name, number, line
 
 
-def write_raw(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+def write_raw(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
   _write_lines(path, (line for _, _, line in lines))
 
 
-def write_conversations(path: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+def write_conversations(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
   """Writes the kept records in the form that PyTorch trainers of MPRMs read."""
   _write_lines(path, _encoded(lines, _conversation, manifest))
 
 
-def write_dataset(folder: pathlib.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+def write_dataset(folder: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
   _write_lines(folder / "data" / "train.jsonl", _encoded(lines, _row, manifest))
   files.write_text(folder / "README.md", _card(manifest))
 
@@ -80,7 +81,7 @@ WRITERS = {
 }
 
 
-def _write_lines(path: pathlib.Path, lines: Iterable[bytes]) -> None:
+def _write_lines(path: epath.Path, lines: Iterable[bytes]) -> None:
   with files.replacing(path) as file:
     file.writelines(line + b"\n" for line in lines)
 

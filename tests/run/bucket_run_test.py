@@ -1,11 +1,6 @@
 """Whole runs whose every path is in a bucket."""
 
-import pathlib
-
-import jax
-import numpy as np
 import pytest
-from etils import epath
 
 from bis_jax.run import stages
 

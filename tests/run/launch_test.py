@@ -363,6 +363,28 @@ def test_a_sweep_runs_all_skips_the_finished_and_lists_the_failed(tmp_path):
   assert done.returncode == 0 and len(calls) == 12 and all("random" in c for c in calls[8:])
 
 
+def test_a_sweep_in_a_bucket_skips_the_finished_and_keeps_its_output_here(tmp_path, bucket):
+  (bucket / "sweep/bis_0.1_seed0/evaluation.json").write_text("{}")
+  sweep = subprocess.run(
+    [ROOT / "launch/sweep.sh", f"{bucket}/sweep", "--fractions=0.1", "--strategies=bis,random"]
+    + ["--seeds=0", "--", "--config=x"],
+    cwd=tmp_path,
+    env=os.environ
+    | {
+      "RUN": "echo",
+      "PYTHONPATH": str(ROOT),
+      "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert sweep.returncode == 0, sweep.stderr
+  assert "bis_0.1_seed0: already finished" in sweep.stdout
+  assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+  (log,) = (tmp_path / "sweep").iterdir()
+  assert f"--workdir={bucket}/sweep/random_0.1_seed0" in log.read_text()
+
+
 def test_a_sweep_that_is_told_to_stop_stops_its_run_too(tmp_path):
   run = _executable(
     tmp_path / "run",
