@@ -35,7 +35,7 @@ _SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, rematerialization
 def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[str]:
   mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
   yield (
-    f"{topology}, mesh {mesh}, remat {config.model.remat}: {step.rows} rows of "
+    f"{topology}, mesh {mesh}, remat {step.remat}: {step.rows} rows of "
     f"{config.inputs.row_tokens} tokens and {config.inputs.row_patches} patches per step in "
     f"{step.micro_batches} micro-batches, {step.rollouts:.0f} rollouts"
   )
@@ -55,7 +55,9 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
     f"XLA's cost analysis per device, loop bodies once: {step.xla_flops / 1e12:.1f} TFLOP, "
     f"{step.xla_bytes / 1e9:.1f} GB"
   )
-  yield f"HBM traffic per device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB"
+  yield f"HBM traffic per device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB; the most by"
+  for operation in step.operations[:5]:
+    yield f"  {operation.bytes / 1e9:8.1f} GB in {operation.calls:6} calls: {operation.name}"
   yield "collectives per device, loops in full:"
   for kind, (count, size) in step.collectives.items():
     yield f"  {kind:20}{count:8} calls, {size / 1e9:10.2f} GB in total"

@@ -17,10 +17,11 @@ from bis_jax.compilation import hlo
 from bis_jax.inputs import pack
 from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones
+from bis_jax.models.chip_settings import micro_batches, run_mesh
 from bis_jax.models.model_flops import step_flops, tower_trained, trained_stages
 from bis_jax.models.processor import image_processor
 from bis_jax.parallel.devices import Chip, chip_of, slice_devices
-from bis_jax.parallel.sharding import batch_sharding, make_mesh
+from bis_jax.parallel.sharding import batch_sharding
 from bis_jax.training import train_state
 from bis_jax.training.train_step import step_of
 
@@ -36,13 +37,14 @@ class CompiledStep:
   mesh: Mapping[str, int]  # axis -> size
   rows: int
   micro_batches: int
+  remat: str
   rollouts: float  # mean
   memory: Mapping[str, int]  # use -> bytes
   model_flops: Mapping[str, float]  # see `model_flops.step_flops`
   executed_flops: float  # model FLOPs and those of rematerialization and masked attention
   xla_flops: float  # XLA's cost analysis ignores loop trip counts
   xla_bytes: float
-  hbm_bytes: int
+  operations: list[hlo.Operation]  # what moves through HBM, the largest first
   collectives: Mapping[str, tuple[int, int]]  # kind -> (count, bytes)
   lower_seconds: float  # tracing, on this machine
   compile_seconds: float
@@ -50,6 +52,10 @@ class CompiledStep:
   @property
   def total(self) -> int:
     return sum(self.memory.values())
+
+  @property
+  def hbm_bytes(self) -> int:
+    return sum(operation.bytes for operation in self.operations)
 
   @property
   def free_memory(self) -> float:
@@ -91,10 +97,11 @@ def compile_step(
   backbone. Raises TopologyError, MeshError, or jax.errors.JaxRuntimeError if the compiler fails,
   for lack of memory for example.
   """
-  inputs, accumulate = config.inputs, config.train.accumulate
+  inputs = config.inputs
   rollout_tokens = rollout_tokens or backbones.get(config.model.backbone).rollout_tokens
-  mesh = make_mesh(**config.mesh, devices=slice_devices(topology))
+  mesh = run_mesh(config, slice_devices(topology))
   rows = step_rows(config, rollout_tokens)
+  accumulate = micro_batches(config, mesh, rows)
   train_state.check_rows(rows, accumulate, mesh)
   rollouts = rows * inputs.row_tokens / rollout_tokens
 
@@ -116,12 +123,14 @@ def compile_step(
 
   memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
   assert memory and cost and text  # optional in JAX, but TPU programs have them
+  program = hlo.Program(text)
   stages = trained_stages(model, step.factors)
   return CompiledStep(
     chip=chip_of(topology),
     mesh=dict(mesh.shape),
     rows=rows,
     micro_batches=accumulate,
+    remat=model.remat,
     rollouts=rollouts,
     memory=_memory_uses(memory, (step.state.params, step.frozen), step.state.opt_state, batch),
     model_flops=step_flops(
@@ -130,11 +139,12 @@ def compile_step(
       [rollout_tokens] * round(rollouts),
       [rows * inputs.row_patches / rollouts] * round(rollouts),
     ),
-    executed_flops=_executed_flops(model, stages, rows, inputs),
+    executed_flops=mesh.size * program.matmul_flops()
+    + _attention_flops(model, stages, rows, inputs),
     xla_flops=cost["flops"],
     xla_bytes=cost["bytes accessed"],
-    hbm_bytes=hlo.hbm_bytes(text),
-    collectives=hlo.collectives(text),
+    operations=program.operations(),
+    collectives=program.collectives(),
     lower_seconds=lower_seconds,
     compile_seconds=compile_seconds,
   )
@@ -149,15 +159,19 @@ def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
 
 def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
   """Returns the bytes of parameters and optimizer state on one of `devices`; compiles nothing."""
-  mesh = make_mesh(**config.mesh, devices=devices)
+  mesh = run_mesh(config, devices)
   step = step_of(config, _model_config(config), mesh, _STEPS)
   return _device_bytes((step.state, step.frozen))
 
 
 def _model_config(config: ConfigDict) -> Any:
-  # The attention kernels of TPUs, regardless of this process's devices.
+  # What "auto" means on TPUs, regardless of this process's devices.
   model = backbones.model_config(config, _VOCABULARY)
-  return dataclasses.replace(model, attention="splash") if model.attention == "auto" else model
+  return dataclasses.replace(
+    model,
+    attention="splash" if model.attention == "auto" else model.attention,
+    remat="dots" if model.remat == "auto" else model.remat,
+  )
 
 
 def _memory_uses(analysis: Any, params: Any, opt_state: Any, batch: Any) -> dict[str, int]:
@@ -181,9 +195,9 @@ def _device_bytes(tree: Any) -> int:
   )
 
 
-def _executed_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict) -> float:
+def _attention_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict) -> float:
+  # Of whole rows, because the kernels do not skip the blocks that only segments mask.
   flops = step_flops(model, stages, [inputs.row_tokens] * rows, [inputs.row_patches] * rows)
-  repeated = (flops["text"] + flops["text attention"]) / 3 if model.remat == "full" else 0
-  if model.remat == "full" and tower_trained(model, stages):
-    repeated += (flops["vision"] + flops["vision attention"]) / 3
-  return sum(flops.values()) + repeated
+  text, vision = flops["text attention"], flops["vision attention"]
+  repeated = text / 3 + (vision / 3 if tower_trained(model, stages) else 0)
+  return text + vision + (repeated if model.remat == "full" else 0)

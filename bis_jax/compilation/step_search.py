@@ -1,4 +1,4 @@
-"""Searches mesh, micro-batches and rematerialization of the training step on a TPU slice."""
+"""Searches mesh, micro-batches, remat and compiler options of the training step on a TPU slice."""
 
 import dataclasses
 import re
@@ -8,12 +8,19 @@ import jax
 from ml_collections import ConfigDict
 
 from bis_jax.compilation.compiled_step import CompiledStep, compile_step, resident_bytes, step_rows
+from bis_jax.models.layers import REMATS
 from bis_jax.parallel.devices import chip_of, slice_devices
 from bis_jax.parallel.sharding import MeshError
 
 MIN_FREE_MEMORY = 0.10  # of a device's memory, to be left free
 
-REMATS = ("full", "offload", "dots", "none")  # from least to most memory
+# Tried with the settings that are best without them; source: MaxText's recipes for TPU v6e.
+OPTIONS = (
+  "xla_tpu_scoped_vmem_limit_kib=98304",
+  "xla_tpu_enable_async_collective_fusion=true xla_tpu_overlap_compute_collective_tc=true "
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true xla_enable_async_all_gather=true "
+  "xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Trial:
 def search(
   config: ConfigDict, topology: str, rollout_tokens: float, compile: Callable = compile_step
 ) -> Iterator[Trial]:
-  """Yields every candidate once it is compiled, or known not to fit without compiling.
+  """Yields every candidate once it is compiled, or known to be no better without compiling.
 
   The tensor axis goes up to 8, the data axis up to 4; micro-batches have at least one row per
   device. `compile` replaces `compile_step` in tests. Raises TopologyError, or MeshError if the rows
@@ -51,23 +58,39 @@ def search(
       f"{rows} rows per step do not divide over any mesh of {len(devices)} devices: change "
       "config.inputs.row_multiple or config.inputs.row_tokens"
     )
+  best: Trial | None = None
   for mesh in meshes:
     rows_per_shard = rows // (mesh["data"] * mesh["fsdp"])
     fitting = len(REMATS)  # on this mesh; larger micro-batches can only lower it
     for accumulate in range(rows_per_shard, 0, -1):
       if rows_per_shard % accumulate:
         continue
-      for index, remat in enumerate(REMATS):
+      enough = False  # is kept for the backward pass
+      for index, remat in reversed([*enumerate(REMATS)]):
         changed = config.copy_and_resolve_references().unlock()
         changed.mesh.update(mesh)
         changed.model.remat, changed.train.accumulate = remat, accumulate
         if index >= fitting:
           yield Trial(changed, reason="not compiled: a smaller one does not fit", too_large=True)
           continue
+        if enough:
+          yield Trial(changed, reason="not compiled: one that keeps more fits")
+          continue
         trial = _try(changed, topology, rollout_tokens, devices, compile)
         if trial.too_large:
           fitting = index
+        elif trial.fits and remat != "none":
+          enough = True
+        if trial.fits:
+          best = min(best or trial, trial, key=order)
         yield trial
+  if best is None:
+    return
+  for options in OPTIONS:
+    changed = best.config.copy_and_resolve_references()
+    changed.train.compiler_options = f"{config.train.compiler_options} {options}".strip()
+    trial = _try(changed, topology, rollout_tokens, devices, compile)
+    yield dataclasses.replace(trial, reason=f"{trial.reason} with {options}".strip())
 
 
 def _try(

@@ -19,6 +19,7 @@ from bis_jax.models.layers import (
   GatedMLP,
   Linear,
   RMSNorm,
+  projection,
   rematerialized,
   rotate,
   scan,
@@ -56,7 +57,7 @@ class SelfAttention(nnx.Module):
   ) -> jax.Array:
     b, t, d = x_BTD.shape
     q_BTNH, k_BTKH, v_BTKH = (
-      proj(x_BTD).reshape(b, t, -1, self.head_dim)
+      projection(proj(x_BTD)).reshape(b, t, -1, self.head_dim)
       for proj in (self.q_proj, self.k_proj, self.v_proj)
     )
     out_BTNH = attention(
@@ -67,7 +68,7 @@ class SelfAttention(nnx.Module):
       causal=True,
       backend=self.backend,
     )
-    return self.o_proj(out_BTNH.reshape(b, t, d))
+    return projection(self.o_proj(out_BTNH.reshape(b, t, d)))
 
 
 class DecoderLayer(nnx.Module):

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
 
 from bis_jax.errors import UserError
 
@@ -21,21 +22,38 @@ class TopologyError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  device_kind: str  # JAX's name of the device of one chip
-  cores: int  # TensorCores; two work as one device
+  """A TPU chip; memory and rates are of one JAX device."""
+
+  device_kind: str  # JAX's name of its devices
+  version: str  # JAX's name of the chip
   hbm_bytes: float  # rounded down where the source says GB
-  flops: float  # bfloat16 FLOP/s
-  hbm_bandwidth: float  # bytes per second
   link_bandwidth: float  # bytes per second to all neighbours together, one way
+  cores: int = 1  # TensorCores that work as one device
+  devices: int = 1  # per chip
+
+  @property
+  def flops(self) -> float:
+    """Peak bfloat16 FLOP/s."""
+    return self._core.bf16_ops_per_second * self.cores
+
+  @property
+  def hbm_bandwidth(self) -> float:
+    """Bytes per second."""
+    return self._core.mem_bw_bytes_per_second * self.cores
+
+  @property
+  def _core(self) -> pltpu.TpuInfo:
+    return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(self.version), self.cores)
 
 
-# Source: Google Cloud TPU documentation, "System architecture" of TPU v4, v5e, v5p and v6e
+# Source of memory and links: Google Cloud TPU documentation, "System architecture" of each version
 # (cloud.google.com/tpu/docs/v4 and so on). Link bandwidth is half of the bidirectional figure.
 CHIPS: dict[str, Chip] = {
-  "v4": Chip("TPU v4", 2, 32 * 2**30, 275e12, 1200e9, 300e9),
-  "v5e": Chip("TPU v5 lite", 1, 16e9, 197e12, 819e9, 200e9),
-  "v5p": Chip("TPU v5", 2, 95e9, 459e12, 2765e9, 600e9),
-  "v6e": Chip("TPU v6 lite", 1, 32e9, 918e12, 1638e9, 400e9),
+  "v4": Chip("TPU v4", "v4", 32 * 2**30, 300e9, cores=2),
+  "v5e": Chip("TPU v5 lite", "v5e", 16e9, 200e9),
+  "v5p": Chip("TPU v5", "v5p", 95e9, 600e9, cores=2),
+  "v6e": Chip("TPU v6 lite", "v6e", 32e9, 400e9),
+  "tpu7x": Chip("TPU7x", "7x", 96e9, 300e9, devices=2),
 }
 
 
@@ -64,10 +82,17 @@ _NO_HARDWARE = {
 
 def peak_flops(device_kind: str) -> float | None:
   """Returns the bfloat16 FLOP/s of a `jax.Device.device_kind`, None if it is not known."""
+  if name := chip_of_kind(device_kind):
+    return CHIPS[name].flops
+  return next((flops for kind, flops in _GPU_FLOPS if re.search(kind, device_kind)), None)
+
+
+def chip_of_kind(device_kind: str) -> str | None:
+  """Returns the name in CHIPS of a `jax.Device.device_kind`, None if it is no TPU known here."""
   for name, chip in CHIPS.items():
     if device_kind in (chip.device_kind, f"TPU {name}"):
-      return chip.flops
-  return next((flops for kind, flops in _GPU_FLOPS if re.search(kind, device_kind)), None)
+      return name
+  return None
 
 
 def chip_of(topology: str) -> Chip:
@@ -82,7 +107,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def slice_devices(topology: str) -> list[Any]:
-  """Returns one compile-only device per chip of a slice such as "v5p:2x2x4".
+  """Returns the compile-only devices of a slice such as "v5p:2x2x4".
 
   Raises TopologyError if the slice does not exist or libtpu is not installed.
   """
@@ -101,6 +126,6 @@ def slice_devices(topology: str) -> list[Any]:
       f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}"
     ) from error
   chips = math.prod(int(n) for n in topology.split(":")[1].split("x"))
-  if len(devices) != chips:
+  if len(devices) != chips * chip.devices:
     raise TopologyError(f"topology {topology!r} has {chips} chips but {len(devices)} devices")
   return list(devices)

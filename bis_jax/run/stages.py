@@ -27,10 +27,11 @@ from bis_jax.inputs import pipeline
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.attention import check_backend
 from bis_jax.models.backbone import Processor
+from bis_jax.models.chip_settings import run_mesh
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel import ownership, processes
-from bis_jax.parallel.sharding import batch_share, make_mesh
+from bis_jax.parallel.sharding import batch_share
 from bis_jax.reports import run_page
 from bis_jax.run.evaluator import Evaluator
 from bis_jax.run.held_out import HeldOut, draw
@@ -56,7 +57,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
-  mesh = make_mesh(**config.mesh)
+  mesh = run_mesh(config)
   locations = require(config, locate(config))
   workdir = files.absolute(folder)
   processes.require_shared(workdir, "--workdir")
@@ -114,7 +115,7 @@ def _run(
 def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> None:
   """Raises UserError if strategy, tokenizer, checkpoint or rows of a new run do not fit its config."""
   strategies.find(config.selection.strategy)
-  train_state.check_rows(config.inputs.row_multiple, config.train.accumulate, mesh)
+  train_state.check_rows(config.inputs.row_multiple, config.train.accumulate or 1, mesh)
   if locations.toy and not config.inputs.tokenizer:  # it is drawn with the corpus
     return
   processor = make_processor(config, locations.tokenizer)
@@ -203,7 +204,7 @@ def training_batches(
   rows = train_state.rows_per_step(
     len(plan.examples) / len(plan), config.train, inputs.row_multiple
   )
-  train_state.check_rows(rows, config.train.accumulate, mesh)
+  train_state.check_rows(rows, config.train.accumulate or 1, mesh)
   log.info(
     "%d rollouts in %d epochs: %d rows of %d tokens and %d patches, of which %.1f %% and %.1f %% are "
     "padding; %d rows per step; %d rollouts lose trailing steps, %d do not fit a row",
@@ -261,7 +262,13 @@ def make_evaluator(
     items,
     HeldOut(corpus, indices, config) if len(indices) else None,
     step_scorer.Scorer(
-      processor, config.inputs, mesh, graph, params={}, batch_rows=config.evaluation.batch_rows
+      processor,
+      config.inputs,
+      mesh,
+      graph,
+      params={},
+      batch_rows=config.evaluation.batch_rows,
+      options=config.train.compiler_options,
     ),
   )
 

@@ -18,6 +18,7 @@ from bis_jax import files
 from bis_jax.inputs.prompt import Tokenizer
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbone import Processor
+from bis_jax.models.chip_settings import run_mesh
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.param_tree import Params
 from bis_jax.models.processor import make_processor
@@ -52,10 +53,10 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   """
   path = files.absolute(workdir)
   config = read_config(path)
-  config.model.attention = "auto"  # the run's was for the machine that it ran on
+  # The run's were for the machine that it ran on.
+  config.model.attention, config.train.compiler_options = "auto", ""
   processor = _processor(config, path)
-  axes = mesh or config.mesh
-  devices = make_mesh(axes["data"], axes["fsdp"], axes["tensor"])
+  devices = make_mesh(**mesh) if mesh else run_mesh(config)
   model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
   factors = learning_rates.factors(config, shapes)

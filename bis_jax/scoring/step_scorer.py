@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
 from bis_jax.models.backbone import Processor
+from bis_jax.models.chip_settings import compiler_options
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
 from bis_jax.scoring.restore import load_run
@@ -43,10 +45,12 @@ class Scorer:
     batch_rows: int,
     name: str = "",
     adapt_rows: bool = False,
+    options: str = "",
   ):
     """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users.
 
     `adapt_rows`: an example larger than a row gets larger rows, which are compiled when needed.
+    `options`: config.train.compiler_options.
     """
     self._adapt_rows = adapt_rows
     self.name = name
@@ -55,7 +59,7 @@ class Scorer:
     self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
     while self._sizes[-1] < batch_rows:
       self._sizes.append(2 * self._sizes[-1])
-    self._step = OnMesh(make_score_step(graph), mesh)
+    self._step = OnMesh(make_score_step(graph, compiler_options(mesh, options)), mesh)
 
   def with_params(self, params: Params) -> "Scorer":
     """Returns a scorer with other parameters of the same model; the compiled step is shared."""
@@ -232,11 +236,13 @@ def _refused(
   return refused
 
 
-def make_score_step(graph: nnx.GraphDef) -> jax.stages.Wrapped:
+def make_score_step(
+  graph: nnx.GraphDef, options: dict[str, Any] | None = None
+) -> jax.stages.Wrapped:
   """Returns the jitted (params, batch [1, B, ...]) -> P("correct") at markers, float32[B, R]."""
 
   def score_step(params, batch):
     rows = {key: array[0] for key, array in batch.items()}
     return jax.nn.softmax(merge(graph, params)(rows))[..., 0]
 
-  return jax.jit(score_step)
+  return jax.jit(score_step, compiler_options=options)

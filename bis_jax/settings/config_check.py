@@ -82,6 +82,11 @@ def _contradictions(c: ConfigDict) -> list[str]:
       'corpus alone: set it to "toy", or model.checkpoint to its weights',
     ),
     (
+      not all("=" in option.lstrip("=") for option in c.train.compiler_options.split()),
+      f"config.train.compiler_options is {c.train.compiler_options!r}: write NAME=VALUE, separated by "
+      "spaces",
+    ),
+    (
       c.labels.kind == "truth" and not toy,
       "config.labels.kind is 'truth', but only the toy corpus knows it: set corpus.name to "
       '"toy", or labels.kind to "hard", "soft" or "banded"',

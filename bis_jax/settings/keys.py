@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bis_jax.models.backbones import BACKBONES
+from bis_jax.models.layers import REMATS
 from bis_jax.models.learning_rates import VISION_TOWER
 from bis_jax.models.setting import NOT_EMPTY, OWN, Setting
 from bis_jax.selection.strategies import STRATEGIES
@@ -106,10 +107,11 @@ SETTINGS: dict[str, Setting] = {
   "model.dtype": Setting(
     "bfloat16", ("float32", "bfloat16"), "of activations; parameters are float32", toy="float32"
   ),
-  # dots: all but products and attention; offload: as dots, with products kept in host memory (TPU);
-  # full: all but the inputs of layers
+  # dots: all but products and attention; mlp, attention: all but the products of the one and
+  # attention; offload: as dots, with products kept in host memory (TPU); full: all but the inputs of
+  # layers; auto: dots on TPU, else full
   "model.remat": Setting(
-    "full", ("none", "dots", "offload", "full"), "what the backward pass recomputes", toy="none"
+    "auto", ("auto", *REMATS), "what the backward pass recomputes", toy="none"
   ),
   "model.attention": Setting(
     "auto", ("auto", "splash", "triton", "xla"), "splash: TPU; triton: GPU; auto: by platform"
@@ -149,7 +151,12 @@ SETTINGS: dict[str, Setting] = {
   "train.global_batch": Setting(
     512, ">= 1 and <= 1000000", "rollouts per step, on average", toy=16
   ),
-  "train.accumulate": Setting(1, ">= 1 and <= 65536", "micro-batches per step"),
+  "train.accumulate": Setting(
+    0, ">= 0 and <= 65536", "micro-batches per step; 0: as few as fit the chip; 1 unless TPU", toy=1
+  ),
+  "train.compiler_options": Setting(
+    "", None, "of XLA, NAME=VALUE separated by spaces, in place of those of the chip"
+  ),
   "train.epochs": Setting(1, ">= 1 and <= 10000", "passes over the selected rollouts", toy=3),
   "train.steps": Setting(0, ">= 0", "stop after this many steps; 0: after the epochs"),
   "train.log_every": Setting(1, ">= 1", "steps", toy=10),
@@ -162,7 +169,9 @@ SETTINGS: dict[str, Setting] = {
   # Devices along each axis; at most one -1: the remaining devices
   "mesh.data": Setting(1, ">= 1 or = -1", "copies of the parameters", toy=-1),
   "mesh.fsdp": Setting(-1, ">= 1 or = -1", "devices that share parameters and batch", toy=1),
-  "mesh.tensor": Setting(1, ">= 1 or = -1", "devices that share heads and hidden units"),
+  "mesh.tensor": Setting(
+    0, ">= 0 or = -1", "devices that share heads and hidden units; 0: as the chip needs", toy=1
+  ),
   # Evaluation
   "evaluation.benchmark": Setting("data/VisualProcessBench", None, 'folder; "": no evaluation'),
   "evaluation.images": Setting(

@@ -23,6 +23,7 @@ FREE_KEYS = (
   "train.keep_checkpoints",
   "train.profile_steps",
   "train.compile_cache",
+  "train.compiler_options",
   "mesh.",
   "evaluation.",
 )
@@ -41,6 +42,7 @@ def _stored(path: epath.Path) -> dict[str, Any]:
   """Returns {key: value} of a config.json of any version under today's keys."""
   held = files.read_json(path, "put it back, or start again in a new workdir", error=WorkdirError)
   flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
+  flat.setdefault("train.compiler_options", "")
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   if flat.get("model.learning_rates") == _OLD_RATES:
     flat["model.learning_rates"] = [[VISION_TOWER, 0.0], [".*", 1.0]]

@@ -15,6 +15,7 @@ from bis_jax.errors import UserError
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.inputs.rows import Batch, device_arrays
+from bis_jax.models.chip_settings import micro_batches
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.model_flops import trained_stages
 from bis_jax.models.param_tree import Params
@@ -65,6 +66,7 @@ def train(
   """
   steps = min(len(iterator), config.train.steps or len(iterator))
   train_step = step_of(config, model_config, mesh, steps)
+  accumulate = micro_batches(config, mesh, iterator.rows_per_batch)
   is_first_process = jax.process_index() == 0
 
   with contextlib.ExitStack() as at_exit:
@@ -143,7 +145,7 @@ def train(
       stopping = stop.on_any_process()
       profile.before(step)
       with rates.paused() if step == start + 1 else contextlib.nullcontext():  # compilation
-        arrays = put_rows(device_arrays(batch), mesh, config.train.accumulate)
+        arrays = put_rows(device_arrays(batch), mesh, accumulate)
         state, metrics = train_step.step(state, frozen, arrays)
       profile.after(step, metrics)
       if pending:

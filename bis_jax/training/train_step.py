@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax.models import backbones, learning_rates
+from bis_jax.models.chip_settings import compiler_options
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.parallel.sharding import OnMesh
 from bis_jax.training import optim
@@ -129,6 +130,7 @@ def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> Tr
     optim.schedule(config.optim, steps),
     config.loss.normalise,
     config.seed if model_config.needs_random_key else None,
+    compiler_options(mesh, config.train.compiler_options),
   )
   trainable, frozen = split_trainable(shapes, factors)
   state = abstract_state(optimizer, trainable, mesh)
@@ -141,12 +143,13 @@ def make_train_step(
   schedule: optax.Schedule,
   normalise: str,
   random_seed: int | None = None,
+  options: dict[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, update_is_finite, and
   row_loss float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
-  gets a different `random_key`.
+  gets a different `random_key`. `options` are those of the compiler.
   """
 
   def train_step(state, frozen, batch):
@@ -160,4 +163,4 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  return jax.jit(train_step, donate_argnums=0, compiler_options=options)

@@ -38,15 +38,15 @@ def searched(monkeypatch):
   compiled = []
 
   def compile_step(config, topology, rollout_tokens):
-    compiled.append(
-      (config.mesh.fsdp, config.mesh.tensor, config.train.accumulate, config.model.remat)
-    )
+    settings = config.mesh.fsdp, config.mesh.tensor, config.train.accumulate, config.model.remat
+    options = config.train.compiler_options
+    compiled.append((*settings, options) if options else settings)
     if config.mesh.tensor == 4:
       raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: four\nand more")
     kept = step_search.REMATS.index(config.model.remat)
-    if kept == 3:
+    if kept == 5:
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.3G of 15.75G hbm. Exceeded")
-    return Step(total=HBM * (0.4 + 0.25 * kept) / config.train.accumulate**0.5, seconds=4.0 - kept)
+    return Step(total=HBM * (0.4 + 0.15 * kept) / config.train.accumulate**0.5, seconds=6.0 - kept)
 
   config = qwen_bis10.get_config()
   config.inputs.row_multiple, config.train.global_batch = 8, 212  # 16 rows
@@ -70,11 +70,18 @@ def test_a_candidate_that_fails_is_a_row(searched):
   assert any(row.endswith("| less than 10% free |") for row in rows)
 
 
-def test_nothing_larger_than_what_did_not_fit_is_compiled(searched):
-  """At one micro-batch "dots" leaves too little, so "none" is not tried there."""
+def test_what_can_only_be_worse_is_not_compiled(searched):
+  """Nothing larger than what did not fit, and nothing that keeps less than what fits."""
   tried, compiled = searched
   assert (8, 1, 2, "none") in compiled and (8, 1, 1, "none") not in compiled
+  assert (8, 1, 1, "mlp") in compiled and (8, 1, 1, "attention") not in compiled
   assert sum("not compiled" in one.reason for one in tried) == len(tried) - len(compiled)
+
+
+def test_compiler_options_are_tried_with_the_best_settings(searched):
+  tried, compiled = searched
+  assert compiled[-2:] == [(8, 1, 2, "dots", options) for options in step_search.OPTIONS]
+  assert step_search.row(tried[-1]).endswith(f"| with {step_search.OPTIONS[-1]} |")
 
 
 def test_rows_that_divide_over_no_mesh_are_an_error(monkeypatch):

@@ -65,7 +65,7 @@ def _reference_gradient(lab, path, shape, theirs) -> np.ndarray:
   return value.swapaxes(-1, -2) if path.endswith(".kernel") else value
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["mlp", "full"])
 def test_remat_changes_no_gradient(lab, config, params, case, remat):
   _, targets, batch, gradient = case
   model = lab.model(dataclasses.replace(config, remat=remat), params)

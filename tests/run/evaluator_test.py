@@ -55,9 +55,7 @@ def judged(config, tmp_path_factory):
   made = []
   with pytest.MonkeyPatch.context() as patch:
     make = step_scorer.make_score_step
-    patch.setattr(
-      step_scorer, "make_score_step", lambda graph: made.append(make(graph)) or made[-1]
-    )
+    patch.setattr(step_scorer, "make_score_step", lambda *of: made.append(make(*of)) or made[-1])
     folder = tmp_path_factory.mktemp("judged") / "run"
     stages.run(config, str(folder))
   return folder, [step._cache_size() for step in made]

@@ -18,7 +18,16 @@ from flax import nnx
 
 from bis_jax.models.attention import attention
 from bis_jax.models.internvl.config import InternVLConfig
-from bis_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, rematerialized, scan, stack
+from bis_jax.models.layers import (
+  MLP,
+  LayerNorm,
+  Linear,
+  RMSNorm,
+  projection,
+  rematerialized,
+  scan,
+  stack,
+)
 
 _position_init = nnx.initializers.normal(0.02)
 
@@ -40,14 +49,16 @@ class VisionAttention(nnx.Module):
 
   def __call__(self, x_BLSD: jax.Array) -> jax.Array:
     b, tiles, s, d = x_BLSD.shape
-    q_BLSD, k_BLSD, v_BLSD = (proj(x_BLSD) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    q_BLSD, k_BLSD, v_BLSD = (
+      projection(proj(x_BLSD)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+    )
     if self.q_norm is not None and self.k_norm is not None:
       q_BLSD, k_BLSD = self.q_norm(q_BLSD), self.k_norm(k_BLSD)
     heads = (b * tiles, s, self.num_heads, d // self.num_heads)
     q, k, v = (x_BLSD.reshape(heads) for x_BLSD in (q_BLSD, k_BLSD, v_BLSD))
     segment = jnp.ones(heads[:2], jnp.int32)
     out = attention(q, k, v, segment, causal=False, backend=self.backend)
-    return self.proj(out.reshape(b, tiles, s, d))
+    return projection(self.proj(out.reshape(b, tiles, s, d)))
 
 
 class VisionLayer(nnx.Module):

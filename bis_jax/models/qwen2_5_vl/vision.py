@@ -21,6 +21,7 @@ from bis_jax.models.layers import (
   Linear,
   RMSNorm,
   inverse_frequencies,
+  projection,
   rematerialized,
   rotate,
   scan,
@@ -50,7 +51,7 @@ class VisionAttention(nnx.Module):
     b, p, d = x_BPD.shape
     q_BPNH, k_BPNH, v_BPNH = (
       x.reshape(b, p, self.num_heads, d // self.num_heads)
-      for x in jnp.split(self.qkv(x_BPD), 3, axis=-1)
+      for x in jnp.split(projection(self.qkv(x_BPD)), 3, axis=-1)
     )
     q_BPNH, k_BPNH = rotate(q_BPNH, *rope), rotate(k_BPNH, *rope)
     if full:
@@ -59,7 +60,7 @@ class VisionAttention(nnx.Module):
       )
     else:
       out_BPNH = window_attention(q_BPNH, k_BPNH, v_BPNH, patch_window_BP)
-    return self.proj(out_BPNH.reshape(b, p, d))
+    return projection(self.proj(out_BPNH.reshape(b, p, d)))
 
 
 class VisionBlock(nnx.Module):

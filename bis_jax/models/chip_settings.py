@@ -1,0 +1,117 @@
+"""What the compiled steps of training and scoring take from the TPU chip that they run on.
+
+Compiled for TPU slices by `benchmarks/aot_table.py`; every value can be set in a run's config.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from bis_jax.errors import UserError
+from bis_jax.models import backbones
+from bis_jax.models.model_config import TextConfig
+from bis_jax.parallel.devices import chip_of_kind
+from bis_jax.parallel.sharding import batch_shards, make_mesh
+
+Options = dict[str, str | bool]
+_WINDOWED_PRODUCTS_OFF: Options = {
+  # A product with a gathered kernel would become one partial product per device, summed in HBM: on
+  # v6e 4x4 the step of a 7B model then moves four times as many bytes.
+  "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChipSettings:
+  # Bytes per device that products may take which the backward pass does not recompute (remat
+  # "dots"). What is left holds the rest of a model of 7 to 14 billion parameters over 16 devices, or
+  # 64 of v5e, or 8 of tpu7x.
+  products: float
+  options: Mapping[str, str | bool] = dataclasses.field(
+    default_factory=lambda: _WINDOWED_PRODUCTS_OFF
+  )
+
+
+CHIP_SETTINGS: dict[str, ChipSettings] = {
+  "v4": ChipSettings(products=12e9),
+  "v5e": ChipSettings(products=6e9),
+  "v5p": ChipSettings(products=36e9),
+  "v6e": ChipSettings(products=12e9),
+  "tpu7x": ChipSettings(products=36e9),
+}
+
+
+def _of(device: Any) -> ChipSettings | None:
+  return CHIP_SETTINGS.get(chip_of_kind(device.device_kind) or "")
+
+
+def compiler_options(mesh: Mesh, changes: str) -> Options:
+  """Returns the options of the mesh's chip, with `changes` such as "xla_a=1 xla_b=true".
+
+  Raises UserError if the compiler does not know one of the changes.
+  """
+  pairs = (option.partition("=") for option in changes.split())
+  changed = {name: {"true": True, "false": False}.get(value, value) for name, _, value in pairs}
+  if changed:
+    shape = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    try:
+      jax.jit(jnp.negative).lower(shape).compile(compiler_options=dict(changed))
+    except jax.errors.JaxRuntimeError as error:
+      raise UserError(
+        f"config.train.compiler_options is {changes!r}, which this compiler refuses: "
+        f"{str(error).splitlines()[0]}"
+      ) from error
+  chip = _of(mesh.devices.flat[0])
+  return {**(chip.options if chip else {}), **changed}
+
+
+def run_mesh(config: ConfigDict, devices: list[Any] | None = None) -> Mesh:
+  """Returns the mesh of a run's config; raises MeshError.
+
+  If config.mesh.tensor is 0, as few devices share a row as its products and the number of rows need.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = config.mesh.to_dict()
+  if not sizes["tensor"]:
+    sizes["tensor"] = _tensor(config, devices, max(1, sizes["data"]) * max(1, sizes["fsdp"]))
+  return make_mesh(**sizes, devices=devices)
+
+
+def _tensor(config: ConfigDict, devices: list[Any], shards: int) -> int:
+  """Devices per row; the others are at least `shards` of rows, and 1 if no number is right."""
+  if chip := _of(devices[0]):
+    for tensor in (1, 2, 4, 8):
+      rows, left = divmod(len(devices), tensor)
+      if left or rows % shards or config.inputs.row_multiple % rows:
+        continue
+      heads = _text(config).num_key_value_heads
+      if heads % tensor == 0 and _row_bytes(config) <= chip.products * tensor:
+        return tensor
+  return 1
+
+
+def micro_batches(config: ConfigDict, mesh: Mesh, rows: int) -> int:
+  """Returns config.train.accumulate, or if it is 0 the fewest micro-batches that fit the chip."""
+  chip = _of(mesh.devices.flat[0])
+  if config.train.accumulate or chip is None or rows % batch_shards(mesh):
+    return config.train.accumulate or 1
+  per_shard = rows // batch_shards(mesh)
+  most = max(1, int(chip.products * mesh.shape["tensor"] / _row_bytes(config)))
+  return next(n for n in range(1, per_shard + 1) if per_shard % n == 0 and per_shard // n <= most)
+
+
+def _row_bytes(config: ConfigDict) -> int:
+  """Bytes of a row's products in bfloat16: queries, attention and its output, keys, values, MLP."""
+  text = _text(config)
+  key_width = text.num_key_value_heads * text.head_dim
+  width = 3 * text.hidden_size + 2 * key_width + 2 * text.intermediate_size
+  return 2 * text.num_hidden_layers * width * config.inputs.row_tokens
+
+
+def _text(config: ConfigDict) -> TextConfig:
+  return backbones.get(config.model.backbone).sizes[config.model.size].text
