@@ -259,6 +259,7 @@ class BatchIterator(Iterator[Batch]):
       prefetch: batches assembled ahead; 0 assembles each on demand.
     """
     self.next_batch = 0
+    self.rows_per_batch = rows_per_batch
     self._source = BatchSource(measured, plan, rows_per_batch, share)
     self._workers = _workers_that_fit(self._source, workers, prefetch)
     self._prefetch = prefetch

@@ -23,7 +23,9 @@ FREE_KEYS = (
   "train.keep_checkpoints",
   "train.profile_steps",
   "train.compile_cache",
+  "train.accumulate",
   "train.compiler_options",
+  "model.remat",
   "mesh.",
   "evaluation.",
 )
