@@ -56,7 +56,7 @@ def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
   # The run's were for the machine that it ran on.
   config.model.attention, config.train.compiler_options = "auto", ""
   processor = _processor(config, path)
-  devices = make_mesh(**mesh) if mesh else run_mesh(config)
+  devices = make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"]) if mesh else run_mesh(config)
   model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
   factors = learning_rates.factors(config, shapes)
