@@ -25,7 +25,7 @@ from etils import epath
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.storage import filesystem, is_url, require_bucket, upload
+from bis_jax.storage import failure, filesystem, is_url, require_bucket, upload
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -106,7 +106,7 @@ def temporary_name(path: epath.Path) -> epath.Path:
 
 @contextlib.contextmanager
 def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
-  """Turns any library's error about a full disk into a UserError that names `path`.
+  """Turns any library's error about a full disk or a failing bucket into one that names `path`.
 
   `needed` is the number of bytes to write, 0 if it is not known.
   """
@@ -115,9 +115,11 @@ def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    if not any(getattr(error, "errno", 0) == n or os.strerror(n) in str(error) for n in _FULL):
-      raise
-    raise full_disk(path, needed) from error
+    if any(getattr(error, "errno", 0) == n or os.strerror(n) in str(error) for n in _FULL):
+      raise full_disk(path, needed) from error
+    if unreachable := failure(path, error):
+      raise unreachable from None
+    raise
 
 
 def full_disk(path: epath.PathLike, needed: int = 0) -> UserError:

@@ -178,7 +178,9 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
     print(f"read the statistics of {len(table):,} rollouts from {path}")
     return table
   if not annotations:
-    raise FileNotFoundError(f"no score table at {path}: make one with --annotations=DIR_OR_ZIP")
+    raise FileNotFoundError(
+      f"no score table at {_TABLE.value}: make one with --annotations=DIR_OR_ZIP"
+    )
   encode = _ENCODER.value and semdedup.encoder(_ENCODER.value)
   started = time.perf_counter()
   found = scan(_ANNOTATIONS.value, workers=_WORKERS.value)

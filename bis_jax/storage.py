@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from typing import Any
 
 import fsspec
@@ -11,6 +12,10 @@ from etils.epath import backend
 from bis_jax.errors import UserError
 
 SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath opens
+_STATUS = re.compile(
+  r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED): "
+  r"[^\n[]{0,200}"
+)
 
 # The same code opens gs:// whether TensorFlow is installed or not, and works in forked processes.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -41,6 +46,19 @@ def is_url(path: epath.PathLike) -> bool:
 def filesystem(path: epath.PathLike) -> Any:
   """Returns the fsspec file system of a URL, safe after a fork."""
   return backend.fsspec_backend.fs(path)
+
+
+def failure(path: epath.PathLike, error: BaseException | None) -> OSError | None:
+  """Returns an OSError if any library's error, or its cause, is that of a URL's bucket and no other."""
+  while error is not None and "://" in os.fspath(path):
+    if isinstance(error, ConnectionError | PermissionError | TimeoutError):
+      return error
+    if found := _STATUS.search(str(error)):  # of TensorStore
+      return ConnectionError(
+        f"{path} can't be reached ({found[0].strip()}): run the same command again when it can"
+      )
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def require_bucket(path: epath.PathLike) -> None:

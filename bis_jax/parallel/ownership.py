@@ -63,7 +63,7 @@ def owned(path: epath.PathLike, what: str, *, wait: bool = False) -> Iterator[No
         time.sleep(0.2)
     except OSError as error:
       raise UserError(
-        f"{what} can't be written ({path}: {error.strerror}): name another place, or make this one "
+        f"{what} can't be written ({path}: {error.strerror or error}): name another place, or make this one "
         "writable"
       ) from error
     held.enter_context(_signs_of_life(path, text))

@@ -28,7 +28,9 @@ SETTINGS: dict[str, Setting] = {
   # Corpus
   "corpus.name": Setting("visualprm", ("visualprm", "toy"), "files on disk, or drawn", toy="toy"),
   "corpus.annotations": Setting(
-    f"{_CORPUS}/annotations.zip", NOT_EMPTY, "folder of *.jsonl, or its zip"
+    f"{_CORPUS}/annotations.zip",
+    NOT_EMPTY,
+    "folder of *.jsonl, or its zip; local or gs://, as all paths",
   ),
   "corpus.images": Setting(f"{_CORPUS}/images.zip", NOT_EMPTY, "folder or zip, never extracted"),
   "corpus.cache": Setting(

@@ -25,6 +25,7 @@ from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.models.param_tree import Params
 from bis_jax.parallel import processes
+from bis_jax.storage import failure
 
 T = TypeVar("T")
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -168,6 +169,8 @@ def _restore(
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # of Orbax, TensorStore or the JSON in it
+    if unreachable := failure(workdir, error):
+      raise unreachable from None
     raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"state": state}, sums)):
     raise DamagedCheckpointError(folder, f"{wrong} is not as it was saved")
@@ -185,6 +188,8 @@ def _restore_frozen(workdir: epath.Path, shapes: Shapes, sums: _Sums) -> Params:
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
+    if unreachable := failure(workdir, error):
+      raise unreachable from None
     raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"frozen": frozen}, sums)):
     raise DamagedCheckpointError(folder, f"{wrong} is not as it was saved")

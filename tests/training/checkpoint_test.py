@@ -178,3 +178,23 @@ def test_a_checksum_depends_on_every_bit_and_not_on_the_sharding(dtype):
       other = array.copy()
       other.view(np.uint8).reshape(-1)[byte] ^= 1 << bit
       assert checkpoint.checksums({"x": jnp.asarray(other)}) != whole
+
+
+def test_a_bucket_that_fails_for_a_while_is_survived_and_a_checkpoint_in_it_is_not_called_damaged(
+  bucket, bucket_server
+):
+  """Seconds of 503 and torn uploads are; a refusal ends with a sentence, and nothing is moved."""
+  state = _state(2)
+  for fault in ({"status": 503}, {"cut": True}):
+    with bucket_server.failing(name="ocdbt", times=3, **fault), _open(bucket) as checkpoints:
+      checkpoints.save(3 if "cut" in fault else 2, state, FROZEN)
+  with pytest.raises(OSError, match="gs://bis-jax.*(Forbidden|can't be reached)"):
+    with bucket_server.failing(name="ocdbt", status=403), _open(bucket) as checkpoints:
+      checkpoints.save(4, state, FROZEN)
+  shapes = _shapes(state)
+  with _open(bucket) as checkpoints:
+    with bucket_server.failing(name="/d/", status=403):
+      with pytest.raises(OSError, match="can't be reached .PERMISSION_DENIED: "):
+        checkpoints.restore(shapes)
+    assert _equal(checkpoints.restore(shapes).params, state.params)
+  assert not (bucket / "damaged").exists()
