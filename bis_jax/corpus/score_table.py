@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import json
+import mmap
 import zipfile
 from typing import Any
 
@@ -248,13 +249,22 @@ class ScoreTable:
       earlier = (*earlier[:2], Statistics(**taken))
     return dataclasses.replace(self, **columns, scores=self.scores[odd:odd_last], earlier=earlier)
 
+  def release(self) -> None:
+    """Gives back the memory of a mapped table's pages; they are read again when they are used."""
+    for column in (getattr(self, name) for name in (*_OF_ROLLOUTS, *_OF_STEPS, "scores")):
+      while isinstance(column.base, np.ndarray):
+        column = column.base
+      if isinstance(column.base, mmap.mmap):
+        column.base.madvise(mmap.MADV_DONTNEED)
+
   @functools.cached_property
   def _before_chunks(self) -> np.ndarray:
     """int64[chunks + 1, 2], steps, and steps of `scores`, before each chunk of rows."""
     before = np.zeros((-(-len(self) // _CHUNK) + 1, 2), np.int64)
     if not self.earlier:
-      starts = np.arange(0, len(self), _CHUNK)
-      before[1:, 0] = np.cumsum(np.add.reduceat(self.steps, starts, dtype=np.int64))
+      starts = range(0, len(self), _CHUNK)
+      sums = [self.steps[start : start + _CHUNK].sum(dtype=np.int64) for start in starts]
+      before[1:, 0] = np.cumsum(sums)
     if self.scores.size:
       for chunk, (start, stop) in enumerate(zip(before[:-1, 0], before[1:, 0], strict=True)):
         unstated = self.total[start:stop] == np.iinfo(self.total.dtype).max
@@ -333,7 +343,10 @@ class ScoreTable:
 
 def _statistics(table: ScoreTable, tau: float, unmeasured: str) -> tuple[np.ndarray, ...]:
   """Returns the columns of `Statistics` of a few rows."""
-  rows, lengths, scores = len(table), table.steps.astype(np.int64), table.mc_scores()
+  rows, lengths = len(table), table.steps.astype(np.int64)
+  if rows and lengths.max() <= 64 and table.unit == table.total.min():  # all of the same N
+    return _integer_statistics(table, lengths, tau)
+  scores = table.mc_scores()
   positive, counted = positive_and_counted(scores, table.total != 0, tau, unmeasured)
   positive &= counted
   with np.errstate(over="ignore", invalid="ignore"):  # scores that only `paper` order accepts
@@ -346,6 +359,18 @@ def _statistics(table: ScoreTable, tau: float, unmeasured: str) -> tuple[np.ndar
     np.bincount(rollout_of, np.where(positive, scores, 0.0), rows),
     np.bincount(rollout_of, spread, rows),
   )
+
+
+def _integer_statistics(
+  table: ScoreTable, lengths: np.ndarray, tau: float
+) -> tuple[np.ndarray, ...]:
+  """Returns what `_statistics` does, of steps with the same power of two as N."""
+  unit, units = table.unit, np.arange(256)
+  positive = units / unit > tau
+  # Three sums in one: at most 64 positive steps, 64 x 128 units and 64 x 64 x 64 units squared.
+  packed = positive + (units * positive << 16) + (units * (unit - units) << 40)
+  sums = np.add.reduceat(packed[table.correct], np.cumsum(lengths) - lengths)
+  return lengths, sums & 0xFFFF, (sums >> 16 & 0xFFFFFF) / unit, (sums >> 40) / unit**2
 
 
 def _of_earlier_version(head: dict[str, Any], columns: dict[str, np.ndarray]) -> dict[str, Any]:

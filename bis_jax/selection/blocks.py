@@ -81,8 +81,8 @@ def read(
     yield from read_on_host(table, slices, tau, unmeasured, unit)
     return
   mesh = Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(AxisType.Auto,))
-  most = max(rows.stop - rows.start for rows in slices)
-  source = _Source(table, slices, -(-most // mesh.size) * mesh.size, most_steps)
+  most = _padded(max(rows.stop - rows.start for rows in slices))
+  source = _Source(table, slices, -(-most // mesh.size) * mesh.size, _padded(most_steps))
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
   threshold, ignore = np.int32(np.floor(tau * unit)), unmeasured == "ignore"
   waiting = []
@@ -106,8 +106,18 @@ def over_processes(counts: np.ndarray) -> np.ndarray:
   """Returns the sum over all processes of arrays of equal shape and values below 2**31: int64."""
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
-  local = np.zeros((jax.local_device_count(), *counts.shape), np.int32)
-  local[0] = counts
+  local = np.zeros((jax.local_device_count(), _padded(counts.size)), np.int32)
+  local[0, : counts.size] = counts.reshape(-1)
   split = jax.make_array_from_process_local_data(NamedSharding(mesh, P("rows")), local)
-  add = jax.jit(lambda split_D: split_D.sum(0), out_shardings=NamedSharding(mesh, P()))
-  return np.asarray(add(split).addressable_data(0)).astype(np.int64)
+  sums = np.asarray(_adder(mesh)(split).addressable_data(0))
+  return sums[: counts.size].reshape(counts.shape).astype(np.int64)
+
+
+@functools.cache
+def _adder(mesh: Mesh):
+  return jax.jit(lambda split_DN: split_DN.sum(0), out_shardings=NamedSharding(mesh, P()))
+
+
+def _padded(size: int) -> int:
+  """Returns a power of two: programs are compiled for few sizes."""
+  return 1 << max(size - 1, 0).bit_length()

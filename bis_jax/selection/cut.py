@@ -147,6 +147,7 @@ class Ranking:
         self.checksum += block.row_hash_sum(s)
       group = block.source if rule.scope == "per_source" else np.int16(0)
       yield _Keys(key, np.where(possible, group, np.int16(self._groups)))
+      table.release()
     self._counted = True
 
 

@@ -69,13 +69,14 @@ class Manifest:
 
   def save(self, path: epath.PathLike) -> None:
     head = self._head() | {"digest": self.digest}
-    lines = [
-      msgspec.json.encode(s.name) + b": " + msgspec.json.encode(s.lines.tolist())
-      for s in self.sources
-    ]
     with files.replacing(path) as file:
       file.write(json.dumps(head, indent=1, ensure_ascii=False).encode()[:-2])
-      file.write(b',\n "lines": {\n  ' + b",\n  ".join(lines) + b"\n }\n}\n")
+      file.write(b',\n "lines": {')
+      for at, source in enumerate(self.sources):
+        file.write(b",\n  " if at else b"\n  ")
+        file.write(msgspec.json.encode(source.name) + b": ")
+        file.write(msgspec.json.encode(source.lines.tolist()))
+      file.write(b"\n }\n}\n")
 
   @classmethod
   def load(cls, path: epath.PathLike) -> "Manifest":

@@ -94,11 +94,14 @@ def select(table: ScoreTable, *, devices: bool = False, **parameters) -> Manifes
   ranking = cut.Ranking(table, rule, devices=devices)
   together, part = ranking.processes, table.take(ranking.rows)
   cut.check_same(together, repr((rule, table.source_names, table.digest, len(table))))
-  chosen = ranking.kept()
-  kept = written(part, rule, chosen)
-  numbers = [[chosen[span].sum(), kept[span].sum()] for span in part.spans()]
+  chosen, numbers, lines = ranking.kept(), [], [np.zeros(0, np.int32)]
+  for span in part.spans():
+    kept = written(part.take(span), rule, chosen[span])
+    numbers.append([chosen[span].sum(), kept.sum()])
+    lines.append(part.line[span][kept])
+    table.release()
   numbers = together.add(np.array(numbers, np.int64).reshape(-1, 2))
-  lines = np.split(together.concatenate(part.line[kept]), np.cumsum(numbers[:, 1]))
+  lines = np.split(together.concatenate(np.concatenate(lines)), np.cumsum(numbers[:, 1]))
   ranked = together.add(ranking.ranked)
   sources = tuple(
     KeptSource(name, scorable=int(m), dropped=int(of_ranking - written), lines=kept_lines)
