@@ -9,6 +9,9 @@ kept, by which rule) and, if any line was invalid, the rejected lines with their
 
 With --table the statistics are saved, and the next selection from the same annotations reads them.
 With a saved table, --format=manifest needs no annotations.
+
+With --adaptive=16 the annotations are not complete yet: OUT lists the rollouts that can no longer be
+kept, whatever the rest of their 16 continuations per step say.
 """
 
 import contextlib
@@ -29,7 +32,7 @@ from bis_jax.corpus.rejections import REASONS, BadRecord, write_jsonl
 from bis_jax.corpus.scan import Scan, scan
 from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
-from bis_jax.selection import semdedup, strategies, subset
+from bis_jax.selection import adaptive, semdedup, strategies, subset
 from bis_jax.selection.rule import Rule, select
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
@@ -60,6 +63,12 @@ _UNMEASURED = flags.DEFINE_enum(
 )
 _FORMAT = flags.DEFINE_enum(
   "format", "raw", [*subset.WRITERS, "manifest"], "form of OUT; dataset: a folder"
+)
+_ADAPTIVE = flags.DEFINE_integer(
+  "adaptive",
+  None,
+  "continuations that each step gets in the end: OUT lists the rollouts whose sampling may stop",
+  lower_bound=1,
 )
 _ENCODER = flags.DEFINE_string(
   "encoder",
@@ -95,7 +104,9 @@ def run() -> None:
   if not _OUT.value:
     raise UserError("name the file to write with --out=FILE")
   out = files.absolute(_OUT.value)
-  manifest_path = out if _FORMAT.value == "manifest" else _beside_out("manifest.json")
+  manifest_path = (
+    out if _FORMAT.value == "manifest" or _ADAPTIVE.value else _beside_out("manifest.json")
+  )
   report = files.absolute(_REPORT.value) if _REPORT.value else None
   files.refuse_overwriting(
     {
@@ -109,7 +120,8 @@ def run() -> None:
     {"--annotations": _ANNOTATIONS.value},
   )
   annotations = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
-  if not annotations and (_FORMAT.value != "manifest" or not _TABLE.value):
+  needs_records = _FORMAT.value != "manifest" and not _ADAPTIVE.value
+  if not annotations and (needs_records or not _TABLE.value):
     raise UserError(
       "name the annotations with --annotations=DIR_OR_ZIP; without them only a manifest can be "
       "made, from a score table: --format=manifest --table=FILE"
@@ -122,6 +134,10 @@ def run() -> None:
     for path in filter(_is_free, outputs):
       on_error.callback(_remove, path)
     table = score_table(annotations)
+    if _ADAPTIVE.value:
+      write_stopped(table, rule, out)
+      on_error.pop_all()
+      return
     manifest = select(table, **dataclasses.asdict(rule))
     if _FORMAT.value != "manifest":
       write, placeholders = subset.WRITERS[_FORMAT.value]
@@ -141,6 +157,21 @@ def run() -> None:
   )
   if report:
     print(f"report: {report / 'index.html'}")
+
+
+def write_stopped(table: ScoreTable, rule: Rule, out: epath.Path) -> None:
+  """Writes {source: lines} of the rollouts that can't be kept, whatever their other continuations."""
+  now = adaptive.standing(table, rule, _ADAPTIVE.value)
+  stopped = ~now.open & (now.left > 0)
+  lines = {
+    name: table.line[rows][stopped[rows]].tolist()
+    for name, rows in zip(table.source_names, table.spans(), strict=True)
+  }
+  files.write_json(out, {"continuations": _ADAPTIVE.value, "stopped": lines})
+  print(
+    f"{stopped.sum():,} of {len(table):,} rollouts can't be kept whatever the rest of their samples say: "
+    f"{now.left[stopped].sum():,} of {now.left.sum():,} continuations need not be sampled. Listed in {out}"
+  )
 
 
 def _is_free(path: epath.Path) -> bool:

@@ -108,6 +108,23 @@ def test_a_zip_gives_the_same_bytes_and_a_kept_table_the_same_manifest(tmp_path,
   assert other.returncode == 0 and Manifest.load(tmp_path / "5.json").tau == 0.5
 
 
+def test_adaptive_lists_the_rollouts_whose_sampling_may_stop(tmp_path, run):
+  def line(correct, total):
+    step = {"step": "s", "score": correct / total, "num_mc_correct": correct, "num_mc_total": total}
+    return json.dumps({"image": "a.png", "question": "q", "steps_with_score": [step, step]})
+
+  (tmp_path / "geo.jsonl").write_text(
+    "\n".join(line(*pair) for pair in [(4, 4), (0, 2), (0, 3), (1, 2)])
+  )
+  out, options = tmp_path / "stop.json", ("--count=1", "--adaptive=4")
+  done = run(f"--annotations={tmp_path / 'geo.jsonl'}", f"--out={out}", *options)
+  assert done.returncode == 0, done.stderr
+  # BIS in the end: 0.2; up to 0.225 if one step is right twice; at most 0.2, but later; at most 0.15
+  assert json.loads(out.read_text()) == {"continuations": 4, "stopped": {"geo": [2, 3]}}
+  assert "6 of 10 continuations need not be sampled" in done.stdout
+  assert [path.name for path in tmp_path.glob("stop*")] == ["stop.json"]
+
+
 def test_images_that_are_not_there_reject_their_records(tmp_path, annotations, run):
   root = tmp_path / "images"
   root.mkdir()

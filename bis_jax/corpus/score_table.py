@@ -344,7 +344,7 @@ class ScoreTable:
 def _statistics(table: ScoreTable, tau: float, unmeasured: str) -> tuple[np.ndarray, ...]:
   """Returns the columns of `Statistics` of a few rows."""
   rows, lengths = len(table), table.steps.astype(np.int64)
-  if rows and lengths.max() <= 64 and table.unit == table.total.min():  # all of the same N
+  if rows and lengths.max() <= 64 and 0 < table.unit == table.total.min():  # all of the same N
     return _integer_statistics(table, lengths, tau)
   scores = table.mc_scores()
   positive, counted = positive_and_counted(scores, table.total != 0, tau, unmeasured)

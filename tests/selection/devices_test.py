@@ -59,6 +59,8 @@ def tables(table_of):
     scores = np.where(totals == 0, 0, counts / abs(continuations))
     scores = rng.random(counts.size).round(2) if continuations < 0 else scores
     columns = {"source": source, "line": line, "flags": flags}
+    columns["group"] = rng.integers(1, 2000, lengths.size)
+    columns["embedding"] = rng.normal(size=(lengths.size, 4))
     totals = np.broadcast_to(totals, counts.shape)
     made.append(
       ScoreTable.from_steps(

@@ -71,6 +71,7 @@ def test_random_is_uniform_over_the_file(table_of):
 def test_every_strategy_keeps_its_quota(table_of):
   rng = np.random.default_rng(0)
   rollouts = [(rng.integers(0, 17, 5) / 16).tolist() + [1 / 16] for _ in range(200)]
+  table = table_of(rollouts, group=np.arange(200) // 3 + 1, embedding=rng.normal(size=(200, 4)))
   for name in STRATEGIES:
     expected = 200 if name == "full" else 50
-    assert len(select(table_of(rollouts), strategy=name, fraction=0.25)) == expected
+    assert len(select(table, strategy=name, fraction=0.25)) == expected
