@@ -117,7 +117,7 @@ def naming_full_disk(path: epath.PathLike, needed: int = 0) -> Iterator[None]:
   except Exception as error:
     if any(getattr(error, "errno", 0) == n or os.strerror(n) in str(error) for n in _FULL):
       raise full_disk(path, needed) from error
-    if unreachable := failure(path, error):
+    if is_url(path) and (unreachable := failure(error)):
       raise unreachable from None
     raise
 

@@ -12,9 +12,9 @@ from etils.epath import backend
 from bis_jax.errors import UserError
 
 SCHEMES = ("gs", "s3", "az", "hf")  # that etils.epath opens
-_STATUS = re.compile(
-  r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED): "
-  r"[^\n[]{0,200}"
+_TENSORSTORE_FAILURE = re.compile(
+  r"(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
+  r"|CURL error)[^\n[]{0,200}"
 )
 
 # The same code opens gs:// whether TensorFlow is installed or not, and works in forked processes.
@@ -48,14 +48,16 @@ def filesystem(path: epath.PathLike) -> Any:
   return backend.fsspec_backend.fs(path)
 
 
-def failure(path: epath.PathLike, error: BaseException | None) -> OSError | None:
-  """Returns an OSError if any library's error, or its cause, is that of a URL's bucket and no other."""
-  while error is not None and "://" in os.fspath(path):
+def failure(error: BaseException | None) -> OSError | None:
+  """Returns the failure of a bucket that is behind any library's error, None if none is."""
+  while error is not None:
     if isinstance(error, ConnectionError | PermissionError | TimeoutError):
       return error
-    if found := _STATUS.search(str(error)):  # of TensorStore
+    if found := _TENSORSTORE_FAILURE.search(str(error)):
+      bucket = re.search(r"gs://[^/\s]+", str(error))
       return ConnectionError(
-        f"{path} can't be reached ({found[0].strip()}): run the same command again when it can"
+        f"{bucket[0] if bucket else 'a bucket'} can't be reached ({found[0].strip()}): run the same "
+        "command again when it can"
       )
     error = error.__cause__ or error.__context__
   return None

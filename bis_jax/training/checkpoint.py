@@ -169,7 +169,7 @@ def _restore(
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # of Orbax, TensorStore or the JSON in it
-    if unreachable := failure(workdir, error):
+    if unreachable := failure(error):
       raise unreachable from None
     raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"state": state}, sums)):
@@ -188,7 +188,7 @@ def _restore_frozen(workdir: epath.Path, shapes: Shapes, sums: _Sums) -> Params:
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
-    if unreachable := failure(workdir, error):
+    if unreachable := failure(error):
       raise unreachable from None
     raise DamagedCheckpointError(folder, error.__cause__ or error) from error
   if sums and (wrong := _wrong({"frozen": frozen}, sums)):
