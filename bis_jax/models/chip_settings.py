@@ -3,8 +3,6 @@
 Compiled for TPU slices by `benchmarks/aot_table.py`; every value can be set in a run's config.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,39 +13,23 @@ from ml_collections import ConfigDict
 from bis_jax.errors import UserError
 from bis_jax.models import backbones
 from bis_jax.models.model_config import TextConfig
-from bis_jax.parallel.devices import chip_of_kind
+from bis_jax.parallel.devices import CHIPS, chip_of_kind
 from bis_jax.parallel.sharding import batch_shards, make_mesh
 
 Options = dict[str, str | bool]
-_WINDOWED_PRODUCTS_OFF: Options = {
+_EVERY_CHIP: Options = {
   # A product with a gathered kernel would become one partial product per device, summed in HBM: on
   # v6e 4x4 the step of a 7B model then moves four times as many bytes.
   "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
+CHIP_OPTIONS: dict[str, Options] = dict.fromkeys(CHIPS, _EVERY_CHIP)
 
-
-@dataclasses.dataclass(frozen=True)
-class ChipSettings:
-  # Bytes per device that products may take which the backward pass does not recompute (remat
-  # "dots"). What is left holds the rest of a model of 7 to 14 billion parameters over 16 devices, or
-  # 64 of v5e, or 8 of tpu7x.
-  products: float
-  options: Mapping[str, str | bool] = dataclasses.field(
-    default_factory=lambda: _WINDOWED_PRODUCTS_OFF
-  )
-
-
-CHIP_SETTINGS: dict[str, ChipSettings] = {
-  "v4": ChipSettings(products=12e9),
-  "v5e": ChipSettings(products=6e9),
-  "v5p": ChipSettings(products=36e9),
-  "v6e": ChipSettings(products=12e9),
-  "tpu7x": ChipSettings(products=36e9),
-}
-
-
-def _of(device: Any) -> ChipSettings | None:
-  return CHIP_SETTINGS.get(chip_of_kind(device.device_kind) or "")
+# With remat "dots" the products of a micro-batch stay in memory for the backward pass. They may take
+# this share of what the state leaves of 90 % of a chip's memory; the rest is for other activations
+# and the kernels that are gathered.
+_PRODUCTS = 0.6
+# Float32 parameter, moments and gradient, and in bfloat16 the cast parameter and its gradient.
+_STATE_BYTES = 4 * 4 + 2 * 2
 
 
 def compiler_options(mesh: Mesh, changes: str) -> Options:
@@ -66,8 +48,8 @@ def compiler_options(mesh: Mesh, changes: str) -> Options:
         f"config.train.compiler_options is {changes!r}, which this compiler refuses: "
         f"{str(error).splitlines()[0]}"
       ) from error
-  chip = _of(mesh.devices.flat[0])
-  return {**(chip.options if chip else {}), **changed}
+  chip = chip_of_kind(mesh.devices.flat[0].device_kind)
+  return {**(CHIP_OPTIONS[chip] if chip else {}), **changed}
 
 
 def run_mesh(config: ConfigDict, devices: list[Any] | None = None) -> Mesh:
@@ -84,33 +66,48 @@ def run_mesh(config: ConfigDict, devices: list[Any] | None = None) -> Mesh:
 
 def _tensor(config: ConfigDict, devices: list[Any], shards: int) -> int:
   """Devices per row; the others are at least `shards` of rows, and 1 if no number is right."""
-  if chip := _of(devices[0]):
+  if room := _room(config, devices[0], len(devices) // max(1, config.mesh.data)):
     for tensor in (1, 2, 4, 8):
       rows, left = divmod(len(devices), tensor)
       if left or rows % shards or config.inputs.row_multiple % rows:
         continue
       heads = _text(config).num_key_value_heads
-      if heads % tensor == 0 and _row_bytes(config) <= chip.products * tensor:
+      if heads % tensor == 0 and _row_bytes(config) <= room * tensor:
         return tensor
   return 1
 
 
 def micro_batches(config: ConfigDict, mesh: Mesh, rows: int) -> int:
   """Returns config.train.accumulate, or if it is 0 the fewest micro-batches that fit the chip."""
-  chip = _of(mesh.devices.flat[0])
-  if config.train.accumulate or chip is None or rows % batch_shards(mesh):
+  room = _room(config, mesh.devices.flat[0], mesh.size // mesh.shape["data"])
+  if config.train.accumulate or room is None or rows % batch_shards(mesh):
     return config.train.accumulate or 1
   per_shard = rows // batch_shards(mesh)
-  most = max(1, int(chip.products * mesh.shape["tensor"] / _row_bytes(config)))
+  most = max(1, int(room * mesh.shape["tensor"] / _row_bytes(config)))
   return next(n for n in range(1, per_shard + 1) if per_shard % n == 0 and per_shard // n <= most)
+
+
+def _room(config: ConfigDict, device: Any, sharing: int) -> float | None:
+  """Bytes for products on one of the devices that share a state; None if it is no known TPU."""
+  if (chip := chip_of_kind(device.device_kind)) is None:
+    return None
+  text = _text(config)
+  layer = text.hidden_size * (
+    2 * (text.hidden_size + _key_width(text)) + 3 * text.intermediate_size
+  )
+  parameters = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
+  return _PRODUCTS * (0.9 * CHIPS[chip].hbm_bytes - _STATE_BYTES * parameters / sharing)
 
 
 def _row_bytes(config: ConfigDict) -> int:
   """Bytes of a row's products in bfloat16: queries, attention and its output, keys, values, MLP."""
   text = _text(config)
-  key_width = text.num_key_value_heads * text.head_dim
-  width = 3 * text.hidden_size + 2 * key_width + 2 * text.intermediate_size
+  width = 3 * text.hidden_size + 2 * _key_width(text) + 2 * text.intermediate_size
   return 2 * text.num_hidden_layers * width * config.inputs.row_tokens
+
+
+def _key_width(text: TextConfig) -> int:
+  return text.num_key_value_heads * text.head_dim
 
 
 def _text(config: ConfigDict) -> TextConfig:

@@ -8,7 +8,7 @@ import pytest
 
 from bis_jax.errors import UserError
 from bis_jax.models import backbones, chip_settings
-from bis_jax.models.chip_settings import CHIP_SETTINGS, compiler_options
+from bis_jax.models.chip_settings import CHIP_OPTIONS, compiler_options
 from bis_jax.parallel.devices import CHIPS
 from bis_jax.parallel.sharding import make_mesh
 from bis_jax.settings.config_check import ConfigError, check
@@ -21,9 +21,9 @@ def _mesh(kind):
 
 
 def test_every_chip_has_options():
-  assert CHIP_SETTINGS.keys() == CHIPS.keys()
+  assert CHIP_OPTIONS.keys() == CHIPS.keys()
   for name, chip in CHIPS.items():
-    assert compiler_options(_mesh(chip.device_kind), "") == CHIP_SETTINGS[name].options != {}
+    assert compiler_options(_mesh(chip.device_kind), "") == CHIP_OPTIONS[name] != {}
 
 
 def test_other_platforms_have_none():
@@ -69,9 +69,11 @@ def _slice(kind, count):
     ("v6e", 16, 8192, 16, 2),  # the products of a whole row do not fit
     ("v5e", 64, 4096, 16, 4),  # 16 rows do not divide over 64 devices, nor over 32
     ("v5e", 64, 4096, 64, 2),  # products of 11.4 GB
+    ("tpu7x", 8, 8192, 16, 1),
     ("v5p", 16, 8192, 16, 1),
-    ("v5p", 16, 32_768, 16, 4),
-    ("v5p", 16, 65_536, 16, 1),  # more would not divide the four key heads: left to the user
+    ("v5p", 16, 32_768, 16, 2),
+    ("v6e", 8, 4096, 16, 2),  # the state takes twice as much
+    ("v5p", 16, 131_072, 16, 1),  # more would not divide the four key heads: left to the user
     (None, 8, 8192, 16, 1),
   ],
 )
@@ -94,7 +96,8 @@ def test_as_few_devices_as_a_row_needs_share_it(
     ("v6e", 16, 1, 80, 4096, 5),
     ("v6e", 8, 2, 32, 8192, 4),
     ("v5p", 16, 1, 96, 4096, 2),  # three rows of six at a time
-    ("v5p", 16, 1, 80, 4096, 5),  # three do not divide five
+    ("v5p", 16, 1, 80, 4096, 5),  # three or four do not divide five
+    ("tpu7x", 8, 1, 80, 4096, 5),  # two rows of ten
     ("v6e", 16, 1, 81, 4096, 1),  # an error elsewhere
     (None, 8, 1, 80, 4096, 1),
   ],
@@ -103,7 +106,7 @@ def test_a_micro_batch_is_what_fits(chip, shards, tensor, rows, row_tokens, numb
   config = qwen_bis10.get_config()
   config.inputs.row_tokens = row_tokens
   mesh = _mesh(CHIPS[chip].device_kind if chip else "cpu")
-  mesh.shape = {"data": 1, "fsdp": shards, "tensor": tensor}
+  mesh.shape, mesh.size = {"data": 1, "fsdp": shards, "tensor": tensor}, shards * tensor
   assert chip_settings.micro_batches(config, mesh, rows) == number
   config.train.accumulate = 3
   assert chip_settings.micro_batches(config, mesh, rows) == 3
