@@ -125,7 +125,10 @@ def rehearse(folder: pathlib.Path, shared: pathlib.Path, recipe: str, n: int, mo
       cwd=ROOT,
       env=os.environ
       | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)}
-      | {"JAX_PLATFORMS": "cpu"},
+      | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+      },
     )
     for i in range(n)
   ]

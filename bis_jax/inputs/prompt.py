@@ -10,11 +10,13 @@ encoder that knows no special tokens, and the special ids are put between them.
 
 import abc
 import json
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import regex
 from tokenizers import Tokenizer as Encoder
 from transformers import PreTrainedTokenizerBase
 
@@ -172,11 +174,62 @@ def expand(
   )
 
 
-def plain_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-  """Returns the same byte-pair encoding with no added tokens, for text of users."""
-  # `split_special_tokens=True` would still turn `<tool_call>` and other added tokens into one id.
-  state = json.loads(tokenizer.backend_tokenizer.to_str())
-  state["added_tokens"] = []
-  state["post_processor"] = None
-  encoder = Encoder.from_str(json.dumps(state))
-  return lambda texts: [e.ids for e in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+_WORDS = 200_000  # that are remembered
+_PLAIN = re.compile(r"[\t\n\r -~]*")  # texts whose split into words is the same with any library
+
+
+class PlainEncoder:
+  """A tokenizer's byte-pair encoding with no added tokens, for text of users; picklable.
+
+  If the tokenizer splits texts into words by a pattern, the ids of words are remembered: texts of
+  rollouts are encoded 10 times faster.
+  """
+
+  def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    # `split_special_tokens=True` would still turn `<tool_call>` and other added tokens into one id.
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = []
+    state["post_processor"] = None
+    self._state, self._pattern = json.dumps(state), None
+    match state:
+      case {
+        "normalizer": None | {"type": "NFC"},
+        "pre_tokenizer": {
+          "type": "Sequence",
+          "pretokenizers": [
+            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": words}},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+          ],
+        },
+      }:
+        self._pattern = regex.compile(words)
+    self._encoder = Encoder.from_str(self._state)
+    self._ids: dict[str, list[int]] = {}
+
+  def __reduce__(self):
+    return _encoder_of, (self._state, self._pattern)
+
+  def __call__(self, texts: list[str]) -> list[list[int]]:
+    if self._pattern is None:
+      return self._plainly(texts)
+    find, known = self._pattern.findall, self._ids
+    split = {text: find(text) for text in texts if _PLAIN.fullmatch(text)}
+    if len(known) > _WORDS:
+      known.clear()
+    new = list({word for words in split.values() for word in words} - known.keys())
+    known.update(zip(new, self._plainly(new), strict=True))
+    others = [text for text in texts if text not in split]
+    found = dict(zip(others, self._plainly(others), strict=True))
+    found |= {text: [i for word in words for i in known[word]] for text, words in split.items()}
+    return [found[text] for text in texts]
+
+  def _plainly(self, texts: list[str]) -> list[list[int]]:
+    encoded = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+    return [one.ids for one in encoded]
+
+
+def _encoder_of(state: str, pattern: regex.Pattern | None) -> PlainEncoder:
+  encoder = PlainEncoder.__new__(PlainEncoder)
+  encoder._state, encoder._pattern = state, pattern
+  encoder._encoder, encoder._ids = Encoder.from_str(state), {}
+  return encoder

@@ -1,12 +1,14 @@
 """The formatter gives the ids of the Hugging Face template, and never lets text become a token."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bis_jax.errors import UserError
-from bis_jax.inputs.prompt import SpecialTokens, expand
+from bis_jax.inputs.prompt import PlainEncoder, SpecialTokens, expand
 from bis_jax.models.qwen2_5_vl import prompt
 from tests.in_memory import encode
 
@@ -17,6 +19,34 @@ ORDINARY = (
   ("🙂 emoji e\u0301 combining", ["👩‍👩‍👧 family\r\n\tTab", "it's we'll 1234567"]),
   ("", ["\n\n", "x" * 300]),
 )
+
+
+@pytest.mark.parametrize("tokenizer", ["tiny_tokenizer", "qwen_tokenizer"])
+@given(
+  text=st.text(st.sampled_from([*map(chr, range(9, 127)), *"sStT \n'", "é", "\x85", "ſ", "求"]))
+)
+@settings(max_examples=300, deadline=None)
+def test_remembered_words_give_the_tokenizers_own_ids(request, tokenizer, text):
+  encoder = _encoder(request, tokenizer)
+  expected = encoder._plainly([text, text[::-1]])
+  assert encoder([text, text[::-1]]) == expected
+  assert encoder([text[::-1], text, text]) == [*reversed(expected), expected[0]]
+
+
+def test_an_encoder_is_pickled_without_the_words_that_it_remembers(tiny_tokenizer):
+  encoder = PlainEncoder(tiny_tokenizer)
+  expected = encoder(["There are 3."])
+  copy = pickle.loads(pickle.dumps(encoder))
+  assert encoder._ids and not copy._ids and copy(["There are 3."]) == expected and copy._ids
+
+
+_ENCODERS: dict[str, PlainEncoder] = {}
+
+
+def _encoder(request, name: str) -> PlainEncoder:
+  if name not in _ENCODERS:
+    _ENCODERS[name] = PlainEncoder(request.getfixturevalue(name))
+  return _ENCODERS[name]
 
 
 def reference_ids(tokenizer, question, steps, counts, separator="\n\n"):

@@ -29,11 +29,11 @@ from bis_jax.inputs.prompt import (
   POSITIVE,
   STEP_MARKER,
   Frame,
+  PlainEncoder,
   Prompt,
   SpecialTokens,
   TokenizerError,
   check_vocabulary,
-  plain_encoder,
 )
 
 _PROTO: Any = sentencepiece_model_pb2  # its classes are made when it is imported
@@ -149,7 +149,7 @@ def _qwen(folder: str) -> TextTokenizer:
   names = (*ADDED, _TURN_START, _TURN_END, POSITIVE, NEGATIVE)
   check_vocabulary(vocabulary, names, folder, "InternVL")
   return TextTokenizer(
-    encode=plain_encoder(tokenizer),
+    encode=PlainEncoder(tokenizer),
     ids={name: vocabulary[name] for name in names},
     beginning=(),
     size=len(tokenizer),

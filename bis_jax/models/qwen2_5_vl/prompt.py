@@ -17,11 +17,11 @@ from bis_jax.inputs.prompt import (
   POSITIVE,
   STEP_MARKER,
   Frame,
+  PlainEncoder,
   Prompt,
   SpecialTokens,
   TokenizerError,
   check_vocabulary,
-  plain_encoder,
 )
 
 IMAGE_PAD = "<|image_pad|>"
@@ -53,7 +53,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
 
 class QwenPrompt(Prompt):
   def __init__(self, tokenizer: PreTrainedTokenizerBase, *, separator: str = "\n\n"):
-    super().__init__(special_tokens(tokenizer), plain_encoder(tokenizer), separator)
+    super().__init__(special_tokens(tokenizer), PlainEncoder(tokenizer), separator)
     self._tokenizer = tokenizer
     self._openings: dict[int, list[list[int] | str]] = {}
 
