@@ -11,8 +11,8 @@ import hashlib
 import itertools
 import operator
 import zlib
-from collections.abc import Container
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Container, Sequence
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -150,7 +150,7 @@ class BlockReader:
         rows.append((line, len(row_scores), flags))
         scores += row_scores
         totals += row_totals
-        groups.append(_group(*(record.get(k) for k in _GROUP_KEYS)))
+        groups.append(_group(raw, image_set or ""))
         images.append(image_set)
     line, steps, flags = np.array(rows, np.int64).reshape(-1, 3).T
     group = np.array(groups, np.uint64)
@@ -170,6 +170,9 @@ class _Rows(NamedTuple):
   images: list[_ImageSet | None]
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Step(msgspec.Struct, gc=False):
   step: Annotated[str, msgspec.Meta(min_length=1)]
   score: float
@@ -178,18 +181,24 @@ class _Step(msgspec.Struct, gc=False):
   num_mc_total: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = _ABSENT
 
 
+class _Question(msgspec.Struct, gc=False):
+  question: msgspec.Raw = _NULL
+  question_orig: msgspec.Raw = _NULL
+
+
 class _Record(msgspec.Struct, gc=False):
   image: str | tuple[str, ...]
   steps_with_score: Annotated[list[_Step], msgspec.Meta(min_length=1)]
-  question: Any = None
-  question_orig: Any = None
+  question: msgspec.Raw = _NULL
+  question_orig: msgspec.Raw = _NULL
 
 
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DECODER = msgspec.json.Decoder(_Record)
+_QUESTION = msgspec.json.Decoder(_Question)
 _IMAGE = operator.attrgetter("image")
-_GROUP_KEYS = ("image", "question_orig", "question")
-_GROUP = operator.attrgetter(*_GROUP_KEYS)
+_TEXTS = operator.attrgetter("question_orig"), operator.attrgetter("question")
+_NO_TEXT = [zlib.crc32(text) for text in (b"null", b'""')]
 _STEPS = operator.attrgetter("steps_with_score")
 _TEXT = operator.attrgetter("step")
 _NUMBERS = (
@@ -263,7 +272,7 @@ def _read_typed(
   right = (scores >= 0) & (scores <= 1) & _counts_agree(scores, correct, total)
   right &= ~np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
   flags = np.full(line.size, STRICT_OK | PAPER_OK)
-  group = np.fromiter(itertools.starmap(_group, map(_GROUP, found)), np.uint64, len(found))
+  group = _groups(found, images)
   rows = _Rows(line, lengths, scores, total, flags, group, images)
   odd_images = _odd_images([key for key in dict.fromkeys(images) if key not in known_images])
   if right.all() and not odd_images:
@@ -288,13 +297,20 @@ def _take(rows: _Rows, index: np.ndarray) -> _Rows:
   return _Rows(rows.line[index], steps, *of_steps, *of_rows, images)
 
 
-def _group(image: Any, question_orig: Any, question: Any) -> int:
-  """Returns 64 bits that are equal for rollouts of the same images and question."""
-  text = records.question_of({"question_orig": question_orig, "question": question})
-  if isinstance(image, list | tuple):
-    image = "\n".join(map(str, image))
-  of_image, of_text = (zlib.crc32(part.encode(errors="replace")) for part in (str(image), text))
-  return of_image << 32 | of_text
+def _groups(found: Sequence["_Record | _Question"], images: list[_ImageSet]) -> np.ndarray:
+  """Returns 64 bits that are equal for the same images and question as written: uint64[records]."""
+  texts = [np.fromiter(map(zlib.crc32, map(get, found)), np.uint64, len(found)) for get in _TEXTS]
+  of_text = np.where(np.isin(texts[0], _NO_TEXT), texts[1], texts[0])
+  names = [image if isinstance(image, str) else "\n".join(image) for image in images]
+  of_image = np.fromiter(map(zlib.crc32, map(str.encode, names)), np.uint64, len(found))
+  return of_image << np.uint64(32) | of_text
+
+
+def _group(line: bytes, image_set: _ImageSet) -> int:
+  try:
+    return int(_groups([_QUESTION.decode(line)], [image_set])[0])
+  except _UNDECODABLE:
+    return 0
 
 
 def _odd_images(image_sets: list[_ImageSet]) -> set[_ImageSet]:

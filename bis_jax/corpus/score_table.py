@@ -66,6 +66,9 @@ def as_counts(scores: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.nd
   """
   with np.errstate(invalid="ignore", over="ignore"):  # infinite scores, which `paper` order takes
     correct = np.rint(scores * totals)
+    if totals.size and 0 < totals.min() and totals.max() < 65535:  # as a rule
+      if (correct / totals == scores).all() and 0 <= scores.min() and scores.max() <= 1:
+        return correct.astype(np.uint16), totals.astype(np.uint16), np.zeros(0)
     exact = (totals >= 0) & (totals < 65535) & (correct >= 0) & (correct <= totals)
     exact &= correct / np.maximum(totals, 1) == scores
   correct = np.where(exact, correct, 0).astype(np.uint16)

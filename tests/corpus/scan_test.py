@@ -88,6 +88,33 @@ def test_columns_of_two_files(write_files, record_of, line_of):
   assert table.statistics(unmeasured="ignore").n.tolist() == [1, 3, 0]
 
 
+def test_rollouts_of_one_question_have_one_group(write_files, record_of, line_of):
+  """By type or one by one: the records with an answer of NaN."""
+  questions = [
+    {"question_orig": "Q?", "question": "<image> Q?"},
+    {"question_orig": "Q?", "question": "Think. <image> Q?"},
+    {"question_orig": "Q?", "image": ["images/a.png"]},
+    {"question_orig": "R?"},
+    {"question_orig": "Q?", "image": "images/b.png"},
+    {"question_orig": "", "question": "S?"},
+    {"question_orig": None, "question": "S?"},
+    {"question": "T?", "question_orig": ""},
+  ]
+  records = [record_of(**{"image": "images/a.png"} | question) for question in questions]
+  lines = [line_of(record) for record in records]
+  lines += [
+    line_of(record | {"steps_with_score": [{"step": "s", "score": 1}]}) for record in records
+  ]
+  lines += [line_of(record | {"id": 10**400}) for record in records]
+  found = scan.scan(write_files({"a.jsonl": b"\n".join(lines)}))
+  groups = np.unique(found.columns.group, return_inverse=True)[1].reshape(3, -1)
+  assert (groups == groups[0]).all()
+  same = [[0, 1, 2], [3], [4], [5, 6], [7]]
+  for members in same:
+    assert len({groups[0][at] for at in members}) == 1
+  assert len(set(groups[0].tolist())) == len(same)
+
+
 _SPOILED = [
   b"",
   b"  ",
