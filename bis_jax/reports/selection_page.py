@@ -1,9 +1,10 @@
 """The page of a selection: the corpus, what was kept, and what other rules would keep."""
 
+import base64
 import contextlib
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -14,6 +15,9 @@ from bis_jax.reports import page, selection_plots
 from bis_jax.selection import bis
 from bis_jax.selection.rule import Rule, written_rows
 from bis_jax.selection.strategies import STRATEGIES
+
+_TAUS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # that "Other choices" offers
+_UNIT = 256  # to whose fractions sums of MC scores are rounded there, if they are no counts
 
 
 class _Summary(NamedTuple):
@@ -81,6 +85,7 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
     of_ranked = scores[finite], chosen[finite]
     figures["scores"] = selection_plots.scores(*of_ranked, cuts, rule.strategy)
     figures["change"] = selection_plots.change(changes)
+  fraction = rule.fraction or np.count_nonzero(chosen) / max(1, np.count_nonzero(ranked))
   page.write(
     epath.Path(folder) / "index.html",
     "selection.html",
@@ -88,6 +93,7 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
     plots=folder,
     title=_title(rule),
     rule=rule,
+    choices=_choices(table, rule) | {"fraction": fraction},
     ranked=statistics.summary(ranked),
     kept=statistics.summary(chosen),
     changes=[(title, *_changes(chosen, other)) for title, other in others.items()],
@@ -97,6 +103,35 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
     ],
     sources=sources,
   )
+
+
+def _choices(table: ScoreTable, rule: Rule) -> dict[str, Any]:
+  """Returns the histograms behind "Other choices": rollouts by (n, n_pos, sum), for some tau."""
+  unit = table.unit or _UNIT
+  taus = [rule.tau] if table.earlier else sorted({rule.tau, 0.0, *_TAUS})
+  histograms = []
+  for tau in taus:
+    s = table.statistics(tau, rule.unmeasured)
+    ranked = rule.ranked(table, s)
+    group = table.source if rule.scope == "per_source" else np.zeros(len(table), np.int16)
+    total = np.rint(np.nan_to_num(np.clip(s.score_sum, 0, s.n)) * unit)
+    columns = [column[ranked].astype(np.uint32) for column in (group, s.n, s.n_pos, total)]
+    order = np.lexsort(columns[::-1])
+    columns = [column[order] for column in columns]
+    new = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    starts = np.flatnonzero(np.append(np.ones(min(1, order.size), bool), new))
+    columns = [column[starts] for column in columns] + [np.diff(np.append(starts, order.size))]
+    names = ("group", "n", "positive", "sum", "count")
+    histograms.append(dict(zip(names, map(_packed, columns), strict=True)))
+  names = [f"{tau:g}" for tau in taus]
+  data = {"unit": unit, "none_positive": rule.reliability_if_no_positive, "taus": histograms}
+  return {"data": data, "names": names, "chosen": taus.index(rule.tau), "rounded": not table.unit}
+
+
+def _packed(column: np.ndarray) -> tuple[str, str]:
+  """Returns (type, base64) of unsigned integers, as narrow as they fit."""
+  kind = next(kind for kind in ("u1", "u2", "u4") if column.max(initial=0) <= np.iinfo(kind).max)
+  return kind, base64.b64encode(column.astype(f"<{kind}").tobytes()).decode()
 
 
 def neighbours(rule: Rule) -> list[Rule]:

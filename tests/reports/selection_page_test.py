@@ -1,13 +1,16 @@
 """The report shows what was kept, and its figures come from the selection itself."""
 
+import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bis_jax.reports import selection_page, selection_plots
-from bis_jax.selection.rule import Rule, select
+from bis_jax.selection import bis
+from bis_jax.selection.rule import Rule, select, written_rows
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,40 @@ def test_page_and_pictures_are_written(tmp_path, table, rule):
   for name in pictures:
     with Image.open(tmp_path / name) as image:
       assert np.ptp(np.asarray(image.convert("L"))) > 100, f"{name} is blank"
+
+
+@pytest.mark.parametrize(
+  ("rule", "other"),
+  [
+    (Rule("bis", fraction=0.1), {}),
+    (Rule("bis", fraction=0.1), {"tau": 0.25, "alpha": 0.05, "fraction": 0.33}),
+    (Rule("random", count=90, scope="global", reliability_if_no_positive=0.5), {"alpha": 1.0}),
+  ],
+)
+def test_the_browser_keeps_what_python_keeps(tmp_path, table, browse, rule, other):
+  """Mutation caught: a cut that is global, another order of operations in the score."""
+  selection_page.write_report(tmp_path, table, rule)
+  fragment = "#" + "&".join(f"{name}={value}" for name, value in other.items())
+  dom, messages = browse(tmp_path / "index.html", fragment)
+  assert not messages
+  shown = re.search(r'id="choices-kept"><td>kept</td>(.*?)</tr>', dom)[1]
+  count, mixed, reliability, steps = re.findall(r"<td>([\d.,]+)</td>", shown)
+  fraction = rule.fraction or 90 / 400
+  by_bis = dataclasses.replace(
+    rule, **{"strategy": "bis", "count": None, "fraction": fraction} | other
+  )
+  s = table.statistics(by_bis.tau)
+  kept = written_rows(table, by_bis)
+  assert int(count) == kept.sum()
+  everywhere = bis.reliability(s.n_pos, s.score_sum, rule.reliability_if_no_positive)
+  # Of rollouts that tie at the cut, the page takes a share of each kind.
+  assert float(mixed) == pytest.approx(100 * s.is_mixed[kept].mean(), abs=4)
+  assert float(reliability) == pytest.approx(everywhere[kept].mean(), abs=0.03)
+  assert float(steps) == pytest.approx(s.n[kept].mean(), abs=0.05)
+  cut = float(re.search(r'id="choices-cut">([\d.e-]+)<', dom)[1])
+  lowest = [by_bis.scores(table, s)[span][kept[span]].min() for span in table.spans()]
+  lowest = [min(lowest)] if rule.scope == "global" else lowest
+  assert cut == pytest.approx(sorted(lowest)[len(lowest) // 2], rel=1e-5)
 
 
 def test_every_rollout_falls_into_one_cell_of_the_plane():
