@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import files
+from bis_jax import files, storage
 from bis_jax.compilation import program_cache
 from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
@@ -57,9 +57,10 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
-  mesh = run_mesh(config)
+  mesh, workdir = run_mesh(config), files.absolute(folder)
+  if storage.is_url(workdir):
+    storage.require_bucket(workdir)
   locations = require(config, locate(config))
-  workdir = files.absolute(folder)
   processes.require_shared(workdir, "--workdir")
   processes.require_shared(locations.prepared.parent, "--config.corpus.cache")
   new = not (workdir / "config.json").exists()

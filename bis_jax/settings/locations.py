@@ -9,6 +9,7 @@ from bis_jax.errors import UserError
 from bis_jax.files import absolute, digest, refuse_overwriting
 from bis_jax.hub import weights
 from bis_jax.models import backbones
+from bis_jax.storage import is_url
 from bis_jax.toy import drawing
 
 
@@ -42,13 +43,14 @@ def locate(config: ConfigDict) -> Locations:
     toy = cache / f"toy-{digest(sorted(c.toy.items()), drawing.VERSION)}"
     annotations, images, benchmark = (toy / name for name in ("annotations", "images", "benchmark"))
     tokenizer = config.inputs.tokenizer or str(toy / "tokenizer")
+  programs = config.train.compile_cache
   # The last two were keys of the config: corpora of earlier versions keep their names.
   key = digest(str(annotations), str(images), 0.0, "negative")
   return Locations(
     annotations=annotations,
     images=images,
     prepared=cache / f"corpus-{key}",
-    programs=cache / config.train.compile_cache if config.train.compile_cache else None,
+    programs=(absolute(programs) if is_url(programs) else cache / programs) if programs else None,
     tokenizer=tokenizer,
     checkpoint=config.model.checkpoint,
     benchmark=benchmark if config.evaluation.benchmark else None,
