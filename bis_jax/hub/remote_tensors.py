@@ -67,6 +67,12 @@ class RemoteTensor:
     return np.frombuffer(data, dtype).reshape(shape)[rest]
 
 
+def forget() -> None:
+  """Forgets what was read of files; call it before reading, as they may have changed."""
+  _header.cache_clear()
+  _read.cache_clear()
+
+
 @functools.lru_cache(maxsize=256)
 def _header(file: str) -> tuple[int, dict[str, Any]]:
   """Returns the offset of the tensors' bytes and the description of each tensor."""

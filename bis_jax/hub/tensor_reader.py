@@ -1,7 +1,9 @@
 """Reads tensors of safetensors files slice by slice into the shards of parameters."""
 
 import collections
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from bis_jax.models.hub_layout import HubTensor, RowRanges
 from bis_jax.storage import is_url
 
 _TILE = 256
+_REQUESTS = 16  # layers that are read at the same time from a bucket
 
 Block = tuple[slice, ...]  # of a parameter, one slice per axis
 
@@ -55,13 +58,17 @@ def read_parameter(
 ) -> None:
   """Fills `out` with a block of a parameter; rows that the file lacks are left as they are."""
   if not tensor.stacked:
-    _read_layer(tensor, stored[0], out, block)
+    _read_layer(tensor, stored[0], out, block=block)
     return
-  for layer_out, layer in zip(out, stored[block[0]], strict=True):
-    _read_layer(tensor, layer, layer_out, block[1:])
+  layers = stored[block[0]]
+  read = functools.partial(_read_layer, tensor, block=block[1:])
+  # Requests wait for a bucket most of the time; a local file is read one layer after the other.
+  with concurrent.futures.ThreadPoolExecutor(_REQUESTS if is_url(layers[0].file) else 1) as threads:
+    for _ in threads.map(read, layers, out):
+      pass
 
 
-def _read_layer(tensor: HubTensor, stored: StoredTensor, out: np.ndarray, block: Block) -> None:
+def _read_layer(tensor: HubTensor, stored: StoredTensor, out: np.ndarray, *, block: Block) -> None:
   # Opened for this read alone: pages of a mapped file count as resident memory until it is closed.
   with open_tensors(stored.file) as opened:
     view = opened.get_slice(stored.key)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
+from bis_jax.hub import remote_tensors
 from bis_jax.hub.tensor_reader import StoredTensor, assemble, by_rows, open_tensors, read_parameter
 from bis_jax.models import backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
@@ -213,6 +214,7 @@ def read_config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
 
 def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
   """Returns the tensors of a checkpoint by canonical key, and the problems of its files."""
+  remote_tensors.forget()
   problems, index, weight_map = [], folder / _INDEX, None
   if index.exists():
     try:
