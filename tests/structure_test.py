@@ -11,7 +11,7 @@ BACKBONES = ("qwen2_5_vl", "internvl")
 # full disks, owners of shared folders and wrong config values were handled, 11,900 before every path
 # could be in a bucket, 12,400 before selection worked on MC counts, by strategies beyond the paper,
 # 12,900 before chips had settings of their own and the HBM traffic was counted by operands.
-MOST_CODE_LINES = 13_250
+MOST_CODE_LINES = 13_400
 MOST_DOCSTRINGS = 0.12
 
 
