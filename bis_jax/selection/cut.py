@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BLOCK = 1 << 18  # rollouts
 _MOST_RANKED = 1 << 22  # triples of (n, n_pos, sum) in a rank table
 _HELD = 1 << 25  # rollouts; the keys of longer tables are made again for each pass
-_BINS = 22  # bits of a histogram, all groups together
+_BINS, _DIGIT = 22, 12  # bits of a histogram, all groups together, and of a digit of longer keys
 
 
 class _Keys(NamedTuple):
@@ -101,7 +101,8 @@ class Ranking:
   def _cut(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns of each group the lowest key kept, and the number of this process's rows to keep at it."""
     left = 64 if self._ranks is None else max(1, int(self._ranks.max()).bit_length())
-    width = max(1, min(16, _BINS - self._groups.bit_length()))
+    width = max(1, _BINS - self._groups.bit_length())
+    width = width if left <= width else min(width, _DIGIT)
     cut, groups = np.zeros(self._groups, np.uint64), np.arange(self._groups)
     quota, here = None, np.zeros((self._groups, 1), np.int64)
     while left:
@@ -162,17 +163,16 @@ def read_on_host(
 def _histogram(blocks: Iterable[_Keys], cut: np.ndarray, shift: int, bits: int) -> np.ndarray:
   """Returns int64[groups, 2**bits], the next digits of the keys that begin as their group's cut."""
   counts = np.zeros((cut.size, 1 << bits), np.int64)
+  before = np.append(cut, np.uint64(2**64 - 1))  # nothing begins as the unused group
   for key, group in blocks:
     digits = key >> np.uint64(shift)
-    inside = group < cut.size
-    inside &= digits >> np.uint64(bits) == np.append(cut, np.uint64(0))[group]
-    if inside.any():
-      of_inside = group[inside].astype(np.int64)
-      first = of_inside.min()  # of few groups in a block
-      index = (of_inside - first) << bits | (digits[inside] & np.uint64((1 << bits) - 1)).astype(
-        int
-      )
-      found = np.bincount(index)
+    inside = digits >> np.uint64(bits) == before[group]
+    if not inside.all():
+      digits, group = digits[inside], group[inside]
+    if group.size:
+      first = int(group.min())  # of few groups in a block
+      index = (digits & np.uint64((1 << bits) - 1)).view(np.int64)
+      found = np.bincount(index | (group.astype(np.int64) - first) << bits)
       counts.reshape(-1)[first << bits :][: found.size] += found
   return counts
 

@@ -117,13 +117,14 @@ def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """Expected BIS if the continuations were sampled anew: p and R by their Beta-Binomial posterior."""
   chance = _positive(table, rule).astype(np.float64)  # of a positive step; counts may be unknown
   mean = chance * table.mc_scores()  # of its MC score, 0 where it is not positive
-  for total in np.flatnonzero(np.bincount(table.total, minlength=255)[:255]):
-    at = table.total == total
+  totals = np.flatnonzero(np.bincount(table.total, minlength=255)[:255])
+  for total in totals:
+    at = table.total == total if len(totals) > 1 or table.scores.size else slice(None)
     chance[at], mean[at] = (column[table.correct[at]] for column in _predicted(total, rule.tau))
-  counted = _counted(table, rule)
-  rollout_of = np.repeat(np.arange(len(table)), table.steps)[counted]
+  chance, mean = (np.where(_counted(table, rule), column, 0) for column in (chance, mean))
+  rollout_of = np.repeat(np.arange(len(table)), table.steps)
   chances, variance, means, log_none = (
-    np.bincount(rollout_of, column[counted], len(table))
+    np.bincount(rollout_of, column, len(table))
     for column in (chance, chance * (1 - chance), mean, np.log1p(-chance))
   )
   n, none = np.maximum(s.n, 1), np.exp(log_none)  # none: the chance that no step is positive
