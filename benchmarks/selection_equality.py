@@ -20,7 +20,7 @@ import time
 from absl import app, flags
 
 _CORPORA = flags.DEFINE_integer("corpora", 200, "random corpora")
-_RULES = 5  # of each corpus
+_RULES = 2  # of each corpus
 _CONTINUATIONS = (1, 4, 7, 10, 16, 64, None)
 _SPOILED = ("none", "range", "image", "text", "score", "json", "counts")
 

@@ -104,11 +104,12 @@ def _finished(block: ScoreTable, counts: jax.Array, unit: int) -> tuple[ScoreTab
 
 def over_processes(counts: np.ndarray) -> np.ndarray:
   """Returns the sum over all processes of arrays of equal shape and values below 2**31: int64."""
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-  mesh = Mesh(np.array(devices), ("rows",), axis_types=(AxisType.Auto,))
-  local = np.zeros((jax.local_device_count(), _padded(counts.size)), np.int32)
+  devices = {device.process_index: device for device in jax.devices()}  # one of each process
+  first = np.array([devices[index] for index in sorted(devices)])
+  mesh = Mesh(first, ("processes",), axis_types=(AxisType.Auto,))
+  local = np.zeros((1, _padded(counts.size)), np.int32)
   local[0, : counts.size] = counts.reshape(-1)
-  split = jax.make_array_from_process_local_data(NamedSharding(mesh, P("rows")), local)
+  split = jax.make_array_from_process_local_data(NamedSharding(mesh, P("processes")), local)
   sums = np.asarray(_adder(mesh)(split).addressable_data(0))
   return sums[: counts.size].reshape(counts.shape).astype(np.int64)
 
