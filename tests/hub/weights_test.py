@@ -278,13 +278,14 @@ import pathlib, sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from etils import epath
 from flax import nnx
 from bis_jax.hub import weights
 from bis_jax.models import param_tree
 from bis_jax.models.qwen2_5_vl.config import SIZES
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
-folder, address, process = sys.argv[1:]
+folder, bucket, address, process = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(process))
 mesh = jax.make_mesh((4,), ("fsdp",))
 config = SIZES["tiny"].with_vocabulary(512)
@@ -298,23 +299,32 @@ def counted(tensor, stored, out, block):
   blocks.append(out.size)
   read(tensor, stored, out, block)
 weights.read_parameter = counted
-params = weights.load(pathlib.Path(folder), config, shapes, yes_token=11, no_token=12,
-                      marker_token=None, skip=[".*"])  # the model is a part of it here
+options = dict(yes_token=11, no_token=12, marker_token=None, skip=[".*"])  # the model is a part
+params = weights.load(pathlib.Path(folder), config, shapes, **options)
 sums = [float(jax.jit(lambda x: (x * x).sum())(value)) for value in params.values()]
 total = sum(np.prod(s.shape) for s in shapes.values())
 print("RESULT", sum(blocks) / total, *sums)
+for path, value in weights.load(epath.Path(bucket), config, shapes, **options).items():
+  assert value.sharding == params[path].sharding
+  for ours, theirs in zip(value.addressable_shards, params[path].addressable_shards):
+    np.testing.assert_array_equal(np.asarray(ours.data), np.asarray(theirs.data))
 """
 
 
-def test_each_of_two_processes_reads_its_half(folder, config, params):
-  """Two processes of two devices each: every one reads half of the values, together all."""
+def test_each_of_two_processes_reads_its_half(folder, config, params, bucket, bucket_server):
+  """Two processes of two devices each: every one reads half of the values, together all.
+
+  So it is from a bucket, and there no byte is read twice.
+  """
+  _copied(folder, bucket)
+  before = len(bucket_server.log)
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
   processes = [
     subprocess.Popen(
-      [sys.executable, "-c", _PROCESS, str(folder), address, str(process)],
+      [sys.executable, "-c", _PROCESS, str(folder), str(bucket), address, str(process)],
       env=environment,
       stdout=subprocess.PIPE,
       text=True,
@@ -322,6 +332,11 @@ def test_each_of_two_processes_reads_its_half(folder, config, params):
     for process in range(2)
   ]
   outputs = [process.communicate(timeout=120)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  ranges = [size for _, name, size in bucket_server.log[before:] if name.endswith("safetensors")]
+  stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+  headers = 2 * 60_000  # a request for metadata counts too
+  assert 0.3 * stored < sum(ranges) < stored + headers, (sum(ranges), stored)
   results = [line.split()[1:] for out in outputs for line in out.splitlines() if "RESULT" in line]
   shares, *sums = np.array(results, float).T
   np.testing.assert_allclose(shares, 0.5)
