@@ -87,7 +87,7 @@ def test_held_out_rollouts_show_their_mc_scores(tmp_path, benchmark, browse):
     for line, last in ((7, 0.0), (9, 1.0))
   ]
   corpus = types.SimpleNamespace(
-    rollout=rollouts.__getitem__,
+    rollouts=lambda indices: [rollouts[i] for i in indices],
     image=lambda image_id: (benchmark / "images/0_0.png").read_bytes(),
     image_sizes=np.array([[30, 40]]),
   )
