@@ -28,6 +28,11 @@ OTHER_RULES = (
   ("--alpha=0.05",),
   ("--strategy=average_stepwise",),
   ("--strategy=random", "--seed=1"),
+  ("--tau=0.25",),
+  ("--unmeasured=ignore",),
+  ("--strategy=bis_grouped",),
+  ("--strategy=bis_by_position",),
+  ("--strategy=bis_posterior",),
 )
 
 
