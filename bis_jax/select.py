@@ -134,8 +134,8 @@ def run() -> None:
     for path in filter(_is_free, outputs):
       on_error.callback(_remove, path)
     table = score_table(annotations)
-    if _ADAPTIVE.value:
-      write_stopped(table, rule, out)
+    if continuations := _ADAPTIVE.value:
+      write_stopped(table, rule, continuations, out)
       on_error.pop_all()
       return
     manifest = select(table, **dataclasses.asdict(rule))
@@ -159,15 +159,15 @@ def run() -> None:
     print(f"report: {report / 'index.html'}")
 
 
-def write_stopped(table: ScoreTable, rule: Rule, out: epath.Path) -> None:
+def write_stopped(table: ScoreTable, rule: Rule, continuations: int, out: epath.Path) -> None:
   """Writes {source: lines} of the rollouts that can't be kept, whatever their other continuations."""
-  now = adaptive.standing(table, rule, _ADAPTIVE.value)
+  now = adaptive.standing(table, rule, continuations)
   stopped = ~now.open & (now.left > 0)
   lines = {
     name: table.line[rows][stopped[rows]].tolist()
     for name, rows in zip(table.source_names, table.spans(), strict=True)
   }
-  files.write_json(out, {"continuations": _ADAPTIVE.value, "stopped": lines})
+  files.write_json(out, {"continuations": continuations, "stopped": lines})
   print(
     f"{stopped.sum():,} of {len(table):,} rollouts can't be kept whatever the rest of their samples say: "
     f"{now.left[stopped].sum():,} of {now.left.sum():,} continuations need not be sampled. Listed in {out}"

@@ -5,6 +5,7 @@ histogram finds the cut. Other scores are 64-bit keys, whose digits take several
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,7 +79,8 @@ class Ranking:
     strategy = strategies.find(rule.strategy)
     self._scores = self._ranks = None
     if strategy.of_table:
-      self._scores = rule.scores(table, table.statistics(rule.tau, rule.unmeasured))
+      s = table.statistics(rule.tau, rule.unmeasured)
+      self._scores, self._read = rule.scores(table, s), functools.partial(_slices, s)
     elif strategy.of_sums:
       self._ranks = rank_table(rule, int(table.steps.max(initial=0)), self._unit)
 
@@ -158,6 +160,13 @@ def read_on_host(
   """Yields each block with its statistics."""
   for rows in slices:
     yield (block := table.take(rows)), block.statistics(tau, unmeasured)
+
+
+def _slices(
+  s: Statistics, table: ScoreTable, slices: list[slice], *_
+) -> Iterator[tuple[ScoreTable, Statistics]]:
+  for rows in slices:
+    yield table.take(rows), Statistics(*(column[rows] for column in vars(s).values()))
 
 
 def _histogram(blocks: Iterable[_Keys], cut: np.ndarray, shift: int, bits: int) -> np.ndarray:

@@ -25,6 +25,7 @@ def encoder(name: str) -> Encoder:
   if ":" in name:
     return imported(name)
   try:
+    # pyrefly: ignore[missing-import]  # an extra
     from sentence_transformers import SentenceTransformer
   except ImportError as error:
     raise UserError(

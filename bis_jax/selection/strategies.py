@@ -7,6 +7,7 @@ reading. The rest is not of the paper; docs/selection.md says what it is for.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,8 @@ def _grouped(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
       "prepared corpus that holds it, and make it again"
     )
   scores = _ranked_bis(s, table, rule)
-  return scores / (1 + _places(scores, table.group, table.source)[0])
+  in_source = table.group + table.source.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+  return scores / (1 + _places(scores, in_source)[0])
 
 
 def _by_position(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
@@ -93,19 +95,19 @@ def _by_position(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   before = wrong[first] - (np.cumsum(lengths) - lengths)[with_error]
   stratum[with_error] = 5 * before // lengths[with_error]
   scores = _ranked_bis(s, table, rule)
-  place, size = _places(scores, stratum, scores > -np.inf, table.source)
-  return np.where(scores > -np.inf, -(place + 0.5) / size, -np.inf)
+  ranked = scores > -np.inf
+  place, size = _places(scores, (table.source.astype(np.int32) * 6 + stratum) * 2 + ranked)
+  return np.where(ranked, -(place + 0.5) / size, -np.inf)
 
 
 def _ranked_bis(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   return np.where(rule.ranked(table, s), _bis(s, table, rule), -np.inf)
 
 
-def _places(score: np.ndarray, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns int64[rows], each row's place among those of equal keys, best first, and their number."""
-  order = np.lexsort((-score, *keys))  # stable: ties in file order
-  new = np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0)
-  start = np.flatnonzero(np.append(score.size > 0, new))
+def _places(score: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int64[rows], each row's place among those of equal key, best first, and their number."""
+  order = np.lexsort((-score, key))  # stable: ties in file order
+  start = np.flatnonzero(np.append(score.size > 0, np.diff(key[order]) != 0))
   sizes = np.diff(np.append(start, score.size))
   place, size = np.empty((2, score.size), np.int64)
   place[order] = np.arange(score.size) - np.repeat(start, sizes)
@@ -137,15 +139,18 @@ def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
 def _predicted(total: int, tau: float) -> tuple[np.ndarray, np.ndarray]:
   """Returns, of K = 0 ... N of N continuations, the chance that N new ones give more than tau, and the
   mean of their MC score, counted as 0 if it is not more than tau."""
-  from scipy import special  # takes longer to import than a selection
-
   new, old = np.arange(total + 1), np.arange(total + 1)[:, None]
   right, wrong = old + 0.5, total - old + 0.5  # Beta posterior of Jeffreys' prior
-  chance = special.betaln(new + right, total - new + wrong) - special.betaln(right, wrong)
-  chance = np.exp(chance - special.betaln(new + 1, total - new + 1)) / (total + 1)
+  chance = _log_beta(new + right, total - new + wrong) - _log_beta(right, wrong)
+  chance = np.exp(chance - _log_beta(new + 1, total - new + 1)) / (total + 1)
   share = new / max(total, 1)
   chance = np.where(share > tau, chance, 0)
   return np.minimum(chance.sum(1), 1), (chance * share).sum(1)
+
+
+def _log_beta(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  log_gamma = np.vectorize(math.lgamma)  # importing SciPy takes longer than a selection
+  return log_gamma(a) + log_gamma(b) - log_gamma(a + b)
 
 
 def _positive(table: ScoreTable, rule: "Rule") -> np.ndarray:
