@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bis_jax.errors import UserError
-from bis_jax.models.kernels import splash_attention, triton_attention
+from bis_jax.models.kernels import splash_attention, tokamax_attention
 
 WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of Qwen2.5-VL
 
@@ -45,10 +45,18 @@ def attention(
   run.
   """
   if backend == "auto":
-    backend = {"tpu": "splash", "gpu": "triton"}.get(jax.default_backend(), "xla")
+    backend = _backend_here(q_BTNH.dtype)
   if backend not in BACKENDS:
     raise ValueError(f"attention has no backend {backend!r}: use 'auto' or one of {[*BACKENDS]}")
   return BACKENDS[backend](q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
+
+
+def _backend_here(dtype: jnp.dtype) -> str:
+  platform = jax.default_backend()
+  if platform == "gpu":  # tokamax's kernels are for 16 bits, their gradients for Hopper and later
+    capability = float(jax.devices()[0].compute_capability)
+    return "tokamax" if capability >= 9 and dtype.itemsize == 2 else "xla"
+  return "splash" if platform == "tpu" else "xla"
 
 
 def check_backend(backend: str, platform: str) -> None:
@@ -184,6 +192,6 @@ _chunk.defvjp(_chunk_forward, _chunk_backward)
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
   "xla": _xla,
   "splash": splash_attention,
-  "triton": triton_attention,
+  "tokamax": tokamax_attention,
 }
-_PLATFORMS = {"splash": "tpu", "triton": "gpu"}  # of kernels; "xla" runs on any
+_PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels; "xla" runs on any

@@ -1,16 +1,11 @@
-"""Attention by the kernels of JAX (Pallas), whose masks are made from segment ids.
+"""Attention by kernels that skip the blocks of other segments, and take no T x T mask.
 
-On TPU the splash kernel, which skips the blocks that a mask empties; on GPU the Triton kernel, of
-which only the interpreted form, on CPU, and its lowering for CUDA have been run. cuDNN is not used:
-`jax.nn.dot_product_attention` passes it T x T masks only, and its packed layout, which JAX does not
-export, needs a Hopper GPU and samples without gaps; the patch slots of an image have some.
-
+On TPU the splash kernel of JAX, on GPU the Mosaic kernels of tokamax, for Hopper and Blackwell.
 Over several devices they need the mesh of the computation in context; see
 `sharding.split_attention`.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +14,6 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from bis_jax.parallel.sharding import split_attention
-
-with warnings.catch_warnings():
-  # Deprecated since JAX 0.12 in favour of tokamax, whose attention takes no segment ids (0.0.12).
-  warnings.simplefilter("ignore", DeprecationWarning)
-  from jax.experimental.pallas.ops.gpu.attention import mha
 
 # Of splash attention's output and row sums, which `layers.rematerialized` saves if it saves products.
 CHECKPOINT_NAME = "splash_attention"
@@ -97,10 +87,25 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
 
 
 @_on_each_device
-def triton_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
-  """As `splash_attention`; the kernel needs as many key heads as query heads."""
-  _, _, n, h = q_BTNH.shape
-  k_BTNH, v_BTNH = (jnp.repeat(x, n // x.shape[2], axis=2) for x in (k_BTKH, v_BTKH))
-  return mha(
-    q_BTNH, k_BTNH, v_BTNH, segment_BT, sm_scale=h**-0.5, causal=causal, interpret=interpret
-  )
+def tokamax_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
+  """As `splash_attention`; segments are contiguous, but for slots of segment 0."""
+  # tokamax exports its attention without ranges of keys, hence its private modules. `interpret`
+  # takes its XLA implementation.
+  from tokamax._src.ops.attention import api, base
+
+  start_BT, end_BT = _ranges(segment_BT)
+  mask = base.Mask(k_start=start_BT[:, None], is_causal=True)
+  if not causal:  # an image has empty slots between its patches
+    used_B11S = (segment_BT > 0)[:, None, None]
+    mask = base.Mask(used_B11S, k_start=start_BT[:, None], k_end=end_BT[:, None])
+  kernel = api.IMPLEMENTATIONS["xla" if interpret else "mosaic_gpu"]
+  return kernel(q_BTNH, k_BTKH, v_BTKH, mask=mask)
+
+
+def _ranges(segment_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns, for every slot, the first slot of its segment and the first after it, int32[B, T]."""
+  # Empty slots count as the segment before them. XLA fuses the comparisons into the sums.
+  segment_BT = jax.lax.cummax(segment_BT, axis=1)
+  before_BTS = segment_BT[:, None, :] < segment_BT[:, :, None]
+  until_BTS = segment_BT[:, None, :] <= segment_BT[:, :, None]
+  return tuple(x.sum(axis=-1, dtype=jnp.int32) for x in (before_BTS, until_BTS))
