@@ -10,6 +10,7 @@ arrays.
 # G * c.
 
 import functools
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -61,6 +62,10 @@ def _backend_here(dtype: jnp.dtype) -> str:
 
 def check_backend(backend: str, platform: str) -> None:
   """Raises BackendError if a platform ("cpu", "gpu", "tpu") does not run a backend."""
+  if platform == "gpu" and backend != "xla" and importlib.util.find_spec("tokamax") is None:
+    raise BackendError(
+      "attention on GPUs needs tokamax, which is not installed: pip install -e '.[cuda]'"
+    )
   wanted = _PLATFORMS.get(backend, platform)
   if wanted != platform:
     raise BackendError(

@@ -108,4 +108,4 @@ def _ranges(segment_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
   segment_BT = jax.lax.cummax(segment_BT, axis=1)
   before_BTS = segment_BT[:, None, :] < segment_BT[:, :, None]
   until_BTS = segment_BT[:, None, :] <= segment_BT[:, :, None]
-  return tuple(x.sum(axis=-1, dtype=jnp.int32) for x in (before_BTS, until_BTS))
+  return before_BTS.sum(axis=-1, dtype=jnp.int32), until_BTS.sum(axis=-1, dtype=jnp.int32)

@@ -116,7 +116,9 @@ SETTINGS: dict[str, Setting] = {
     "auto", ("auto", *REMATS), "what the backward pass recomputes", toy="none"
   ),
   "model.attention": Setting(
-    "auto", ("auto", "splash", "triton", "xla"), "splash: TPU; triton: GPU; auto: by platform"
+    "auto",
+    ("auto", "splash", "tokamax", "xla"),
+    "splash: TPU; tokamax: GPU, bfloat16, Hopper or later; auto: by platform",
   ),
   # The vision tower is frozen; the projector is trained.
   "model.learning_rates": Setting(

@@ -46,6 +46,8 @@ def _stored(path: epath.Path) -> dict[str, Any]:
   flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
   flat.setdefault("train.compiler_options", "")
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
+  if flat.get("model.attention") == "triton":
+    flat["model.attention"] = "auto"
   if flat.get("model.learning_rates") == _OLD_RATES:
     flat["model.learning_rates"] = [[VISION_TOWER, 0.0], [".*", 1.0]]
   return flat
