@@ -99,7 +99,8 @@ def tokamax_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
     used_B11S = (segment_BT > 0)[:, None, None]
     mask = base.Mask(used_B11S, k_start=start_BT[:, None], k_end=end_BT[:, None])
   kernel = api.IMPLEMENTATIONS["xla" if interpret else "mosaic_gpu"]
-  return kernel(q_BTNH, k_BTKH, v_BTKH, mask=mask)
+  with jax.numpy_rank_promotion("allow"):
+    return kernel(q_BTNH, k_BTKH, v_BTKH, mask=mask)
 
 
 def _ranges(segment_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
