@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
     print(f"main: {stopped}", file=sys.stderr)
     code = STOPPED
   except (UserError, OSError) as error:
-    processes.fail(f"main: {error}")
+    # If a bucket stays away, TensorStore's threads would still wait for it for a quarter of an hour.
+    processes.fail(f"main: {error}", at_once=isinstance(error, ConnectionError))
   except KeyboardInterrupt:  # before or after training
     processes.fail("main: stopped by a signal: run the same command again to resume", STOPPED)
   except BaseException:

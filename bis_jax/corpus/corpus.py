@@ -3,7 +3,7 @@
 out/corpus.json         digest, inputs and counts; written last
 out/rollouts/, images/  TFDS datasets (ArrayRecord); see `shards`
 out/index.npz           image sizes, the image numbers of every rollout, and the byte ranges of
-                        all records, by which they are read from an object store
+                        all records, by which they are read
 out/score_table.npz     see `score_table`
 out/rejections.jsonl    one line per rejected record; notes.jsonl: per noted record
 """
@@ -172,16 +172,16 @@ class Corpus:
 
   def _reader(self, dataset: str) -> Callable[[list[int]], list[bytes]]:
     """Returns a function that reads records by number, together."""
-    if storage.is_url(self.path):
-      if f"{dataset}_start" not in self._index:
-        raise CorpusError(
-          f"{self.path} was prepared by an earlier version and can only be read from a local disk: "
-          "copy it there, or name another corpus.cache"
-        )
-      shards = [os.fspath(self.path / name) for name in sorted(self.files)]
-      shards = [name for name in shards if f"/{dataset}/" in name and ".array_record" in name]
+    shards = [os.fspath(self.path / name) for name in sorted(self.files)]
+    shards = [name for name in shards if f"/{dataset}/" in name and ".array_record" in name]
+    if shards and f"{dataset}_start" in self._index:
       ranges = Ranges.of(self._index, dataset)
       return functools.partial(byte_ranges.read, storage.filesystem(self.path), shards, ranges)
+    if storage.is_url(self.path):
+      raise CorpusError(
+        f"{self.path} was prepared by an earlier version and can only be read from a local disk: "
+        "copy it there, or name another corpus.cache"
+      )
     (folder,) = (self.path / dataset).iterdir()
     source: Any = tfds.builder_from_directory(folder).as_data_source(
       split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES

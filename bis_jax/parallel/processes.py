@@ -226,11 +226,12 @@ def first_makes(path: epath.PathLike, make: Callable[[], object]) -> None:
   wait_for_all(str(path))
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
+def fail(message: str, code: int = 1, *, at_once: bool = False) -> NoReturn:
+  """Ends this process; `at_once` waits for no thread of a library."""
   # With other processes it ends at once: an orderly end would wait for them, while they wait for
   # this one. They stop as the module's docstring says.
   print(message, file=sys.stderr)
-  if not jax.distributed.is_initialized():
+  if not (at_once or jax.distributed.is_initialized()):
     sys.exit(code)
   sys.stdout.flush()
   sys.stderr.flush()

@@ -71,6 +71,17 @@ def test_measured_costs_are_those_of_single_samples(source, measured, tiny_promp
     np.testing.assert_array_equal(again.markers, sample.markers)
 
 
+def test_parts_that_processes_measure_are_the_whole(source, measured, tiny_prompt):
+  """Mutation caught: a part that begins at 0."""
+  parts = []
+  for i in range(3):
+    gather = lambda rows: parts.append(rows) or rows  # noqa: E731
+    measure(source, tiny_prompt, IMAGES, max_length=320, chunk=7, share=(i, 3), gather=gather)
+  whole = np.column_stack([measured.costs, measured.dropped_steps])
+  assert [len(part) for part in parts] == [13, 13, 14]
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 def alone(source, measured, i):
   """Row 0 of a batch that holds example i alone."""
   one = pack.plan(measured.costs[i : i + 1], ROW)
