@@ -1,11 +1,14 @@
-"""Pods of real processes on this machine: the same run as on one device, also after kills."""
+"""Pods of real processes on this machine: the same run as on one device, also after kills.
+
+One pod shares a disk. The other one's processes have home and temporary folders of their own, as on
+hosts that share nothing but a bucket.
+"""
 
 import json
 import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from bis_jax import console
 from bis_jax.settings import keys
@@ -75,13 +79,15 @@ if __name__ == "__main__":
 class Pod:
   """A folder of runs that differ only in processes, devices and signals."""
 
-  def __init__(self, config, folder: pathlib.Path):
-    self._folder = folder
+  def __init__(self, config, folder: pathlib.Path, place: epath.Path | None = None):
+    """Workdirs and cache are in `place`, by default in `folder`, where records of the runs are."""
+    self._folder, self._place = folder, place or epath.Path(folder)
     self.lines: dict[str, list[str]] = {}  # written by the latest run in a workdir
     config = config.copy_and_resolve_references()
     with config.unlocked():
       config.pretrain.steps = 0
       config.corpus.workers = 1
+      config.corpus.cache = str(self["cache"])
       # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
       config.optim.eps = 1e-5
       config.train.checkpoint_every = 100  # only if a run is stopped, and at its end
@@ -92,7 +98,8 @@ class Pod:
     (folder / "main.py").write_text(RECORDING_MAIN)
     python = folder / "python"  # what local_pod.sh takes for Python
     python.write_text(
-      f'#!/bin/sh\nif [ "$1" = -m ]; then shift 2; set -- {folder}/main.py "$@"; fi\n'
+      f"#!/bin/sh\nexport HOME={folder}/host$JAX_PROCESS_ID TMPDIR={folder}/host$JAX_PROCESS_ID/tmp\n"
+      f'if [ "$1" = -m ]; then mkdir -p $TMPDIR; shift 2; set -- {folder}/main.py "$@"; fi\n'
       f'exec {sys.executable} "$@"\n'
     )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
@@ -137,8 +144,21 @@ class Pod:
     self.lines[name] = (err + out).splitlines()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-  def __getitem__(self, name: str) -> pathlib.Path:
-    return self._folder / name
+  def __getitem__(self, name: str) -> epath.Path:
+    return self._place / name
+
+  def own_files(self) -> list[pathlib.Path]:
+    """Returns the files in the home and temporary folders of the processes."""
+    return [path for path in self._folder.glob("host*/**/*") if path.is_file()]
+
+  def take(self, source: epath.Path, name: str) -> None:
+    """Copies a folder of this or another pod to `name`."""
+    self[name].mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+      if path.is_dir():
+        self.take(path, f"{name}/{path.name}")
+      else:
+        (self[name] / path.name).write_bytes(path.read_bytes())
 
   def steps_read(self, record: str) -> list[int]:
     """Returns the numbers of the batches that process 0 read."""
@@ -154,9 +174,10 @@ class Pod:
     return {number: [part[k][1] for part in read] for k, number in enumerate(numbers)}
 
 
-def _state(folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _state(folder: epath.Path) -> dict[str, np.ndarray]:
   """Returns the latest checkpoint's state as numpy arrays by path."""
-  latest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+  steps = [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+  latest = max(steps, key=lambda path: int(path.name))
   assert latest.name == str(STEPS)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
@@ -169,13 +190,13 @@ def _state(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _losses(folder: pathlib.Path) -> list[float]:
+def _losses(folder: epath.Path) -> list[float]:
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, STEPS + 1)), "every step once"
   return [line["loss"] for line in lines]
 
 
-def _scores(folder: pathlib.Path) -> np.ndarray:
+def _scores(folder: epath.Path) -> np.ndarray:
   lines = (folder / "scores.jsonl").read_text().splitlines()
   return np.concatenate([json.loads(line)["scores"] for line in lines])
 
@@ -215,14 +236,23 @@ def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, alone, unbroken):
 
 
 @pytest.fixture(scope="module")
-def broken(pod, unbroken) -> str:
+def hosts(small_config, tmp_path_factory, bucket_server, pod, unbroken) -> Pod:
+  """A pod whose processes share nothing but a bucket, with the programs of the other one."""
+  folder = tmp_path_factory.mktemp("hosts")
+  hosts = Pod(small_config, folder, epath.Path("gs://bis-jax") / folder.name)
+  hosts.take(pod["cache"] / "compiled", "cache/compiled")
+  return hosts
+
+
+@pytest.fixture(scope="module")
+def broken(hosts) -> str:
   """A run that was stopped, resumed, and lost a process to kill -9."""
-  done = pod.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
+  done = hosts.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
   assert done.returncode == console.STOPPED, done.stderr[-3000:]
   assert done.stderr.count("step 3 of 6 is saved: run the same command again") == 2
-  done = pod.run("broken", 2, 4, hit="4 1 SIGKILL", record="second")
+  done = hosts.run("broken", 2, 4, hit="4 1 SIGKILL", record="second")
   assert done.returncode not in (0, console.STOPPED)
-  assert pod.steps_read("second")[0] == 3, "it went on where it was told to stop"
+  assert hosts.steps_read("second")[0] == 3, "it went on where it was told to stop"
   assert "process 1 ended with 137" in done.stderr
   assert re.search("process 0 ended with (1|134)\n", done.stderr), "by itself, not by the script"
   return "broken"
@@ -248,26 +278,32 @@ def test_a_pod_leaves_one_set_of_files(pod, unbroken):
   assert len(list(pod[unbroken].glob("tensorboard/*"))) == 1
 
 
-def test_stopped_and_killed_it_ends_bit_equal_to_the_unbroken_run(pod, unbroken, broken):
-  shutil.copytree(pod[broken], pod["resumed"])
-  done = pod.run("resumed", 2, 4)
+def test_hosts_that_share_only_a_bucket_end_bit_equal_to_the_run_on_a_disk(
+  pod, unbroken, hosts, broken, tmp_path
+):
+  """Stopped, killed, resumed and evaluated; a run's other commands are in `bucket_run_test`."""
+  hosts.take(hosts[broken], "resumed")
+  done = hosts.run("resumed", 2, 4, evaluate=True)
   assert done.returncode == 0, done.stderr[-3000:]
-  ours, theirs = _state(pod["resumed"]), _state(pod[unbroken])
+  ours, theirs = _state(hosts["resumed"]), _state(pod[unbroken])
   assert set(ours) == set(theirs) and len(ours) > 20
   for path, array in ours.items():
     np.testing.assert_array_equal(array, theirs[path], err_msg=path)
-  assert _losses(pod["resumed"]) == _losses(pod[unbroken])
+  assert _losses(hosts["resumed"]) == _losses(pod[unbroken])
+  np.testing.assert_array_equal(_scores(hosts["resumed"]), _scores(pod[unbroken]))
+  kept = [path.name for path in hosts.own_files() if path.stat().st_size > 100_000]
+  assert not kept, "nothing of the corpus or the run is on a host's own disk"
 
 
-def test_it_goes_on_with_half_the_devices_at_the_exact_next_record(pod, unbroken, broken):
-  shutil.copytree(pod[broken], pod["half"])
-  done = pod.run("half", 1, 4)
+def test_it_goes_on_with_half_the_devices_at_the_exact_next_record(pod, unbroken, hosts, broken):
+  hosts.take(hosts[broken], "half")
+  done = hosts.run("half", 1, 4)
   assert done.returncode == 0, done.stderr[-3000:]
-  first, last = (_rows(pod.batches(record)) for record in ("first", "half"))
+  first, last = (_rows(hosts.batches(record)) for record in ("first", "half"))
   assert list(first) == [0, 1, 2] and list(last) == [3, 4, 5]
   assert first | last == _rows(pod.batches(unbroken)), "every record once, in its batch"
-  np.testing.assert_allclose(_losses(pod["half"]), _losses(pod[unbroken]), rtol=1e-5)
-  ours, theirs = _state(pod["half"]), _state(pod[unbroken])
+  np.testing.assert_allclose(_losses(hosts["half"]), _losses(pod[unbroken]), rtol=1e-5)
+  ours, theirs = _state(hosts["half"]), _state(pod[unbroken])
   assert set(ours) == set(theirs)
   for path, array in ours.items():  # sums in another order
     apart = np.linalg.norm(array - theirs[path]) / max(np.linalg.norm(theirs[path]), 1e-30)
