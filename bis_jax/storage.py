@@ -70,6 +70,14 @@ def require_bucket(path: epath.PathLike) -> None:
     raise UserError(f"there is no bucket {bucket} for {path}: correct its name, or make it")
 
 
+def listing(url: epath.PathLike) -> dict[str, dict[str, Any]]:
+  """Returns what an object store knows of every file in a folder, by name: "size" and more."""
+  place = os.fspath(url)
+  skipped = len(place.partition("://")[2]) + 1
+  found = filesystem(url).find(place, detail=True)
+  return {path[skipped:]: about for path, about in sorted(found.items())}
+
+
 def upload(local: pathlib.Path, url: epath.Path) -> None:
   """Uploads a file; it appears whole, in one step, and replaces another one."""
   filesystem(url).put_file(os.fspath(local), os.fspath(url))

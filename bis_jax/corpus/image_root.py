@@ -18,7 +18,6 @@ from typing import Any
 from etils import epath
 
 from bis_jax import images, storage
-from bis_jax.corpus import shared
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
@@ -67,7 +66,7 @@ class ImageRoot:
       if self._url:
         self._objects = {
           name: (about["size"], int(about.get("generation", 0)))
-          for name, about in shared.listing(self.path).items()
+          for name, about in storage.listing(self.path).items()
         }
       return
     if not self.path.is_file():

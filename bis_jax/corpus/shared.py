@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
@@ -39,17 +38,9 @@ def digests_of(folder: epath.PathLike, known: Mapping[str, str] | None = None) -
   }
 
 
-def listing(url: epath.Path) -> dict[str, dict[str, Any]]:
-  """Returns what an object store knows of every file in a folder, by name: "size" and more."""
-  place = os.fspath(url)
-  found: Any = storage.filesystem(url).find(place, detail=True)
-  skipped = len(place.partition("://")[2]) + 1
-  return {path[skipped:]: about for path, about in sorted(found.items())}
-
-
 def _sizes(folder: epath.Path) -> dict[str, int]:
   if storage.is_url(folder):
-    return {name: about["size"] for name, about in listing(folder).items()}
+    return {name: about["size"] for name, about in storage.listing(folder).items()}
   paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
   return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
