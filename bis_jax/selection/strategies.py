@@ -119,7 +119,7 @@ def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """Expected BIS if the continuations were sampled anew: p and R by their Beta-Binomial posterior."""
   chance = _positive(table, rule).astype(np.float64)  # of a positive step; counts may be unknown
   mean = chance * table.mc_scores()  # of its MC score, 0 where it is not positive
-  totals = np.flatnonzero(np.bincount(table.total, minlength=255)[:255])
+  totals = np.flatnonzero(np.bincount(table.total, minlength=255)[:255]).tolist()
   for total in totals:
     at = table.total == total if len(totals) > 1 or table.scores.size else slice(None)
     chance[at], mean[at] = (column[table.correct[at]] for column in _predicted(total, rule.tau))
