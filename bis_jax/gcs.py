@@ -40,6 +40,21 @@ class FileSystem(gcsfs.core.GCSFileSystem):
         f"{bucket} can't be reached ({reason}): run the same command again when it can"
       ) from error
 
+  # fsspec takes any failure of a request for "it is not there", and Orbax that for a damaged step.
+  async def _isfile(self, path: str) -> bool:
+    return await self._kind(path) == "file"
+
+  async def _isdir(self, path: str) -> bool:
+    return await self._kind(path) == "directory"
+
+  async def _kind(self, path: str) -> str:
+    try:
+      return (await self._info(path))["type"]
+    except ConnectionError:
+      raise
+    except OSError:
+      return ""
+
   async def _swap(self, path: str, data: bytes, generation: int) -> int:
     bucket, key, _ = self.split_path(path)
     written: Any = await self._call(

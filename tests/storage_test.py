@@ -84,6 +84,9 @@ def test_a_bucket_that_stays_away_is_one_sentence(bucket, bucket_server, monkeyp
       ConnectionError, match=r"gs://bis-jax can't be reached \(failure 503.*again"
     ):
       (bucket / "away").read_text()
+    for ask in ("exists", "is_file", "is_dir"):
+      with pytest.raises(ConnectionError, match=r"gs://bis-jax can't be reached"):
+        getattr(bucket / "away", ask)()
     with pytest.raises(ConnectionError, match=r"gs://bis-jax can't be reached"):
       files.write_text(bucket / "away", "text")
 
