@@ -51,10 +51,6 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
   }
   for name, count in {**step.model_flops, **total}.items():
     yield f"  {name:32}{count / 1e12:12.1f} TFLOP"
-  yield (
-    f"XLA's cost analysis per device, loop bodies once: {step.xla_flops / 1e12:.1f} TFLOP, "
-    f"{step.xla_bytes / 1e9:.1f} GB"
-  )
   yield f"HBM traffic per device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB; the most by"
   for operation in step.operations[:5]:
     yield f"  {operation.bytes / 1e9:8.1f} GB in {operation.calls:6} calls: {operation.name}"

@@ -42,8 +42,6 @@ class CompiledStep:
   memory: Mapping[str, int]  # use -> bytes
   model_flops: Mapping[str, float]  # see `model_flops.step_flops`
   executed_flops: float  # model FLOPs and those of rematerialization and masked attention
-  xla_flops: float  # XLA's cost analysis ignores loop trip counts
-  xla_bytes: float
   operations: list[hlo.Operation]  # what moves through HBM, the largest first
   collectives: Mapping[str, tuple[int, int]]  # kind -> (count, bytes)
   lower_seconds: float  # tracing, on this machine
@@ -121,8 +119,8 @@ def compile_step(
   compiled = lowered.compile()
   compile_seconds = time.perf_counter() - start - lower_seconds
 
-  memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-  assert memory and cost and text  # optional in JAX, but TPU programs have them
+  memory, text = compiled.memory_analysis(), compiled.as_text()
+  assert memory and text  # optional in JAX, but TPU programs have them
   program = hlo.Program(text)
   stages = trained_stages(model, step.factors)
   return CompiledStep(
@@ -141,8 +139,6 @@ def compile_step(
     ),
     executed_flops=mesh.size * program.matmul_flops()
     + _attention_flops(model, stages, rows, inputs),
-    xla_flops=cost["flops"],
-    xla_bytes=cost["bytes accessed"],
     operations=program.operations(),
     collectives=program.collectives(),
     lower_seconds=lower_seconds,

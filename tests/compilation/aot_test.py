@@ -5,6 +5,7 @@ the time of the one that a run has: 67 s for both, on two cores at load 5 (114 s
 """
 
 import dataclasses
+import functools
 import importlib.util
 
 import jax
@@ -36,15 +37,23 @@ def _shallow() -> Qwen2_5_VLConfig:
   )
 
 
-@pytest.fixture
-def config(monkeypatch):
-  """The recipe with the shallow model and eight short rows per step."""
-  monkeypatch.setitem(QWEN_SIZES, "7b", _shallow())
+def _config(tensor):
+  """The recipe with eight short rows per step."""
   c = qwen_bis10.get_config()
   c.inputs.max_length = c.inputs.row_tokens = c.inputs.row_patches = 1024
   c.qwen2_5_vl.max_pixels = 256 * 784
-  c.inputs.row_multiple, c.train.global_batch = 8, 14
+  c.inputs.row_multiple, c.train.global_batch, c.mesh.tensor = 8, 14, tensor
   return c
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+  monkeypatch.setitem(QWEN_SIZES, "7b", _shallow())
+
+
+@functools.cache
+def _step(topology, tensor):
+  return _compile(_config(tensor=tensor), topology)
 
 
 def _compile(config, topology):
@@ -58,9 +67,19 @@ def _compile(config, topology):
 
 @needs_libtpu
 def test_internvl_compiles(monkeypatch):
-  """Two layers each of the 14B model's decoder and tower; its odd vocabulary stays whole."""
+  """Two layers each of the 14B model's decoder, a quarter as wide, and its tower.
+
+  Its odd vocabulary stays whole.
+  """
   full = INTERNVL_SIZES["3-14b"]
-  text = dataclasses.replace(full.text, num_hidden_layers=2)
+  text = dataclasses.replace(
+    full.text,
+    num_hidden_layers=2,
+    hidden_size=1280,
+    intermediate_size=3456,
+    num_attention_heads=10,
+    num_key_value_heads=2,
+  )
   vision = dataclasses.replace(full.vision, num_hidden_layers=2)
   shallow = dataclasses.replace(full, text=text, vision=vision)
   monkeypatch.setitem(INTERNVL_SIZES, "3-14b", shallow)
@@ -71,22 +90,24 @@ def test_internvl_compiles(monkeypatch):
   step = _compile(c, "v5e:2x4")
   parameters, optimizer = step.memory["parameters"], step.memory["optimizer state"]
   assert (step.rows, step.rollouts) == (4, 4 * 1024 / 1398)
-  layer = 2 * 5120 * (5120 + 1024) + 3 * 5120 * 13824
-  table, projector = 151_675 * 5120, 5120 * (4096 + 5120)
+  layer = 2 * 1280 * (1280 + 256) + 3 * 1280 * 3456
+  table, projector = 151_675 * 1280, 1280 * (4096 + 1280)
   whole = 4 * table / 4  # of float32, over fsdp alone
   assert optimizer == pytest.approx(2 * (4 * (2 * layer + projector) / 8 + whole), rel=0.01)
   assert optimizer / 2 < parameters < 1.05 * optimizer / 2 + 4 * 26e6 / 8
   assert step.total < 0.9 * step.chip.hbm_bytes and 0 < step.model_seconds < step.seconds
 
 
+SLICES = [("v5p:2x2x2", 8, 1), ("v5e:4x4", 16, 2)]
+
+
 @needs_libtpu
-@pytest.mark.parametrize("topology, chips, tensor", [("v5p:2x2x2", 8, 1), ("v5e:4x4", 16, 2)])
-def test_the_step_compiles_and_fits(config, topology, chips, tensor):
-  config.mesh.tensor = tensor
-  step = _compile(config, topology)
+@pytest.mark.parametrize("topology, chips, tensor", SLICES)
+def test_the_step_compiles_and_fits(topology, chips, tensor):
+  step = _step(topology, tensor)
   parameters, optimizer = step.memory["parameters"], step.memory["optimizer state"]
   assert step.mesh == {"data": 1, "fsdp": chips // tensor, "tensor": tensor}
-  assert (step.rows, step.micro_batches) == (8, 1)
+  assert (step.rows, step.micro_batches, step.remat) == (8, 1, "dots")
   # Two layers of 233 M, 152,064 rows, merger and head; the tower is frozen and has no moments.
   trained = 2 * 233_057_792 + 152_064 * 3584 + 5120 * (5120 + 3584)
   assert optimizer == pytest.approx(2 * 4 * trained / chips, rel=0.01)
@@ -96,32 +117,54 @@ def test_the_step_compiles_and_fits(config, topology, chips, tensor):
   moved = sum(size for _, size in step.collectives.values())
   assert moved > 2 * 2 * 233_000_000 / tensor * (1 - tensor / chips)
   assert step.collectives["all-reduce"][0] > 0
-  assert step.hbm_bytes > 0 and step.xla_flops > 0
   assert 0 < step.model_seconds < step.seconds
-  lines = "\n".join(aot.report(config, topology, step))
+  lines = "\n".join(aot.report(_config(tensor=tensor), topology, step))
   for words in ("optimizer state", "free", "all-reduce", "rollouts/s", f"fsdp {chips // tensor}"):
     assert words in lines
+  largest = step.operations[0]
+  assert f"GB in {largest.calls:6} calls: {largest.name}" in lines
+
+
+# (slice, tensor) -> HBM bytes and bytes of collectives of a step on one device, in GB.
+BUDGET = {("v5p:2x2x2", 1): (22.6, 3.18), ("v5e:4x4", 2): (11.8, 1.73)}
 
 
 @needs_libtpu
-def test_a_slice_that_libtpu_does_not_know_is_named(config):
+@pytest.mark.parametrize("topology, chips, tensor", SLICES)
+def test_the_step_moves_no_more_than_its_budget(topology, chips, tensor):
+  """Mutation caught: without the chip's compiler options the collectives are XX times these."""
+  step = _step(topology, tensor)
+  sent = sum(size for _, size in step.collectives.values())
+  for found, budget in zip((step.hbm_bytes, sent), BUDGET[topology, tensor], strict=True):
+    assert 0.8 * budget < found / 1e9 < 1.1 * budget, (step.operations[:5], step.collectives)
+
+
+@needs_libtpu
+def test_a_step_computes_every_product_once():
+  """With remat "dots" the FLOPs are the model's, those of whole rows in attention, and no more."""
+  step = _step("v5p:2x2x2", 1)
+  products = step.model_flops["text"] + step.model_flops["vision"]
+  assert products < step.executed_flops < 1.15 * products
+
+
+@needs_libtpu
+def test_a_slice_that_libtpu_does_not_know_is_named():
   with pytest.raises(TopologyError, match="libtpu knows no topology 'v6e:3x5'"):
-    compiled_step.compile_step(config, "v6e:3x5")
+    compiled_step.compile_step(_config(tensor=1), "v6e:3x5")
 
 
 @needs_libtpu
-def test_a_mesh_that_does_not_fit_the_slice_is_named(config):
-  config.mesh.tensor = 3
+def test_a_mesh_that_does_not_fit_the_slice_is_named():
   with pytest.raises(MeshError, match="multiple of 3 devices, but there are 8"):
-    compiled_step.compile_step(config, "v5p:2x2x2")
-  config.mesh.tensor = 1
+    compiled_step.compile_step(_config(tensor=3), "v5p:2x2x2")
   with pytest.raises(MeshError, match="8 rows .* do not divide over .* 16 batch shards"):
-    compiled_step.compile_step(config, "v5e:4x4")
+    compiled_step.compile_step(_config(tensor=1), "v5e:4x4")
 
 
 @needs_libtpu
-def test_two_cores_of_a_v4_chip_are_one_device():
-  assert len(devices.slice_devices("v4:2x2x1")) == 4
+@pytest.mark.parametrize("topology, number", [("v4:2x2x1", 4), ("tpu7x:2x2x1", 8)])
+def test_the_cores_of_a_chip_are_one_device_or_two(topology, number):
+  assert len(devices.slice_devices(topology)) == number
 
 
 def test_without_libtpu_the_remedy_is_named(monkeypatch):
