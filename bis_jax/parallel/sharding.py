@@ -46,15 +46,18 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
       f"config.mesh is {sizes}, {int(np.prod(shape))} of {len(devices)} devices: set one size to -1"
     )
   slices = len({getattr(device, "slice_index", 0) for device in devices})
-  if slices == 1:
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
   if shape[0] % slices:
     raise MeshError(
       f"config.mesh is {sizes} on {slices} slices: set data to a multiple of {slices}, as the network "
       "between slices is too slow for the other axes"
     )
-  inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
-  grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+  # An axis may be a part of a physical one, as tensor 2 on the 4 x 4 devices of a slice.
+  split: dict[str, Any] = {"allow_split_physical_axes": True}
+  if slices == 1:
+    grid = mesh_utils.create_device_mesh(shape, devices, **split)
+  else:
+    inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split)
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
