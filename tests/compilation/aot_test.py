@@ -1,7 +1,7 @@
 """The real TPU compiler builds the real step: two layers of the 7B model, at full width.
 
-Asked: both slices in at most 90 s. The compiler works at its level O1 here, which takes under half
-the time of the one that a run has: 67 s for both, on two cores at load 5 (114 s at that of a run).
+The compiler works at its level O1 here, which takes under half the time of the one that a run has.
+Asked: less than 230 s of processor time, with `hlo_test.py`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.parallel import devices
 from bis_jax.parallel.devices import TopologyError
-from bis_jax.parallel.sharding import MeshError
+from bis_jax.parallel.sharding import MeshError, make_mesh
 from configs import internvl3_14b_bis10, qwen_bis10
 from tests.commands import run_command
 
@@ -69,11 +69,12 @@ def _compile(config, topology):
 def test_internvl_compiles(monkeypatch):
   """Two layers each of the 14B model's decoder, a quarter as wide, and its tower.
 
-  Its odd vocabulary stays whole.
+  Its odd vocabulary, here a tenth, stays whole.
   """
   full = INTERNVL_SIZES["3-14b"]
   text = dataclasses.replace(
     full.text,
+    vocab_size=15_167,
     num_hidden_layers=2,
     hidden_size=1280,
     intermediate_size=3456,
@@ -91,7 +92,7 @@ def test_internvl_compiles(monkeypatch):
   parameters, optimizer = step.memory["parameters"], step.memory["optimizer state"]
   assert (step.rows, step.rollouts) == (4, 4 * 1024 / 1398)
   layer = 2 * 1280 * (1280 + 256) + 3 * 1280 * 3456
-  table, projector = 151_675 * 1280, 1280 * (4096 + 1280)
+  table, projector = 15_167 * 1280, 1280 * (4096 + 1280)
   whole = 4 * table / 4  # of float32, over fsdp alone
   assert optimizer == pytest.approx(2 * (4 * (2 * layer + projector) / 8 + whole), rel=0.01)
   assert optimizer / 2 < parameters < 1.05 * optimizer / 2 + 4 * 26e6 / 8
@@ -132,7 +133,6 @@ BUDGET = {("v5p:2x2x2", 1): (22.6, 3.18), ("v5e:4x4", 2): (11.8, 1.73)}
 @needs_libtpu
 @pytest.mark.parametrize("topology, chips, tensor", SLICES)
 def test_the_step_moves_no_more_than_its_budget(topology, chips, tensor):
-  """Mutation caught: without the chip's compiler options the collectives are XX times these."""
   step = _step(topology, tensor)
   sent = sum(size for _, size in step.collectives.values())
   for found, budget in zip((step.hbm_bytes, sent), BUDGET[topology, tensor], strict=True):
@@ -165,6 +165,12 @@ def test_a_mesh_that_does_not_fit_the_slice_is_named():
 @pytest.mark.parametrize("topology, number", [("v4:2x2x1", 4), ("tpu7x:2x2x1", 8)])
 def test_the_cores_of_a_chip_are_one_device_or_two(topology, number):
   assert len(devices.slice_devices(topology)) == number
+
+
+@needs_libtpu
+def test_an_axis_may_be_a_part_of_a_physical_one():
+  """Mutation caught: `jax.make_mesh`, which splits no axis of a v6e."""
+  assert dict(make_mesh(1, -1, 2, devices.slice_devices("v6e:4x4")).shape)["fsdp"] == 8
 
 
 def test_without_libtpu_the_remedy_is_named(monkeypatch):
