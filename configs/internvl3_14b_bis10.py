@@ -2,7 +2,7 @@
 
 Expected (arXiv 2602.04145): overall_source_weighted 66.05 (all data: 65.80) on
 VisualProcessBench, threshold tuned on test.
-Hardware: TPU v5p 2x2x4, 0.37 hours at least, by the compiler's roofline; not measured.
+Hardware: TPU v5p 2x2x4, 0.28 hours at least, by the compiler's roofline; not measured.
 
   python -m bis_jax.main --config=configs/internvl3_14b_bis10.py --workdir=gs://BUCKET/internvl3_14b_bis10
   python -m bis_jax.main --config=configs/internvl3_14b_bis10.py:toy --workdir=runs/internvl3_14b_bis10_toy

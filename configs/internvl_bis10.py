@@ -2,7 +2,7 @@
 
 Expected (arXiv 2602.04145): overall_source_weighted 65.46 on
 VisualProcessBench, threshold tuned on test.
-Hardware: TPU v5e 8x8, 0.13 hours at least, by the compiler's roofline; not measured.
+Hardware: TPU v5e 8x8, 0.09 hours at least, by the compiler's roofline; not measured.
 
   python -m bis_jax.main --config=configs/internvl_bis10.py --workdir=gs://BUCKET/internvl_bis10
   python -m bis_jax.main --config=configs/internvl_bis10.py:toy --workdir=runs/internvl_bis10_toy

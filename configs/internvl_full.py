@@ -2,7 +2,7 @@
 
 Expected (arXiv 2602.04145): overall_source_weighted 65.12 on
 VisualProcessBench, threshold tuned on test.
-Hardware: TPU v5e 8x8, 1.3 hours at least, by the compiler's roofline; not measured.
+Hardware: TPU v5e 8x8, 0.89 hours at least, by the compiler's roofline; not measured.
 
   python -m bis_jax.main --config=configs/internvl_full.py --workdir=gs://BUCKET/internvl_full
   python -m bis_jax.main --config=configs/internvl_full.py:toy --workdir=runs/internvl_full_toy

@@ -2,7 +2,7 @@
 
 Expected (arXiv 2602.04145): overall_source_weighted 64.63 on
 VisualProcessBench, threshold tuned on test.
-Hardware: TPU v5e 8x8, 0.06 hours at least, by the compiler's roofline; not measured.
+Hardware: TPU v5e 8x8, 0.04 hours at least, by the compiler's roofline; not measured.
 
   python -m bis_jax.main --config=configs/qwen_bis10.py --workdir=gs://BUCKET/qwen_bis10
   python -m bis_jax.main --config=configs/qwen_bis10.py:toy --workdir=runs/qwen_bis10_toy
