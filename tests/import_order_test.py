@@ -17,7 +17,7 @@ ORDER = (
   ("inputs", "corpus"),
   ("parallel",),
   ("files", "images"),
-  ("console", "storage", "gcs"),
+  ("console", "storage"),
   ("errors",),
 )
 

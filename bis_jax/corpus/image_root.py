@@ -17,8 +17,9 @@ from typing import Any
 
 from etils import epath
 
-from bis_jax import images, storage
+from bis_jax import images
 from bis_jax.corpus.rejections import BadRecord, CorpusError
+from bis_jax.storage import urls
 
 MAX_BYTES = 256 << 20  # of an encoded image
 _AT_ONCE = 32  # images that are asked of an object store at the same time
@@ -57,7 +58,7 @@ class ImageRoot:
   def __init__(self, path: str | os.PathLike):
     """Opens a folder, or a zip whose members may be in `images/`; CorpusError if there is neither."""
     self.path = epath.Path(path)
-    self._url = storage.is_url(self.path)
+    self._url = urls.is_url(self.path)
     self._folder = os.fspath(self.path) if self._url else os.path.realpath(self.path)
     self._zip: zipfile.ZipFile | None = None
     self._members: dict[str, zipfile.ZipInfo] = {}
@@ -66,7 +67,7 @@ class ImageRoot:
       if self._url:
         self._objects = {
           name: (about["size"], int(about.get("generation", 0)))
-          for name, about in storage.listing(self.path).items()
+          for name, about in urls.listing(self.path).items()
         }
       return
     if not self.path.is_file():
@@ -154,7 +155,7 @@ class ImageRoot:
     """Returns the bytes of files, or of a zip's members with their headers, from an object store."""
     places = [self._place(name) for name in names]
     paths, starts, stops = map(list, zip(*places, strict=True))
-    found: Any = storage.filesystem(self.path).cat_ranges(paths, starts, stops, on_error="return")
+    found: Any = urls.filesystem(self.path).cat_ranges(paths, starts, stops, on_error="return")
     for data in found:
       if isinstance(data, ConnectionError | PermissionError):
         raise data

@@ -101,7 +101,7 @@ def test_other_urls_and_missing_packages_are_one_sentence(monkeypatch):
 
   registry = importlib.import_module("fsspec.registry")  # fsspec.registry is its content
   monkeypatch.delitem(registry._registry, "gs", raising=False)
-  monkeypatch.setitem(sys.modules, "bis_jax.gcs", None)
+  monkeypatch.setitem(sys.modules, "bis_jax.storage.gcs", None)
   with pytest.raises(UserError, match=r"to open gs://a/b is missing: pip install 'bis_jax\[gcs\]'"):
     files.absolute("gs://a/b")
   assert files.absolute("a") == epath.Path(os.path.abspath("a"))

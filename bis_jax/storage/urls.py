@@ -22,7 +22,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 os.register_at_fork(after_in_child=backend.fsspec_backend._get_filesystem.cache_clear)
 for _name in ("gs", "gcs"):
   fsspec.register_implementation(
-    _name, "bis_jax.gcs.FileSystem", clobber=True, errtxt="pip install 'bis_jax[gcs]'"
+    _name, "bis_jax.storage.gcs.FileSystem", clobber=True, errtxt="pip install 'bis_jax[gcs]'"
   )
 for _name in (*SCHEMES, "gcs"):  # other processes write there too
   fsspec.config.conf.setdefault(_name, {}).setdefault("use_listings_cache", False)
