@@ -41,6 +41,7 @@ class FileSystem(gcsfs.core.GCSFileSystem):
       ) from error
 
   # fsspec takes any failure of a request for "it is not there", and Orbax that for a damaged step.
+  # pyrefly: ignore[bad-override]  # gcsfs's is read as one that returns False only
   async def _isfile(self, path: str) -> bool:
     return await self._kind(path) == "file"
 
