@@ -66,9 +66,7 @@ def _assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) ->
 
 def test_failures_of_seconds_are_survived(config, unbroken, bucket_server, monkeypatch):
   """Every ninth request is refused, answered with 503 or 429, slow, or torn in the middle."""
-  kinds = itertools.cycle(
-    [Fault(status=503), Fault(cut=True), Fault(status=429), Fault(delay=0.5)]
-  )
+  kinds = itertools.cycle([Fault(status=503), Fault(cut=True), Fault(status=429), Fault(delay=0.5)])
   count = itertools.count(1)
   monkeypatch.setattr(
     bucket_server, "fault", lambda *_: next(kinds) if next(count) % 9 == 0 else Fault()
