@@ -51,9 +51,7 @@ class FileSystem(gcsfs.core.GCSFileSystem):
   async def _kind(self, path: str) -> str:
     try:
       return (await self._info(path))["type"]
-    except ConnectionError:
-      raise
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
       return ""
 
   async def _swap(self, path: str, data: bytes, generation: int) -> int:
