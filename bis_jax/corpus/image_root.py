@@ -64,11 +64,8 @@ class ImageRoot:
     self._members: dict[str, zipfile.ZipInfo] = {}
     self._objects: dict[str, tuple[int, int]] = {}  # size and generation of a bucket's files
     if self.path.is_dir():
-      if self._url:
-        self._objects = {
-          name: (about["size"], int(about.get("generation", 0)))
-          for name, about in urls.listing(self.path).items()
-        }
+      found = urls.listing(self.path).items() if self._url else ()
+      self._objects = {name: (a["size"], int(a.get("generation", 0))) for name, a in found}
       return
     if not self.path.is_file():
       raise CorpusError(f"no image folder or zip at {os.path.abspath(self.path)}")
