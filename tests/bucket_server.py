@@ -194,6 +194,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       status, headers = failure.status, {"Content-Type": "application/json"}
       error = {"code": status, "message": f"failure {status}", "errors": []}
       content = b"" if status in (304, 308) else json.dumps({"error": error}).encode()
+    if status < 300 and not fault.cut:  # before the client goes on
+      service.log.append((self.command, self._target, size or len(content)))
     self.send_response(status)
     for key, value in headers.items():
       self.send_header(key, value)
@@ -204,8 +206,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._break()
       return
     self.wfile.write(content)
-    if status < 300:
-      service.log.append((self.command, self._target, size or len(content)))
 
   def _break(self) -> None:
     self.close_connection = True
