@@ -23,9 +23,17 @@ _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
 # Opcodes that move nothing: views, control flow, and the ends of asynchronous operations.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
-_FREE |= {"call", "async-start", "partition-id", "replica-id", "after-all", "optimization-barrier"}
+_FREE |= {
+  "call",
+  "call-start",
+  "async-start",
+  "partition-id",
+  "replica-id",
+  "after-all",
+  "optimization-barrier",
+}
 
-_CALLERS = {"fusion", "call", "conditional", "async-start"}
+_CALLERS = {"fusion", "call", "call-start", "conditional", "async-start"}
 _VIEWS = {"bitcast", "get-tuple-element"}
 _PARTS = {"dynamic-slice", "slice", "gather"}  # read as much of their first operand as they return
 
@@ -48,6 +56,12 @@ class _Instruction(NamedTuple):
   @property
   def operands(self) -> list[str]:
     return _OPERAND.findall(self.rest.split(")")[0])
+
+  @property
+  def is_view(self) -> bool:
+    """Whether an instruction inside a fusion only changes the layout in which its operand is seen."""
+    aliased = "output_to_operand_aliasing={{}: (0, {})}" in self.rest
+    return self.opcode in _VIEWS or (self.opcode == "fusion" and aliased)
 
   @property
   def called(self) -> list[str]:
@@ -174,7 +188,7 @@ class Program:
       if name not in user.operands:
         continue
       position = user.operands.index(name)
-      if user.opcode in _VIEWS:
+      if user.is_view:
         total += _bytes(user.shape) if user.root else self._read_from(near, user.name)
       elif user.opcode in _PARTS and position == 0:
         total += _bytes(user.shape)
@@ -194,7 +208,7 @@ class Program:
       roots = [near[operand] for operand in roots[0].operands]
     results, total = list(_arrays(shape)), 0
     for (size, space), root in zip(results, roots, strict=False):
-      while root.opcode in _VIEWS and root.operands[0] in near:
+      while root.is_view and root.operands[0] in near:
         root = near[root.operands[0]]
       if root.opcode == "dynamic-update-slice":
         size = _bytes(near[root.operands[1]].shape)

@@ -53,12 +53,18 @@ PROGRAM = hlo.Program("""HloModule jit_step, is_scheduled=true
   ROOT %dynamic-update-slice.1 = f32[64]{0} dynamic-update-slice(%x, %y, %i)
 }
 
+%elsewhere (x: f32[16]) -> f32[8] {
+  %x = f32[16]{0} parameter(0)
+  ROOT %all-to-all.1 = f32[16]{0} all-to-all(%x), dimensions={0}, metadata={op_name="b"}
+}
+
 ENTRY %main (p: f32[16], q: f32[64]) -> f32[4] {
   %p = f32[16]{0} parameter(0)
   %q = f32[64]{0} parameter(1)
   %loop = (s32[], f32[4,8]{1,0}) while(%t), condition=%condition, body=%body
   %scattered = f32[4]{0} fusion(%p), kind=kCustom, calls=%inside
   %in_place = f32[64]{0} fusion(%q, %scattered), kind=kLoop, calls=%update
+  %offloaded = ((f32[16]{0}), f32[4]{0}, u32[]{:S(2)}) call-start(%p), to_apply=%elsewhere
   %pair = (f32[2]{0}, /*index=1*/f32[2]{0}) reduce-scatter(%p, %p), to_apply=%add
   ROOT %copy = f32[4]{0} copy(%scattered)
 }
@@ -69,6 +75,7 @@ def test_collectives_in_loops_count_once_per_trip():
   assert PROGRAM.collectives() == {
     "all-gather": (28, 28 * 8 * 8 * 2),
     "all-reduce": (1, 16 * 4),  # inside a fusion
+    "all-to-all": (1, 16 * 4),  # on the sparse cores
     "reduce-scatter": (1, 2 * 16 * 4),  # its operands
     "collective-permute": (28, 28 * 4 * 8 * 4),  # not twice
   }
@@ -83,6 +90,7 @@ def test_operands_and_results_in_hbm_are_read_and_written():
     "collective-permute-start": (28, 28 * 2 * x),
     "reduce-scatter": (1, (16 + 16 + 2 + 2) * 4),
     "copy": (1, (4 + 4) * 4),
+    "all-to-all b": (1, 2 * 16 * 4),
   }
   assert PROGRAM.operations()[0].name == "all-gather a"
 
