@@ -21,19 +21,11 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"%([^,) ]+)")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
-# Opcodes that move nothing: views, control flow, and the ends of asynchronous operations.
-_FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional"}
-_FREE |= {
-  "call",
-  "call-start",
-  "async-start",
-  "partition-id",
-  "replica-id",
-  "after-all",
-  "optimization-barrier",
-}
-
 _CALLERS = {"fusion", "call", "call-start", "conditional", "async-start"}
+# Opcodes that move nothing: views, control flow, and the ends of asynchronous operations.
+_FREE = _CALLERS - {"fusion"} | {"parameter", "get-tuple-element", "tuple", "bitcast", "constant"}
+_FREE |= {"while", "partition-id", "replica-id", "after-all", "optimization-barrier"}
+
 _VIEWS = {"bitcast", "get-tuple-element"}
 _PARTS = {"dynamic-slice", "slice", "gather"}  # read as much of their first operand as they return
 
@@ -192,11 +184,9 @@ class Program:
         total += _bytes(user.shape) if user.root else self._read_from(near, user.name)
       elif user.opcode in _PARTS and position == 0:
         total += _bytes(user.shape)
-      elif user.opcode == "dynamic-update-slice" and position == 0:
-        continue  # in place
       elif user.opcode == "fusion":
         total += self._read(user.called[0], position)
-      elif user.opcode != "tuple":
+      elif user.opcode != "tuple" and (user.opcode, position) != ("dynamic-update-slice", 0):
         total += _bytes(near[name].shape)
     return total
 
