@@ -139,8 +139,7 @@ class Meter:
   """Prints what every stage of this process and its workers took."""
 
   def __init__(self):
-    self.process, self._depth, self._peak = int(os.environ["JAX_PROCESS_ID"]), 0, 0
-    self._start = self._state()
+    self.process, self._peak = int(os.environ["JAX_PROCESS_ID"]), 0
     threading.Thread(target=self._watch, daemon=True).start()
 
   def _watch(self) -> None:

@@ -25,7 +25,7 @@ from etils import epath
 
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.storage.urls import failure, filesystem, is_url, require_bucket, upload
+from bis_jax.storage import failure, filesystem, is_url, require_bucket, upload
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

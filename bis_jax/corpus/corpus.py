@@ -21,12 +21,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bis_jax import storage
 from bis_jax.corpus import byte_ranges, shared
 from bis_jax.corpus.byte_ranges import Ranges
 from bis_jax.corpus.records import Rollout
 from bis_jax.corpus.rejections import CorpusError
 from bis_jax.corpus.score_table import ScoreTable
-from bis_jax.storage import urls
 
 FORMAT = 1  # of the files above
 SPLIT = "train"  # of both datasets: they have one split
@@ -85,7 +85,7 @@ class Corpus:
     """
     suspect = self.path / _SUSPECT
     total = sum(int(digest.split()[0]) for digest in self.files.values())
-    by_size = (total > _CHECKED_BYTES or urls.is_url(self.path)) and not suspect.exists()
+    by_size = (total > _CHECKED_BYTES or storage.is_url(self.path)) and not suspect.exists()
     damaged = shared.damaged_file(
       self.path, self.files, lambda name: by_size and ".array_record" in name
     )
@@ -176,8 +176,8 @@ class Corpus:
     shards = [name for name in shards if f"/{dataset}/" in name and ".array_record" in name]
     if shards and f"{dataset}_start" in self._index:
       ranges = Ranges.of(self._index, dataset)
-      return functools.partial(byte_ranges.read, urls.filesystem(self.path), shards, ranges)
-    if urls.is_url(self.path):
+      return functools.partial(byte_ranges.read, storage.filesystem(self.path), shards, ranges)
+    if storage.is_url(self.path):
       raise CorpusError(
         f"{self.path} was prepared by an earlier version and can only be read from a local disk: "
         "copy it there, or name another corpus.cache"

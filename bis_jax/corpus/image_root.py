@@ -17,9 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from bis_jax import images
+from bis_jax import images, storage
 from bis_jax.corpus.rejections import BadRecord, CorpusError
-from bis_jax.storage import urls
 
 MAX_BYTES = 256 << 20  # of an encoded image
 _AT_ONCE = 32  # images that are asked of an object store at the same time
@@ -58,13 +57,13 @@ class ImageRoot:
   def __init__(self, path: str | os.PathLike):
     """Opens a folder, or a zip whose members may be in `images/`; CorpusError if there is neither."""
     self.path = epath.Path(path)
-    self._url = urls.is_url(self.path)
+    self._url = storage.is_url(self.path)
     self._folder = os.fspath(self.path) if self._url else os.path.realpath(self.path)
     self._zip: zipfile.ZipFile | None = None
     self._members: dict[str, zipfile.ZipInfo] = {}
     self._objects: dict[str, tuple[int, int]] = {}  # size and generation of a bucket's files
     if self.path.is_dir():
-      found = urls.listing(self.path).items() if self._url else ()
+      found = storage.listing(self.path).items() if self._url else ()
       self._objects = {name: (a["size"], int(a.get("generation", 0))) for name, a in found}
       return
     if not self.path.is_file():
@@ -152,7 +151,7 @@ class ImageRoot:
     """Returns the bytes of files, or of a zip's members with their headers, from an object store."""
     places = [self._place(name) for name in names]
     paths, starts, stops = map(list, zip(*places, strict=True))
-    found: Any = urls.filesystem(self.path).cat_ranges(paths, starts, stops, on_error="return")
+    found: Any = storage.filesystem(self.path).cat_ranges(paths, starts, stops, on_error="return")
     for data in found:
       if isinstance(data, ConnectionError | PermissionError):
         raise data

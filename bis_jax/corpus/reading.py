@@ -24,9 +24,9 @@ from typing import IO, Any, BinaryIO, cast
 import zstandard
 from etils import epath
 
+from bis_jax import storage
 from bis_jax.corpus.rejections import CorpusError
 from bis_jax.files import absolute
-from bis_jax.storage import urls
 
 BLOCK = 1 << 20  # bytes: few enough for the cache, enough to spread the cost of a numpy call
 MAX_LINE = 16 << 20  # bytes; of a longer line only the first are read, and it is rejected
@@ -66,7 +66,7 @@ class AnnotationFile:
   @property
   def stamp(self) -> tuple[str, int, int]:
     """Name, size and modification time (of the zip, if any), to detect changes."""
-    if urls.is_url(self.path):
+    if storage.is_url(self.path):
       return self.name, self.size, int(self.path.stat().mtime)
     return self.name, self.size, os.stat(self.path).st_mtime_ns
 
@@ -90,7 +90,7 @@ class AnnotationFile:
     else:
       archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(self.path.open("rb"))))
       stream = stack.enter_context(archive.open(self.member))
-    if self.plain and not urls.is_url(self.path):
+    if self.plain and not storage.is_url(self.path):
       return stream
     if self.name.endswith(".gz"):
       return io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=stream)), BLOCK)
@@ -125,7 +125,7 @@ class AnnotationFile:
 
     The last line is cut if it is longer than `MAX_LINE`.
     """
-    local = self.plain and not urls.is_url(self.path)
+    local = self.plain and not storage.is_url(self.path)
     if local:  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
       size += len(stream.readline(MAX_LINE)) - 1
@@ -202,7 +202,7 @@ def _is_zip(path: epath.Path) -> bool:
 
 def _names_in(folder: epath.Path) -> list[str]:
   """Returns the names of the files in a folder; AnnotationError for a file that can't be read."""
-  if urls.is_url(folder):
+  if storage.is_url(folder):
     return _annotations(folder, [path.name for path in folder.iterdir()])
   names = []
   for place, folders, found in os.walk(folder):

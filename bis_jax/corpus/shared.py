@@ -9,11 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from bis_jax import files
+from bis_jax import files, storage
 from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.parallel import ownership
-from bis_jax.storage import urls
 
 RECORD = "digest.json"  # what a folder was made from, and the size and digest of its files
 CHECK = "check"  # key of a record's digest of itself
@@ -40,8 +39,8 @@ def digests_of(folder: epath.PathLike, known: Mapping[str, str] | None = None) -
 
 
 def _sizes(folder: epath.Path) -> dict[str, int]:
-  if urls.is_url(folder):
-    return {name: about["size"] for name, about in urls.listing(folder).items()}
+  if storage.is_url(folder):
+    return {name: about["size"] for name, about in storage.listing(folder).items()}
   paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
   return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
@@ -133,7 +132,7 @@ def _damage(
       "folder"
     )
   # Of an object store's files only the sizes are compared: it keeps digests of its own.
-  damaged = damaged_file(out, record["files"], lambda name: urls.is_url(out))
+  damaged = damaged_file(out, record["files"], lambda name: storage.is_url(out))
   if damaged is None:
     log.info("reusing %s in %s", what, out)
   return damaged

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError
 
-from bis_jax.storage.urls import filesystem
+from bis_jax.storage import filesystem
 
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PIECE = 16 << 20  # bytes of a request; several are under way at once

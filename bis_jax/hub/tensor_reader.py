@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from bis_jax.hub.remote_tensors import RemoteTensors
 from bis_jax.models.hub_layout import HubTensor, RowRanges
-from bis_jax.storage.urls import is_url
+from bis_jax.storage import is_url
 
 _TILE = 256
 _REQUESTS = 16  # layers that are read at the same time from a bucket

@@ -29,7 +29,7 @@ from bis_jax.models import backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH, REWARD_HEAD_PATH, HubTensor, Layout
 from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.processor import TOKENIZER_FILES
-from bis_jax.storage.urls import is_url
+from bis_jax.storage import is_url
 
 _SHOWN = 20  # problems of a checkpoint
 _INDEX = "model.safetensors.index.json"

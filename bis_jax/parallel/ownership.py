@@ -18,7 +18,7 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
-from bis_jax.storage.urls import filesystem, is_url
+from bis_jax.storage import filesystem, is_url
 
 # An owner changes its file's modification time this often. If it does not for as long as
 # `_SILENCE`, an owner that is not known to be alive or dead otherwise counts as dead.

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax import files
+from bis_jax import files, storage
 from bis_jax.compilation import program_cache
 from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
@@ -44,7 +44,6 @@ from bis_jax.selection.rule import select
 from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
 from bis_jax.settings.workdir import OWNER, claim, release
-from bis_jax.storage import urls
 from bis_jax.toy import drawing
 from bis_jax.training import loop, pretrain, train_state
 from bis_jax.training.examples import RolloutExamples
@@ -59,8 +58,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   check(config)
   check_backend(config.model.attention, jax.default_backend())
   mesh, workdir = run_mesh(config), files.absolute(folder)
-  if urls.is_url(workdir):
-    urls.require_bucket(workdir)
+  if storage.is_url(workdir):
+    storage.require_bucket(workdir)
   locations = require(config, locate(config))
   processes.require_shared(workdir, "--workdir")
   processes.require_shared(locations.prepared.parent, "--config.corpus.cache")

@@ -9,7 +9,7 @@ from bis_jax.errors import UserError
 from bis_jax.files import absolute, digest, refuse_overwriting
 from bis_jax.hub import weights
 from bis_jax.models import backbones
-from bis_jax.storage.urls import is_url
+from bis_jax.storage import is_url
 from bis_jax.toy import drawing
 
 

@@ -25,7 +25,7 @@ from bis_jax.console import log
 from bis_jax.errors import UserError
 from bis_jax.models.param_tree import Params
 from bis_jax.parallel import processes
-from bis_jax.storage.urls import failure
+from bis_jax.storage import failure
 
 T = TypeVar("T")
 Shapes = dict[str, jax.ShapeDtypeStruct]

@@ -19,7 +19,7 @@ from tensorboardX.summary import scalar
 
 from bis_jax import files
 from bis_jax.models.model_flops import step_flops
-from bis_jax.storage.urls import is_url, upload
+from bis_jax.storage import is_url, upload
 
 Line = dict[str, float]
 
