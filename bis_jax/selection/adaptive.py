@@ -62,8 +62,8 @@ def _bounds(table: ScoreTable, rule: Rule, continuations: int) -> tuple[np.ndarr
   least, total = np.zeros((2, *held.shape), np.int64)
   least[held], total[held] = table.correct, table.total
   highest = np.where(held, least + continuations - total, 0)
-  # In units of 1 / continuations a step is positive above `threshold`; some may still become it.
-  threshold = int(np.floor(rule.tau * continuations))
+  # A step is positive if more than `threshold` continuations are correct; some may still become it.
+  threshold = np.count_nonzero(np.arange(continuations + 1) / continuations <= rule.tau) - 1
   surely = held & (least > threshold)
   perhaps = held & ~surely & (highest > threshold)
   extra = -np.sort(-np.where(perhaps, highest, 0), axis=1)

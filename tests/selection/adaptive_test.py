@@ -38,6 +38,14 @@ def test_bounds_are_those_of_all_completions(table_of, end, tau, none_positive):
     assert found.left[0] == (end - totals).sum()
 
 
+def test_a_score_of_exactly_tau_is_not_positive(table_of):
+  """0.58 * 50 is below 29 in floating point, but 29 of 50 is not more than 0.58."""
+  complete = table(table_of, [[29, 50]], [[50, 50]])
+  found = standing(complete, Rule("bis", fraction=0.5, tau=0.58), 50)
+  expected = (0.5 * 0.5 + 0.2) * 1.0  # one of two steps is positive, with an MC score of 1
+  np.testing.assert_allclose([found.low[0], found.high[0]], expected, rtol=1e-8)
+
+
 @pytest.mark.parametrize("scope", ["per_source", "global"])
 def test_the_kept_set_is_the_same_if_sampling_stops(table_of, scope):
   """100 corpora whose continuations are sampled in turn; closed rollouts never open again."""
