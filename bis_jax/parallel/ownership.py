@@ -169,7 +169,7 @@ def _signs_of_life(path: epath.Path, text: str) -> Iterator[None]:
           log.error(
             "%s is now owned by process %s on %s: stopping", path, owner["process"], owner["host"]
           )
-          os.kill(os.getpid(), signal.SIGTERM)
+          os.kill(os.getpid(), signal.SIGKILL)  # SIGTERM would save a checkpoint over the new one's
           return
         if is_url(path):
           _write(path, text, sign)

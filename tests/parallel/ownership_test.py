@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -124,14 +125,16 @@ def test_of_many_that_start_at_once_one_owns_a_bucket(bucket, often):
 
 
 def test_an_owner_that_was_cut_off_stops(place, often, monkeypatch):
-  stopped = threading.Event()
-  monkeypatch.setattr(ownership.os, "kill", lambda process, signal: stopped.set())
+  """At once: on SIGTERM a run saves a checkpoint, over those of the new owner."""
+  stopped, kills = threading.Event(), []
+  monkeypatch.setattr(ownership.os, "kill", lambda *kill: (kills.append(kill), stopped.set()))
   file = place / "owner.json"
   with ownership.owned(file, "the run"):
     theirs = json.dumps({"host": "far", "process": 7, "since": "noon", "boot": "far", "token": ""})
     file.write_text(theirs)
     assert stopped.wait(5)
   assert file.read_text() == theirs
+  assert kills[-1] == (os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("place", ["a file/owner.json", "/proc/owner.json"])
