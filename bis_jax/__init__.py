@@ -3,6 +3,10 @@
 import glob
 import importlib.util
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from bis_jax.scoring.solutions import StepRewards
 
 __version__ = "0.1.0"  # read by pyproject.toml without importing anything
 
@@ -19,3 +23,15 @@ if (
   and not glob.glob("/dev/vfio/[0-9]*")
 ):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def load(checkpoint: str, **settings: Any) -> "StepRewards":
+  """Returns a reward model from a workdir, exported folder or hub id, to call as
+
+      bis_jax.load("exported")(question, images, steps)  # probability of every step, float32[n]
+
+  `settings` are those of `bis_jax.scoring.step_scorer.load`, such as max_length=4096.
+  """
+  from bis_jax.scoring.solutions import StepRewards  # here: it imports JAX
+
+  return StepRewards(checkpoint, **settings)

@@ -18,6 +18,7 @@ from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder, weights
 from bis_jax.hub.card import model_card
 from bis_jax.scoring.restore import load_run
+from bis_jax.settings import exported
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "workdir of a run of bis_jax.main")
 _OUT = flags.DEFINE_string("out", "", "folder to write, new or empty")
@@ -51,19 +52,29 @@ def export_run(workdir: str, out: epath.Path, dtype: str, base: str | None) -> N
   place = files.absolute(workdir)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
-  evaluation = place / "evaluation.json"
-  remedy = "resume the run, which writes it again"
+  remedy, report = "resume the run, which writes it again", place / "evaluation.json"
   files.changed_files(place, "manifest.json", "evaluation.json")
+  manifest = files.read_json(place / "manifest.json", remedy)
+  evaluation = files.read_json(report, remedy) if report.exists() else None
   card = model_card(
     run=run.config.to_dict(),
     processor=run.processor,
-    manifest=files.read_json(place / "manifest.json", remedy),
-    evaluation=files.read_json(evaluation, remedy) if evaluation.exists() else None,
+    manifest=manifest,
+    evaluation=evaluation,
     step=run.step,
     other_rows="those of the initial checkpoint" if base else "zero",
     plain=hf_folder.is_plain(run.model, folder),
   )
-  hf_folder.write(out, run.params, run.model, run.processor, base=folder, dtype=dtype, card=card)
+  hf_folder.write(
+    out,
+    run.params,
+    run.model,
+    run.processor,
+    base=folder,
+    dtype=dtype,
+    card=card,
+    run={exported.FILE: exported.content(run.config, run.step, manifest, evaluation)},
+  )
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
 
 

@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "bis_jax"
 # A room may import the rooms of later lines, and itself.
 ORDER = (
-  ("main", "prepare", "select", "evaluate", "score", "serve", "export", "report", "aot"),
+  ("__init__", "main", "prepare", "select", "evaluate", "score", "serve", "export", "report", "aot"),
   ("run",),
   ("scoring", "compilation"),
   ("training",),

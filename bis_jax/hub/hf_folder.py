@@ -25,12 +25,13 @@ def write(
   base: epath.Path | None,
   dtype: str,
   card: str,
+  run: Mapping[str, Mapping[str, Any]] | None = None,
   tied: bool = False,
 ) -> None:
   """Writes a model as a folder in the layout of `base`, else in that of Transformers, if any.
 
-  `out` must be new or empty (FileExistsError); `card` is the text of the model card. For the other
-  arguments see `weights.save`.
+  `out` must be new or empty (FileExistsError); `card` is the text of the model card, `run`
+  {name: content} of a JSON file about the run. For the other arguments see `weights.save`.
   """
   out = epath.Path(out)
   if out.exists() and any(out.iterdir()):
@@ -53,6 +54,8 @@ def write(
       processor.tokenizer.save_pretrained(local)
       _rename_for_transformers_4(local / "tokenizer_config.json")
     files.write_json(part / "preprocessor_config.json", preprocessor)
+    for name, content in (run or {}).items():
+      files.write_json(part / name, content)
     files.write_text(part / "README.md", card)
 
 

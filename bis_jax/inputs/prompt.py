@@ -84,17 +84,27 @@ class Frame:
 
 
 class Prompt(abc.ABC):
-  """Encodes samples; `separator` is the text between a step marker and the next step."""
+  """Encodes samples; `separator` is the text before every step but the first.
+
+  `after` are the ids after a step, where it is scored at the last, and `before` those before the
+  next step's text.
+  """
 
   def __init__(
     self,
     special: SpecialTokens,
     encode: Callable[[list[str]], list[list[int]]],
     separator: str,
+    *,
+    after: Sequence[int] = (),
+    before: Sequence[int] = (),
   ):
     self.special = special
     self._encode = encode
     self._separator = separator
+    *between, scored = after or [special.prm]
+    # Negative: other tokens of the same id are not scored.
+    self._after, self._before = [*between, ~scored], [*before]
 
   @abc.abstractmethod
   def frame(self, question: str, images: int) -> Frame: ...
@@ -108,7 +118,8 @@ class Prompt(abc.ABC):
   ) -> list[tuple[np.ndarray, int]]:
     """Returns (compact tokens, dropped steps) per (question, steps).
 
-    Compact tokens, int32, hold one `image_pad` per image; `expand` makes the sample of them.
+    Compact tokens, int32, hold one `image_pad` per image and ~id where a step is scored; `expand`
+    makes the sample of them.
     Trailing steps that do not fit into `max_length` expanded tokens are dropped, marker included.
     If not even the first step fits, the sample has no marker and may be longer than `max_length`.
     """
@@ -133,10 +144,10 @@ class Prompt(abc.ABC):
       images_extra = sum(counts) - len(counts)
       kept, fits = 0, True
       for _ in steps:
-        step = next(encoded)
-        fits = fits and len(ids) + images_extra + len(step) + 1 <= max_length
+        step = [*(self._before if kept else ()), *next(encoded), *self._after]
+        fits = fits and len(ids) + images_extra + len(step) <= max_length
         if fits:
-          ids += [*step, self.special.prm]
+          ids += step
           kept += 1
       if not kept and frame.alone:
         ids += self._encode([frame.alone])[0]
@@ -152,7 +163,7 @@ def expand(
 ) -> Sample:
   """Returns the sample of compact tokens, each image expanded to its number of tokens.
 
-      compact  [start, pad, end, 7, prm]  with counts [3]
+      compact  [start, pad, end, 7, ~prm]  with counts [3]
       tokens   [start, pad, pad, pad, end, 7, prm], markers [6], image_spans [[1, 3]]
 
   Raises ValueError if the tokens hold another number of images.
@@ -167,8 +178,8 @@ def expand(
   repeats[is_image] = counts
   starts = np.cumsum(repeats) - repeats
   return Sample(
-    tokens=np.repeat(compact, repeats),
-    markers=starts[compact == special.prm].astype(np.int32),
+    tokens=np.repeat(np.where(compact < 0, ~compact, compact), repeats),
+    markers=starts[compact < 0].astype(np.int32),
     image_spans=np.stack([starts[is_image], counts], axis=1).astype(np.int32),
     dropped_steps=dropped_steps,
   )

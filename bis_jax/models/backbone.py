@@ -57,6 +57,8 @@ class Backbone:
   config_json: Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]  # model, processor, base
   preprocessor_json: Callable[[Any], dict[str, Any]]  # from the image processor
   is_plain: Callable[[Any, Mapping[str, Any]], bool]  # (model, base): loads without foreign code
+  # From a config.json, the keys of a run's config with which a published reward model scores.
+  published: Callable[[Mapping[str, Any]], dict[str, Any]]
   card: str  # template of the model card, a path in models/
 
   model_settings: tuple[str, ...] = ()  # keys of the own section that the model config has, too

@@ -1,4 +1,4 @@
-"""Loads a run's latest checkpoint, with the tokenizer that its workdir holds.
+"""Loads a reward model with its tokenizer: from a workdir, an exported folder or a hub id.
 
 WORKDIR/tokenizer/    as `save_pretrained` writes it, with the step marker
 """
@@ -7,14 +7,17 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax import files
+from bis_jax.errors import UserError
+from bis_jax.hub import weights
 from bis_jax.inputs.prompt import Tokenizer
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbone import Processor
@@ -23,10 +26,10 @@ from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.param_tree import Params
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh
-from bis_jax.settings import locations
+from bis_jax.settings import exported, locations
 from bis_jax.settings.workdir import WorkdirError, read_config
-from bis_jax.training import checkpoint
-from bis_jax.training.train_state import split_trainable
+from bis_jax.training import checkpoint as checkpoints
+from bis_jax.training.train_state import first_params, split_trainable
 
 _T = TypeVar("_T")
 _LAST = "tokenizer_config.json"  # written last: the folder is complete if it exists
@@ -34,7 +37,10 @@ _LAST = "tokenizer_config.json"  # written last: the folder is complete if it ex
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-  """Config, processor, mesh and parameters of a run's latest checkpoint, after `step` steps."""
+  """Config, processor, mesh and parameters of a run after `step` steps.
+
+  `thresholds` are those of its evaluation, by origin, if it is known.
+  """
 
   config: ConfigDict
   processor: Processor
@@ -43,28 +49,63 @@ class LoadedRun:
   graph: nnx.GraphDef
   params: Params
   step: int
+  thresholds: Mapping[str, float]
 
 
-def load_run(workdir: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
-  """Loads the latest checkpoint of a workdir, local or gs://.
+def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
+  """Loads a reward model: the latest checkpoint of a workdir, or an exported folder or hub id.
 
   `mesh` gives the sizes of the mesh axes for other devices than the run's. Raises WorkdirError,
-  or FileNotFoundError if neither the workdir nor the run's config leads to a tokenizer.
+  or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
   """
-  path = files.absolute(workdir)
-  config = read_config(path)
+  path = _find(checkpoint)
+  export = (path / exported.FILE).exists()
+  config, held = exported.read(path) if export else (read_config(path), None)
   # The run's were for the machine that it ran on.
   config.model.attention, config.train.compiler_options = "auto", ""
-  processor = _processor(config, path)
+  processor = make_processor(config, str(path)) if export else _processor(config, path)
   devices = make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"]) if mesh else run_mesh(config)
   model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
+  if held:
+    config.model.checkpoint = str(path)  # with the other rows of its LM head
+    params = first_params(model, shapes, path, processor.prompt.special, seed=0)
+    step, thresholds = held.step, held.thresholds
+  else:
+    step, params = _latest(checkpoint, path, config, shapes)
+    thresholds = exported.thresholds(_evaluation(path))
+  return LoadedRun(config, processor, model, devices, graph, params, step, thresholds)
+
+
+def _latest(
+  name: str, path: epath.Path, config: ConfigDict, shapes: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[int, Params]:
   factors = learning_rates.factors(config, shapes)
-  restored = checkpoint.restore_params(path, *split_trainable(shapes, factors))
+  restored = checkpoints.restore_params(path, *split_trainable(shapes, factors))
   if restored is None:
-    raise WorkdirError(f"{workdir} holds no checkpoint yet: resume its run")
-  step, params = restored
-  return LoadedRun(config, processor, model, devices, graph, params, step)
+    raise WorkdirError(f"{name} holds no checkpoint yet: resume its run")
+  return restored
+
+
+def _evaluation(path: epath.Path) -> dict[str, Any] | None:
+  # What it adds to the scores may be lacking.
+  try:
+    return files.read_json(path / "evaluation.json", "")
+  except (OSError, UserError):
+    return None
+
+
+def _find(checkpoint: str) -> epath.Path:
+  """Returns the folder of a workdir or export; a hub id is downloaded unless it is in the cache."""
+  path = files.absolute(checkpoint)
+  if not path.exists() and weights.is_hub_id(checkpoint):
+    path = weights.find_checkpoint(checkpoint)
+  if not (path / exported.FILE).exists() and (path / "model.safetensors.index.json").exists():
+    raise WorkdirError(
+      f"{checkpoint} holds weights but no {exported.FILE}, so it is no export of a reward model: export "
+      "its run (again) with python -m bis_jax.export"
+    )
+  return path
 
 
 def save_tokenizer(tokenizer: Tokenizer, workdir: epath.Path) -> None:

@@ -1,31 +1,34 @@
 """Solutions to score, from users: text, steps and images may all be invalid.
 
-    from bis_jax.scoring import solutions, step_scorer
-    scorer = step_scorer.load("runs/toy_bis10")
-    picture = open("cards.png", "rb").read()
-    solution = solutions.Solution.of("Add the cards.", ["The red card shows 3."], [picture])
-    print(solutions.score(scorer, [solution])[0])
+    import bis_jax
+    model = bis_jax.load("runs/toy_bis10")
+    print(model("Add the cards.", "cards.png", ["The red card shows 3."]))
 
 prints an array with the probability that each step is correct.
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import PIL.Image
+from etils import epath
 
+from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.evaluation.json_records import EvaluationError, convert
-from bis_jax.images import ImageError, decode, stored_pixels, upright_size
+from bis_jax.images import ImageError, decode, stored_pixels, upright_rgb, upright_size
 from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Example, unlabelled
 from bis_jax.inputs.texts import has_placeholder, question_text
-from bis_jax.scoring.step_scorer import Scorer
+from bis_jax.scoring.step_scorer import Scorer, load
 
 _T = TypeVar("_T")
+Image = bytes | str | epath.PathLike | PIL.Image.Image
 _ID_LENGTH = 1000  # of its JSON; it is written with the scores
 
 
@@ -167,6 +170,43 @@ def score(scorer: Scorer, solutions: Sequence[Solution]) -> list[np.ndarray | So
   """Returns the step scores float32[n], P(correct), of each solution, or why it is too long."""
   scores, refused = scorer.score_each(_examples(solutions))
   return [SolutionError(refused[i]) if i in refused else s for i, s in enumerate(scores)]
+
+
+class StepRewards:
+  """A reward model to call; `bis_jax.load` makes it.
+
+  Attributes:
+    thresholds: from which score a step counts as correct, by the origin of the threshold.
+    scorer: for `score`, which takes many solutions.
+  """
+
+  def __init__(self, checkpoint: str, **settings: Any):
+    """`settings` as in `step_scorer.load`."""
+    self.scorer = load(checkpoint, **settings)
+    self.thresholds = self.scorer.thresholds
+
+  def __call__(
+    self, question: str, images: Image | Sequence[Image] | None, steps: Sequence[str]
+  ) -> np.ndarray:
+    """Returns the probability that each step is correct, float32[n]; raises SolutionError.
+
+    An image is a path, encoded bytes or a PIL image.
+    """
+    several = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    solution = Solution.of(question, steps, [*map(_encoded, several)])
+    (scores,) = score(self.scorer, [solution])
+    if isinstance(scores, SolutionError):
+      raise scores
+    return scores
+
+
+def _encoded(image: Image) -> bytes:
+  if isinstance(image, bytes):
+    return image
+  if isinstance(image, PIL.Image.Image):
+    upright_rgb(image.copy()).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+  return files.absolute(image).read_bytes()
 
 
 def check_length(scorer: Scorer, solution: Solution) -> None:

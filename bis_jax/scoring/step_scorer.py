@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,14 +47,15 @@ class Scorer:
     name: str = "",
     adapt_rows: bool = False,
     options: str = "",
+    thresholds: Mapping[str, float] | None = None,
   ):
     """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users.
 
     `adapt_rows`: an example larger than a row gets larger rows, which are compiled when needed.
-    `options`: config.train.compiler_options.
+    `options`: config.train.compiler_options. `thresholds`: of the model's evaluation, by origin.
     """
     self._adapt_rows = adapt_rows
-    self.name = name
+    self.name, self.thresholds = name, thresholds or {}
     self._processor, self._inputs, self._params = processor, inputs, params
     self._mesh, self._share = mesh, batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
@@ -163,9 +165,9 @@ class Scorer:
 
 
 def load(
-  workdir: str, *, batch_rows: int | None = None, adapt_rows: bool = True, **inputs: int
+  checkpoint: str, *, batch_rows: int | None = None, adapt_rows: bool = True, **inputs: int
 ) -> Scorer:
-  """Returns a scorer with the latest checkpoint of a workdir; raises as `load_run` does.
+  """Returns the scorer of a workdir, exported folder or hub id; raises as `load_run` does.
 
   `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config; a
   UserError names those out of range.
@@ -174,7 +176,7 @@ def load(
     setting = SETTINGS[f"inputs.{key}"]
     if not setting.allows(value):
       raise UserError(f"--{key} is {value}; it must be {setting.words()}")
-  run = load_run(workdir)
+  run = load_run(checkpoint)
   run.config.inputs.update(inputs)
   return Scorer(
     run.processor,
@@ -183,7 +185,8 @@ def load(
     run.graph,
     run.params,
     batch_rows=batch_rows or run.config.evaluation.batch_rows,
-    name=f"{workdir} step {run.step}",
+    name=f"{checkpoint} step {run.step}",
+    thresholds=run.thresholds,
     adapt_rows=adapt_rows,
   )
 

@@ -1,6 +1,7 @@
 """The folder of one run: which run owns it, and how files are written into it."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -43,8 +44,14 @@ class WorkdirError(UserError):
 def _stored(path: epath.Path) -> dict[str, Any]:
   """Returns {key: value} of a config.json of any version under today's keys."""
   held = files.read_json(path, "put it back, or start again in a new workdir", error=WorkdirError)
-  flat = {RENAMED.get(k, k): v for k, v in flatten(held).items()}
+  return renamed(flatten(held))
+
+
+def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns {key: value} of a config of any version under today's keys."""
+  flat = {RENAMED.get(k, k): v for k, v in flat.items()}
   flat.setdefault("train.compiler_options", "")
+  flat.setdefault("internvl.prompt", "step_markers")
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   if flat.get("model.attention") == "triton":
     flat["model.attention"] = "auto"
@@ -62,13 +69,17 @@ def read_config(workdir: epath.Path) -> ConfigDict:
   if not path.exists():
     raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
   files.changed_files(workdir, path.name)
-  flat = _stored(path)
+  return nest(checked(path, _stored(path), "put the file back"))
+
+
+def checked(path: epath.Path, flat: dict[str, Any], remedy: str) -> dict[str, Any]:
+  """Returns `flat`; raises WorkdirError naming a key that a config file lacks or has wrong."""
   for key, setting in all_settings().items():
     if key not in flat or not setting.allows(flat[key]):
       raise WorkdirError(
-        f"{path}: {key} is {flat.get(key, 'missing')!r}; it must be {setting.words()}: put the file back"
+        f"{path}: {key} is {flat.get(key, 'missing')!r}; it must be {setting.words()}: {remedy}"
       )
-  return nest(flat)
+  return flat
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ Sources: `preprocess_internvl2_5` in the InternVL release, with the turns as the
 models build them; `conversation.py` there for the system prompt.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -180,3 +181,52 @@ class InternVLPrompt(Prompt):
     # There is no special token between here and the first marker, so this is one piece with step 1.
     text = f"{'' if images else 'assistant'}\nQuestion: {question}\nProcess: "
     return Frame((opening,), text, alone=text)
+
+
+class VisualPRMPrompt(Prompt):
+  """The prompt of VisualPRM-8B, for scoring: a turn per step, answered `+` or `-`.
+
+      <s><|im_start|>system\\n{SYSTEM}<|im_end|>\\n
+      <|im_start|>user\\n### Question:\\n<img>{image tokens}</img>\\n{question}\\n\\n
+      ### Solution Process:\\n{step 1}<|im_end|>\\n
+      <|im_start|>assistant\\n+<|im_end|>\\n
+      <|im_start|>user\\n{step 2}<|im_end|>\\n<|im_start|>assistant\\n
+
+  A step's score is the softmax over the logits of `+` and `-` where its answer is predicted, at the
+  last token of `assistant\\n`. The answers before are `+`, whatever their scores. Source: the model's
+  code on the hub (`InternVLRewardModel.generate_steps_with_soft_score`).
+  """
+
+  def __init__(self, tokenizer: TextTokenizer, *, system: str = SYSTEM):
+    ids = tokenizer.ids
+    start, end = ids[_TURN_START], ids[_TURN_END]
+    system_ids, line, user, assistant, right, wrong = tokenizer.encode(
+      [
+        f"system\n{system}",
+        "\n",
+        "user\n### Question:\n",
+        "assistant\n",
+        "assistant\n+",
+        "assistant\n-",
+      ]
+    )
+    if not assistant == right[:-1] == wrong[:-1]:
+      raise TokenizerError("the tokenizer has no tokens + and -: use that of VisualPRM-8B")
+    special = SpecialTokens.of(ids, IMAGE_CONTEXT, IMAGE_START, IMAGE_END)
+    super().__init__(
+      dataclasses.replace(special, yes=right[-1], no=wrong[-1]),
+      tokenizer.encode,
+      "user\n",
+      after=[end, *line, start, *assistant],
+      before=[right[-1], end, *line, start],
+    )
+    self._head = [*tokenizer.beginning, start, *system_ids, end, *line, start]
+    image = [special.vision_start, special.image_pad, special.vision_end]
+    self._first_image, self._next_image = [*user, *image], [*line, *image]
+
+  def frame(self, question: str, images: int) -> Frame:
+    opening = [*self._head]
+    if images:
+      opening += [*self._first_image, *self._next_image * (images - 1)]
+    text = f"\n{question}" if images else f"user\n### Question:\n{question}"
+    return Frame((opening,), f"{text}\n\n### Solution Process:\n", alone=text)

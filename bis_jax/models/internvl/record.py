@@ -1,7 +1,11 @@
 """The record of InternVL2.5 and InternVL3."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from bis_jax.inputs.prompt import Prompt
 from bis_jax.models.backbone import Backbone
 from bis_jax.models.internvl import hub_files
 from bis_jax.models.internvl.config import SIZES
@@ -9,7 +13,13 @@ from bis_jax.models.internvl.flops import STAGES, vision_rows
 from bis_jax.models.internvl.hub_layout import layout
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.internvl.model import InternVL
-from bis_jax.models.internvl.prompt import SYSTEM, InternVLPrompt, load_tokenizer
+from bis_jax.models.internvl.prompt import (
+  SYSTEM,
+  InternVLPrompt,
+  TextTokenizer,
+  VisualPRMPrompt,
+  load_tokenizer,
+)
 from bis_jax.models.setting import Setting
 from bis_jax.parallel.sharding import P
 
@@ -29,12 +39,21 @@ _SETTINGS = {
   ),
   # The tokenizer of the toy corpus lacks the Chinese words of the released prompt.
   "system": Setting("", None, 'system prompt; "": released', toy="You are a helpful assistant."),
+  "prompt": Setting(
+    "step_markers",
+    ("step_markers", "visualprm"),
+    "visualprm: that of VisualPRM-8B, for scoring alone; no inputs.separator",
+  ),
   "drop_path": Setting(0.0, ">= 0 and < 1", "of the vision tower; the release has 0.1 by accident"),
 }
 
 
 def _config_faults(config: ConfigDict, images: InternVLImages) -> list[str]:
   inputs, faults = config.inputs, []
+  if config.internvl.prompt == "visualprm":
+    faults.append(
+      "config.internvl.prompt=visualprm is for scoring with published weights: train with step_markers"
+    )
   tokens, patches = images.largest_cost()
   allows = f"config.internvl.max_tiles ({images.max_tiles}) allows images of"
   if tokens >= inputs.max_length:
@@ -56,6 +75,19 @@ def _config_faults(config: ConfigDict, images: InternVLImages) -> list[str]:
   return faults
 
 
+def _make_prompt(tokenizer: TextTokenizer, separator: str, own: ConfigDict) -> Prompt:
+  system = own.system or SYSTEM
+  if own.prompt == "visualprm":
+    return VisualPRMPrompt(tokenizer, system=system)
+  return InternVLPrompt(tokenizer, separator=separator, system=system)
+
+
+def _published(raw: Mapping[str, Any]) -> dict[str, Any]:
+  classes = [*raw.get("architectures", ()), *raw.get("auto_map", {}).values()]
+  is_visual_prm = any(str(name).endswith("InternVLRewardModel") for name in classes)
+  return {"internvl.prompt": "visualprm"} if is_visual_prm else {}
+
+
 INTERNVL = Backbone(
   name="internvl",
   sizes=SIZES,
@@ -65,9 +97,7 @@ INTERNVL = Backbone(
   stages=STAGES,
   vision_rows=vision_rows,
   load_tokenizer=load_tokenizer,
-  make_prompt=lambda tokenizer, separator, own: InternVLPrompt(
-    tokenizer, separator=separator, system=own.system or SYSTEM
-  ),
+  make_prompt=_make_prompt,
   make_images=lambda model, own: InternVLImages(own.max_tiles, model.vision.image_size),
   rollout_tokens=1398,  # 20,000 rollouts in 3,414 rows of 8192 tokens (benchmarks/packing.py)
   settings=_SETTINGS,
@@ -80,5 +110,6 @@ INTERNVL = Backbone(
   config_json=hub_files.config_json,
   preprocessor_json=hub_files.preprocessor_json,
   is_plain=hub_files.is_plain,
+  published=_published,
   card="internvl/card.md",
 )

@@ -71,5 +71,6 @@ QWEN2_5_VL = Backbone(
   config_json=hub_files.config_json,
   preprocessor_json=hub_files.preprocessor_json,
   is_plain=lambda model, base: True,
+  published=lambda raw: {},
   card="qwen2_5_vl/card.md",
 )
