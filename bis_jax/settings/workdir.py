@@ -67,7 +67,9 @@ def read_config(workdir: epath.Path) -> ConfigDict:
   """
   path = workdir / "config.json"
   if not path.exists():
-    raise WorkdirError(f"{workdir} holds no config.json: name the workdir of a run")
+    raise WorkdirError(
+      f"{workdir} holds no config.json: name a workdir, an exported folder or a hub id"
+    )
   files.changed_files(workdir, path.name)
   return nest(checked(path, _stored(path), "put the file back"))
 
