@@ -6,7 +6,18 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "bis_jax"
 # A room may import the rooms of later lines, and itself.
 ORDER = (
-  ("__init__", "main", "prepare", "select", "evaluate", "score", "serve", "export", "report", "aot"),
+  (
+    "__init__",
+    "main",
+    "prepare",
+    "select",
+    "evaluate",
+    "score",
+    "serve",
+    "export",
+    "report",
+    "aot",
+  ),
   ("run",),
   ("scoring", "compilation"),
   ("training",),

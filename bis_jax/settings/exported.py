@@ -1,11 +1,10 @@
 """What an exported folder keeps of its run, so that it scores and trains on as the run did.
 
-    {"bis_jax": "0.1.0", "step": 110, "manifest_digest": "3f2a...",
-     "thresholds": {"fixed_0.5": 0.5, "tuned_on_dev": 0.43},
-     "config": {"inputs": {"separator": "\\n\\n", ...}, "qwen2_5_vl": {...}, ...}}
+{"bis_jax": "0.1.0", "step": 110, "manifest_digest": "3f2a...",
+ "thresholds": {"fixed_0.5": 0.5, "tuned_on_dev": 0.43},
+ "config": {"inputs": {"separator": "\\n\\n", ...}, "qwen2_5_vl": {...}, ...}}
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
