@@ -182,7 +182,7 @@ class StepRewards:
 
   def __init__(self, checkpoint: str, **settings: Any):
     """`settings` as in `step_scorer.load`."""
-    self.scorer = load(checkpoint, **settings)
+    self.scorer = load(checkpoint, **{"workers": 0, **settings})  # processes would start per call
     self.thresholds = self.scorer.thresholds
 
   def __call__(

@@ -26,7 +26,6 @@ _LOCAL = (
   "corpus.cache",
   "corpus.workers",
   "inputs.tokenizer",
-  "inputs.workers",
   "mesh.",
   "train.compile_cache",
   "train.compiler_options",

@@ -120,12 +120,15 @@ def test_the_folder_names_no_place_of_the_machine(config, folder):
   assert json.loads(held)["manifest_digest"] == "abc123"
 
 
-def test_load_is_called_with_question_images_and_steps(config, folder, some):
+def test_load_is_called_with_question_images_and_steps(config, folder, some, tmp_path):
   model = bis_jax.load(folder)
   item = visual_process_bench.load(locations.locate(config).benchmark)[0]
   (expected,) = solutions.score(model.scorer, some[:1])
   encoded = visual_process_bench.encoded_images(item)
-  for images in (encoded, item.image_paths, [Image.open(path) for path in item.image_paths]):
+  paths = [tmp_path / f"{i}.png" for i in range(len(encoded))]
+  for path, data in zip(paths, encoded, strict=True):
+    path.write_bytes(data)
+  for images in (encoded, paths, [Image.open(path) for path in paths]):
     np.testing.assert_array_equal(model(item.question, images, item.steps), expected)
   with pytest.raises(solutions.SolutionError, match="must be a list"):
     model(item.question, None, "one text")
