@@ -4,7 +4,7 @@
     python -m bis_jax.serve --checkpoint=WORKDIR --port=8000
     curl localhost:8000/score -d '{"question": "2 + 2?", "steps": ["4."], "images": []}'
 
-`bis_jax.scoring.server` defines requests and answers. On SIGTERM it accepts no new connection,
+http://localhost:8000 is a page to try it. `bis_jax.scoring.server` defines requests and answers. On SIGTERM it accepts no new connection,
 answers the requests that it holds, and ends.
 """
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
       from bis_jax.scoring import server, step_scorer
       from bis_jax.scoring.http_protocol import Protocol
     except ModuleNotFoundError as error:
-      if error.name not in ("starlette", "uvicorn"):
+      if error.name not in ("prometheus_client", "starlette", "uvicorn"):
         raise
       raise UserError(
         f"{error.name} is not installed; run: pip install 'bis_jax[serve]'"

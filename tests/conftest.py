@@ -177,12 +177,13 @@ def command():
 
 @pytest.fixture(scope="session")
 def browse(tmp_path_factory):
-  """browse(file, fragment="") -> (DOM after scripts, console messages) in headless Chromium."""
+  """browse(file or address, fragment="") -> (DOM after scripts, console messages) in Chromium."""
   program = shutil.which("chromium") or shutil.which("google-chrome")
   if program is None:
     pytest.skip("opens a page in a real browser, and there is no chromium on PATH")
 
-  def open_page(file: pathlib.Path, fragment: str = "") -> tuple[str, list[str]]:
+  def open_page(page: pathlib.Path | str, fragment: str = "") -> tuple[str, list[str]]:
+    address = page if isinstance(page, str) else page.resolve().as_uri()
     run = subprocess.run(
       [
         program,
@@ -191,7 +192,8 @@ def browse(tmp_path_factory):
         "--enable-logging=stderr",
         f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
         "--dump-dom",
-        file.resolve().as_uri() + fragment,
+        *(["--virtual-time-budget=5000"] if isinstance(page, str) else []),  # for its requests
+        address + fragment,
       ],
       capture_output=True,
       text=True,

@@ -17,5 +17,14 @@ def step_text(step: str) -> str:
   return step.strip()
 
 
+def split_steps(response: str) -> list[str]:
+  """Returns the steps of a response: its paragraphs, or its lines if it is a single paragraph."""
+  paragraphs = re.split(r"\n[^\S\n]*\n", response.replace("\r\n", "\n"))
+  steps = [part.strip() for part in paragraphs if part.strip()]
+  return (
+    steps if len(steps) > 1 else [line.strip() for line in response.splitlines() if line.strip()]
+  )
+
+
 def has_placeholder(question: str) -> bool:
   return bool(IMAGE_PLACEHOLDER.search(question))

@@ -1,36 +1,57 @@
 """The ASGI application that scores over HTTP; `bis_jax.serve` runs it.
 
-    POST /score     {"question": "...", "steps": ["...", ...], "images": ["BASE64", ...]}
-                    -> {"scores": [0.98, 0.31]}, or {"error": "..."} with a status of 4xx or 503
+    POST /score       {"question": "...", "steps": ["...", ...], "images": ["BASE64", ...]}
+                      -> {"scores": [0.98, 0.31]}, or {"error": "..."} with a status of 4xx or 503
+    POST /pooling     as vLLM: messages with images -> [P(correct), P(not)] at every step marker
+    POST /get_reward  as OpenRLHF's remote reward models
+    GET  /            a page to try it, /healthz, /metrics, /v1/models, /openapi.json
 
-`image` is another name of `images`, a single image needs no list, and an `id` comes back.
-
-    GET  /healthz   -> {"status": "ok", "checkpoint": "WORKDIR step 110", "waiting": 0}
-
-Images are sent inline: the server opens no file and no address for a request. Requests that arrive
-while a batch is on the device are packed into the next one.
+`request_forms` reads and answers the bodies, `openapi.json` defines them. Images are sent inline: the
+server opens no file and no address for a request. Requests that arrive while a batch is on the device
+are packed into the next one.
 """
 
 import asyncio
 import base64
+import binascii
 import collections
 import contextlib
 import dataclasses
+import functools
+import pathlib
+import re
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from bis_jax import files
-from bis_jax.console import log
-from bis_jax.scoring import solutions, step_scorer
+from bis_jax.reports import page
+from bis_jax.scoring import request_forms, solutions, step_scorer
+from bis_jax.scoring.batcher import Batcher
+from bis_jax.scoring.request_forms import Asked, Form, FormError
+from bis_jax.scoring.server_metrics import ServerMetrics
 from bis_jax.scoring.solutions import Record, Solution, SolutionError
+
+_T = TypeVar("_T")
+_FORMS: dict[str, Form] = {
+  "/score": request_forms.score_form,
+  "/pooling": request_forms.pooling_form,
+  "/get_reward": request_forms.reward_form,
+}
+_SCHEMA = pathlib.Path(__file__).with_name("openapi.json")
+# The page may load nothing and send to this server only.
+_POLICY = (
+  "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+  "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +60,12 @@ class Limits:
 
   body_bytes: int = 32 << 20
   body_seconds: float = 20.0  # to receive the body, from the end of its head
-  steps: int = 256
-  characters: int = 200_000  # of question and steps together
+  solutions: int = 64
+  steps: int = 256  # of a solution
+  # Of all solutions of a request together; what they share counts once.
+  characters: int = 200_000
   images: int = 16
-  pixels: int = 16 << 20  # of a request's images together
+  pixels: int = 16 << 20
   # More requests or bytes get a 503. One client, which is an address, may have half of each.
   waiting: int = 256  # requests being read, waiting or on the device
   held_bytes: int = 64 << 20  # of their bodies
@@ -68,7 +91,9 @@ class _Shared:
     ):
       if held + amount > limit:
         raise HTTPException(
-          503, f"{holder} has {held} {self._unit} waiting, of at most {limit}; try again later"
+          503,
+          f"{holder} has {held} {self._unit} waiting, of at most {limit}; try again later",
+          {"retry-after": "1"},
         )
     self._held[client] += amount
 
@@ -78,73 +103,19 @@ class _Shared:
       del self._held[client]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Waiting:
-  client: str
-  solution: Solution
-  answer: asyncio.Future
-
-
-class Batcher:
-  """Scores solutions, one batch after the other, on its own thread."""
-
-  def __init__(self, scorer: step_scorer.Scorer, limits: Limits):
-    self._scorer, self._limits = scorer, limits
-    self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-    self._device = ThreadPoolExecutor(1)
-
-  async def score(self, client: str, solution: Solution) -> np.ndarray:
-    """Returns a solution's scores; raises SolutionError if it is too long."""
-    answer = asyncio.get_running_loop().create_future()
-    self._queue.put_nowait(_Waiting(client, solution, answer))
-    return await answer
-
-  async def run(self) -> None:
-    """Scores all waiting solutions repeatedly until it is cancelled."""
-    loop = asyncio.get_running_loop()
-    waiting = []
-    while True:
-      if not waiting:
-        waiting.append(await self._queue.get())
-      while not self._queue.empty():
-        waiting.append(self._queue.get_nowait())
-      taken, waiting = self._next_batch(waiting)
-      todo = [one.solution for one in taken]
-      try:
-        results = await loop.run_in_executor(self._device, solutions.score, self._scorer, todo)
-      except Exception as error:  # the next batch may well be fine
-        log.exception("a batch of %d solutions failed", len(todo))
-        results = [error] * len(todo)
-      for one, result in zip(taken, results, strict=True):
-        if one.answer.done():  # its client has disconnected
-          continue
-        if isinstance(result, Exception):
-          one.answer.set_exception(result)
-        else:
-          one.answer.set_result(result)
-
-  def _next_batch(self, waiting: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
-    """Returns (next batch, rest): clients in turn, and each client's oldest first."""
-    turns: collections.Counter[str] = collections.Counter()
-    turn = []
-    for one in waiting:
-      turn.append(turns[one.client])
-      turns[one.client] += 1
-    order = sorted(range(len(waiting)), key=turn.__getitem__)
-    taken, rest = order[: self._limits.batch], sorted(order[self._limits.batch :])
-    return [waiting[i] for i in taken], [waiting[i] for i in rest]
-
-
-def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
-  batcher = Batcher(scorer, limits)
+def create_app(scorer: step_scorer.Scorer, limits: Limits) -> ASGIApp:
+  metrics = ServerMetrics()
+  batcher = Batcher(scorer, limits.batch, metrics)
   quick, slow = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # slow: large bodies and images
   # A client's slow requests are read one after the other, so that others get their turn.
   reading: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
   requests, sizes = _Shared(limits.waiting, "requests"), _Shared(limits.held_bytes, "bytes")
+  metrics.held.set_function(requests.total)
 
-  async def score(request: Request) -> JSONResponse:
+  async def answer(form: Form, request: Request) -> JSONResponse:
     client = request.client.host if request.client else ""
     loop = asyncio.get_running_loop()
+    aggregate = _aggregate(request)
     with contextlib.ExitStack() as held:
       requests.take(client)
       held.callback(requests.give_back, client)
@@ -152,20 +123,36 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
       turn = reading.setdefault(client, asyncio.Lock())
       large = len(body) > limits.small_bytes
       async with turn if large else contextlib.nullcontext():
-        record = await loop.run_in_executor(slow if large else quick, parse, body, limits)
-      del body
-      large = large or bool(record.named_images)
-      async with turn if large else contextlib.nullcontext():
-        solution = await loop.run_in_executor(
-          slow if large else quick, read, record, scorer, limits
+        executor = slow if large else quick
+        asked = await loop.run_in_executor(
+          executor, parse, body, limits, form, aggregate, scorer.name
         )
-      answer = {} if record.id is None else {"id": record.id}
-      del record
-      scores = await batcher.score(client, solution)
-      return JSONResponse(answer | {"scores": [float(value) for value in scores]})
+      del body
+      large = large or any(record.named_images for record in asked.records)
+      async with turn if large else contextlib.nullcontext():
+        executor = slow if large else quick
+        found = await loop.run_in_executor(executor, read, asked.records, scorer, limits)
+      for record in asked.records:  # frees their base64
+        record.image = record.images = None
+      scores = iter(await batcher.score(client, [s for s in found if isinstance(s, Solution)]))
+      results = [s if isinstance(s, SolutionError) else next(scores) for s in found]
+      return JSONResponse(asked.answer(results))
 
   async def healthz(_: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": requests.total()})
+
+  async def models(_: Request) -> JSONResponse:
+    return JSONResponse({"object": "list", "data": [{"id": scorer.name, "object": "model"}]})
+
+  async def measured(_: Request) -> Response:
+    return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+  async def schema(_: Request) -> Response:
+    return Response(_SCHEMA.read_bytes(), media_type="application/json")
+
+  async def try_it(_: Request) -> HTMLResponse:
+    shown = page.render("score.html", title="Step scores", model=scorer.name)
+    return HTMLResponse(shown, headers={"content-security-policy": _POLICY})
 
   @contextlib.asynccontextmanager
   async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -173,56 +160,117 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> Starlette:
     yield
     running.cancel()
 
-  return Starlette(
+  pages = {
+    "/": try_it,
+    "/healthz": healthz,
+    "/metrics": measured,
+    "/v1/models": models,
+    "/openapi.json": schema,
+  }
+  posts = {path: functools.partial(answer, form) for path, form in _FORMS.items()}
+  app = Starlette(
     routes=[
-      Route("/score", score, methods=["POST"]),
-      Route("/healthz", healthz, methods=["GET"]),
+      *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
+      *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),
     ],
     lifespan=lifespan,
     exception_handlers=dict.fromkeys(
-      (HTTPException, SolutionError, ClientDisconnect, Exception), _refuse
+      (HTTPException, SolutionError, FormError, ClientDisconnect, Exception), _refuse
     ),
   )
+  return metrics.watched(app, {*posts, *pages})
 
 
-def parse(body: bytes, limits: Limits) -> Record:
-  """Returns the record of a request's body, whose counts are checked; raises HTTPException."""
-  # Every JSON value but the first follows one of these bytes, and no base64 holds any. Many small
-  # values take far more memory than their bytes.
+def _aggregate(request: Request) -> str:
+  allowed = request_forms.AGGREGATES
+  if unknown := request.query_params.keys() - {"aggregate"}:
+    raise FormError(f"unknown query parameter {min(unknown)!r}; `aggregate` is the only one")
+  found = request.query_params.getlist("aggregate")
+  if len(found) > 1 or not set(found) <= set(allowed):
+    raise FormError(f"`aggregate` is {', '.join(found)!r}; it must be one of {', '.join(allowed)}")
+  return found[0] if found else ""
+
+
+def parse(
+  body: bytes,
+  limits: Limits,
+  form: Form = request_forms.score_form,
+  aggregate: str = "",
+  name: str = "",
+) -> Asked:
+  """Returns what a request's body asks, with counts checked; HTTPException or FormError."""
+  # Every JSON value but the first follows one of these bytes; of base64, only the head of a data: URI
+  # holds one. Many small values take far more memory than their bytes.
   values = sum(map(body.count, (b",", b"[", b"{")))
   most = limits.characters + limits.steps + limits.images
   if values > most:
     raise HTTPException(413, f"more than {most} JSON values or characters")
   try:
-    record = Record.of(files.parse_json(body))
-  except SolutionError as error:
-    raise HTTPException(400, f"the body is not a request: {error}") from error
+    value = files.parse_json(body)
   except ValueError as error:
     raise HTTPException(400, f"the body is not valid JSON: {error}") from error
-  images = record.named_images
-  steps = record.steps if isinstance(record.steps, list) else []
-  texts = [text for text in (record.question, *steps) if isinstance(text, str)]
+  asked = form(value, aggregate, name)
+  steps = [r.steps if isinstance(r.steps, list) else [] for r in asked.records]
+  questions = {r.question for r in asked.records if isinstance(r.question, str)}
+  texts = [*questions, *(step for own in steps for step in own if isinstance(step, str))]
+  images = sum(map(len, {tuple(record.named_images) for record in asked.records}))
   for count, limit, unit in (
-    (len(steps), limits.steps, "steps"),
+    (len(asked.records), limits.solutions, "solutions"),
+    (max(map(len, steps)), limits.steps, "steps"),
     (sum(map(len, texts)), limits.characters, "characters"),
-    (len(images), limits.images, "images"),
+    (images, limits.images, "images"),
   ):
     if count > limit:
       raise HTTPException(413, f"{count} {unit}; at most {limit} are accepted")
-  return record
+  return asked
 
 
-def read(record: Record, scorer: step_scorer.Scorer, limits: Limits) -> Solution:
-  """Returns the solution of a request, whose images are decoded last; HTTPException, SolutionError."""
-  solution = record.solution(_decode_base64, limits.pixels)
-  solutions.check_length(scorer, solution)
-  return solution.prepare_images(scorer)
+def read(
+  records: Sequence[Record], scorer: step_scorer.Scorer, limits: Limits
+) -> list[Solution | SolutionError]:
+  """Returns the solutions of a request, or why one can't be scored; images are decoded last, once.
+
+  Raises HTTPException or SolutionError if an image is unusable, or the only solution is.
+  """
+  keys = [tuple(record.named_images) for record in records]
+  decode = functools.cache(_decode_base64)
+  blank = {
+    key: Solution.measured("", ["."], [*map(decode, key)], limits.pixels)
+    for key in dict.fromkeys(keys)
+  }
+  pixels = sum(height * width for one in blank.values() for height, width in one.image_sizes)
+  if pixels > limits.pixels:
+    raise SolutionError(f"{pixels:,} pixels in all images; at most {limits.pixels:,} are accepted")
+  found = [
+    _attempt(functools.partial(blank[key].with_texts, record.question, record.steps))
+    for key, record in zip(keys, records, strict=True)
+  ]
+  whole = [i for i, one in enumerate(found) if isinstance(one, Solution)]
+  for i, reason in solutions.too_long(scorer, [found[i] for i in whole]).items():
+    found[whole[i]] = SolutionError(reason)
+  ready = {
+    key: blank[key].prepare_images(scorer).images
+    for key in {key for key, one in zip(keys, found, strict=True) if isinstance(one, Solution)}
+  }
+  return [
+    dataclasses.replace(one, images=ready[key]) if isinstance(one, Solution) else one
+    for key, one in zip(keys, found, strict=True)
+  ]
+
+
+def _attempt(make: Callable[[], _T]) -> _T | SolutionError:
+  try:
+    return make()
+  except SolutionError as error:
+    return error
 
 
 def _decode_base64(text: str) -> bytes:
+  """Returns the bytes of base64, of any line length and perhaps as a data: URI."""
+  encoded = re.sub(r"^data:[\w.+-]+/[\w.+-]+;base64,", "", text, flags=re.ASCII)
   try:
-    return base64.b64decode(text, validate=True)
-  except ValueError as error:
+    return base64.b64decode(re.sub(r"[ \t\r\n]+", "", encoded), validate=True)
+  except (ValueError, binascii.Error) as error:
     shown = text if len(text) <= 40 else text[:37] + "..."
     raise HTTPException(400, f"an image is not base64: {shown!r}: {error}") from error
 
@@ -250,13 +298,19 @@ async def _read_body(
   return bytes(body)
 
 
-def _refuse(_: Request, error: Exception) -> JSONResponse:
+def _refuse(request: Request, error: Exception) -> JSONResponse:
   status, reason, headers = 500, "internal error; the server's log has more", {}
   if isinstance(error, HTTPException):
     status, reason, headers = error.status_code, error.detail, dict(error.headers or {})
   elif isinstance(error, SolutionError):
     status, reason = 422, str(error)
+  elif isinstance(error, FormError):
+    status = 404 if isinstance(error, request_forms.UnknownModelError) else 400
+    reason = str(error)
   elif isinstance(error, ClientDisconnect):
     status, reason = 400, "the client disconnected"
+  shown: str | dict = reason
+  if request.url.path == "/pooling":  # as vLLM
+    shown = {"message": reason, "type": "BadRequestError", "param": None, "code": status}
   # The unread rest of a body would be parsed as the next request.
-  return JSONResponse({"error": reason}, status, headers=headers | {"connection": "close"})
+  return JSONResponse({"error": shown}, status, headers=headers | {"connection": "close"})

@@ -24,7 +24,7 @@ from bis_jax.evaluation.json_records import EvaluationError, convert
 from bis_jax.images import ImageError, decode, stored_pixels, upright_rgb, upright_size
 from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Example, unlabelled
-from bis_jax.inputs.texts import has_placeholder, question_text
+from bis_jax.inputs.texts import has_placeholder, question_text, split_steps
 from bis_jax.scoring.step_scorer import Scorer, load
 
 _T = TypeVar("_T")
@@ -42,12 +42,13 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
   id: Any = None
   question: Any = None
   steps: Any = None
+  response: str | None = None  # text instead of `steps`, which `of` then finds in it
   image: str | list[str] | None = None  # or `images`: paths in files, base64 in requests
   images: str | list[str] | None = None
 
   @classmethod
   def of(cls, value: object) -> "Record":
-    """Returns a JSON value as a record; raises SolutionError for other keys or both of images."""
+    """Returns a JSON value as a record; raises SolutionError for other keys or two of one thing."""
     try:
       record = convert(value, cls)
     except EvaluationError as error:
@@ -56,6 +57,10 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
       raise SolutionError(
         f"`id` must be JSON, which has no NaN or infinity, of at most {_ID_LENGTH} characters"
       )
+    if record.response is not None:
+      if record.steps is not None:
+        raise SolutionError("`response` is the text of `steps`: give one of them")
+      record.steps = split_steps(record.response)
     record.images = _one_of(record.image, record.images)
     return record
 
@@ -106,26 +111,17 @@ class Solution:
     cls, question: object, steps: object, images: Sequence[bytes], max_pixels: int | None = None
   ) -> "Solution":
     """Returns a solution whose images are still to be checked; at most `max_pixels` in all of them."""
-    if not isinstance(question, str):
-      raise SolutionError("`question` must be a string")
-    if not isinstance(steps, (list, tuple)) or not all(isinstance(step, str) for step in steps):
-      raise SolutionError("`steps` must be a list of strings")
-    if not steps:
-      raise SolutionError("`steps` must have at least one step")
-    try:
-      "".join([question, *steps]).encode()
-    except UnicodeEncodeError as error:
-      raise SolutionError(f"text that is not Unicode: {error.reason}") from error
-    if has_placeholder(question) and not images:
-      raise SolutionError(
-        "`question` has a placeholder such as <image>, but there is no image: give it as `image`, "
-        "or remove the placeholder"
-      )
+    question, steps = _checked_texts(question, steps, images)
     pixels = sum(_checked(stored_pixels, images))
     if max_pixels and pixels > max_pixels:
       raise SolutionError(f"{pixels:,} pixels in all images; at most {max_pixels:,} are accepted")
     sizes = tuple(_checked(upright_size, images))
-    return cls(question_text(question), tuple(steps), tuple(images), sizes)
+    return cls(question, steps, tuple(images), sizes)
+
+  def with_texts(self, question: object, steps: object) -> "Solution":
+    """Returns a checked solution of another question or other steps with the same images."""
+    question, steps = _checked_texts(question, steps, self.images)
+    return dataclasses.replace(self, question=question, steps=steps)
 
   def check_images(self) -> "Solution":
     """Decodes every image: in a batch, a damaged one would affect other solutions."""
@@ -148,6 +144,27 @@ def identity(value: object) -> object:
     return found if len(json.dumps(found, allow_nan=False)) <= _ID_LENGTH else None
   except (ValueError, RecursionError):
     return None
+
+
+def _checked_texts(
+  question: object, steps: object, images: Sequence[object]
+) -> tuple[str, tuple[str, ...]]:
+  if not isinstance(question, str):
+    raise SolutionError("`question` must be a string")
+  if not isinstance(steps, (list, tuple)) or not all(isinstance(step, str) for step in steps):
+    raise SolutionError("`steps` must be a list of strings")
+  if not steps:
+    raise SolutionError("`steps` must have at least one step")
+  try:
+    "".join([question, *steps]).encode()
+  except UnicodeEncodeError as error:
+    raise SolutionError(f"text that is not Unicode: {error.reason}") from error
+  if has_placeholder(question) and not images:
+    raise SolutionError(
+      "`question` has a placeholder such as <image>, but there is no image: give it as `image`, "
+      "or remove the placeholder"
+    )
+  return question_text(question), tuple(steps)
 
 
 def _checked(read: Callable[[Any], _T], images: Sequence[Any]) -> list[_T]:
@@ -209,10 +226,9 @@ def _encoded(image: Image) -> bytes:
   return files.absolute(image).read_bytes()
 
 
-def check_length(scorer: Scorer, solution: Solution) -> None:
-  """Raises SolutionError if the solution is too long; reads only its text and image sizes."""
-  for reason in scorer.refused(_examples([solution])).values():
-    raise SolutionError(reason)
+def too_long(scorer: Scorer, solutions: Sequence[Solution]) -> dict[int, str]:
+  """Returns {index: reason} of the solutions that are; reads only their texts and image sizes."""
+  return scorer.refused(_examples(solutions))
 
 
 def _examples(solutions: Sequence[Solution]) -> list[Example]:

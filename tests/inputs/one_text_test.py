@@ -84,10 +84,10 @@ def texts_by_way(folder, solutions):
       server.read(
         server.parse(
           json.dumps({"question": q, "steps": steps, **request}).encode(), server.Limits()
-        ),
+        ).records,
         UNLIMITED,
         server.Limits(),
-      )
+      )[0]
       for q, steps in solutions
     ],
     "Python": [Solution.of(q, steps, [picture]) for q, steps in solutions],

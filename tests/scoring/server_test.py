@@ -1,12 +1,10 @@
 """The server over real sockets: correct answers, a reason for every rejection, clean shutdown.
 
-The model is a stub whose score of a step is its length / 1000, so that every answer can be
-checked; `scoring_test.py` holds the real one against itself.
+The model is the stub of `tests/served.py`; `scoring_test.py` holds the real one against itself.
 """
 
 import base64
 import dataclasses
-import http.client
 import io
 import json
 import pathlib
@@ -21,78 +19,14 @@ import zlib
 
 import numpy as np
 import pytest
-import uvicorn
 from absl import flags
 from PIL import Image, ImageFile
 from starlette.exceptions import HTTPException
 
-from bis_jax import images
-from bis_jax.scoring import http_protocol, server
+from bis_jax.scoring import batcher, server
+from bis_jax.scoring.server_metrics import ServerMetrics
 from tests.commands import run_command
-
-LIMITS = server.Limits(
-  body_bytes=200_000, body_seconds=0.5, steps=20, characters=5000, images=2, pixels=1 << 20
-)
-
-
-class Lengths:
-  """Scores a step by its length; refuses steps that are too long; keeps the sizes of batches."""
-
-  name = "lengths"
-
-  def __init__(self, seconds: float = 0.0):
-    self.batches, self._seconds = [], seconds
-
-  image_patches = staticmethod(images.decode)
-
-  def refused(self, examples):
-    texts = [example.steps for example in examples]
-    return {i: "too long" for i, steps in enumerate(texts) if max(map(len, steps)) > 1000}
-
-  def score_each(self, examples):
-    self.batches.append(len(examples))
-    time.sleep(self._seconds)
-    texts = [example.steps for example in examples]
-    if any("break" in steps for steps in texts):
-      raise RuntimeError("the device is gone")
-    scores = [np.array([len(step) / 1000 for step in steps], np.float32) for steps in texts]
-    return scores, self.refused(examples)
-
-
-class QuickProtocol(http_protocol.Protocol):
-  head_seconds = 0.3
-  most = 40
-
-
-class Served:
-  """An application served on a free port by a thread of this process."""
-
-  def __init__(self, scorer, limits=LIMITS):
-    self.scorer = scorer
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    self.port = listener.getsockname()[1]
-    app = server.create_app(scorer, limits)
-    config = uvicorn.Config(app, http=QuickProtocol, log_level="critical")
-    self._server = uvicorn.Server(config)
-    self._thread = threading.Thread(target=self._server.run, args=([listener],))
-    self._thread.start()
-    while not self._server.started:
-      time.sleep(0.01)
-
-  def stop(self):
-    self._server.should_exit = True
-    self._thread.join()
-
-  def call(self, body, method="POST", path="/score"):
-    """Returns (status, JSON) of one request; `body` is bytes or an object."""
-    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-    encoded = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    connection.request(method, path, encoded)
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    return response.status, json.loads(text) if text.startswith(b"{") else text
+from tests.served import LIMITS, Lengths, QuickProtocol, Served, png, solution
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +34,6 @@ def served():
   one = Served(Lengths())
   yield one
   one.stop()
-
-
-def png(width=4, height=4):
-  encoded = io.BytesIO()
-  Image.new("RGB", (width, height)).save(encoded, "PNG")
-  return base64.b64encode(encoded.getvalue()).decode()
-
-
-def solution(*steps, **more):
-  return {"question": "How many?", "steps": list(steps), **more}
 
 
 def test_steps_get_their_scores(served):
@@ -243,9 +167,9 @@ def test_text_does_not_wait_for_the_images_of_others(served, monkeypatch):
 
 
 def test_clients_take_turns():
-  batcher = server.Batcher(None, server.Limits(batch=3))
-  queue = [server._Waiting(client, None, i) for i, client in enumerate("aaaabc")]
-  taken, rest = batcher._next_batch(queue)
+  scorer = batcher.Batcher(None, 3, ServerMetrics())
+  queue = [batcher._Waiting(client, None, i) for i, client in enumerate("aaaabc")]
+  taken, rest = scorer._next_batch(queue)
   assert [one.answer for one in taken] == [0, 4, 5] and [one.answer for one in rest] == [1, 2, 3]
 
 
@@ -379,12 +303,12 @@ def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
 
 SLOW_SERVER = """
 import signal, sys, uvicorn
-sys.path.insert(0, {tests!r})
-import server_test
-from bis_jax.scoring import http_protocol, server
+from tests import served
+from bis_jax.scoring import batcher, http_protocol, server
+from bis_jax.scoring.server_metrics import ServerMetrics
 from tests.commands import run_command
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-app = server.create_app(server_test.Lengths(seconds=1.0), server.Limits())
+app = server.create_app(served.Lengths(seconds=1.0), server.Limits())
 uvicorn.run(app, port={port}, log_level="critical")
 """
 
@@ -394,7 +318,7 @@ def test_sigterm_ends_it_once_requests_in_flight_are_answered(served):
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   tests = pathlib.Path(__file__).parent
-  program = SLOW_SERVER.format(tests=str(tests), port=port)
+  program = SLOW_SERVER.format(port=port)
   process = subprocess.Popen([sys.executable, "-c", program], cwd=tests.parents[1])
   probe = Served.__new__(Served)
   probe.port = port

@@ -296,8 +296,8 @@ def test_the_keys_of_a_solution_are_the_same_everywhere(tmp_path, scorer):
     line = record.replace('"x"', '"a.png"').encode()
     assert solution_files.read_line(line, tmp_path) == (3, want)
     request = record.replace('"x"', f'"{encoded}"').encode()
-    asked = server.parse(request, server.Limits())
-    read = server.read(asked, scorer, server.Limits())
+    [asked] = server.parse(request, server.Limits()).records
+    [read] = server.read([asked], scorer, server.Limits())
     assert asked.id == 3 and read == dataclasses.replace(want, images=read.images)
     assert_close(solutions.score(scorer, [read]), solutions.score(scorer, [want]))
 
