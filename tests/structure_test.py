@@ -10,8 +10,9 @@ BACKBONES = ("qwen2_5_vl", "internvl")
 # The aim is 9,000: lower this number whenever the package shrinks. It was 11,000 before damaged files,
 # full disks, owners of shared folders and wrong config values were handled, 11,900 before every path
 # could be in a bucket, 12,400 before selection worked on MC counts, by strategies beyond the paper,
-# 12,900 before chips had settings of their own and the HBM traffic was counted by operands.
-MOST_CODE_LINES = 13_400
+# 12,900 before chips had settings of their own and the HBM traffic was counted by operands,
+# 13,400 before the server spoke what callers speak and Best-of-N read VLMEvalKit's files.
+MOST_CODE_LINES = 14_200
 MOST_DOCSTRINGS = 0.12
 
 

@@ -245,9 +245,9 @@ def read(
     _attempt(functools.partial(blank[key].with_texts, record.question, record.steps))
     for key, record in zip(keys, records, strict=True)
   ]
-  whole = [i for i, one in enumerate(found) if isinstance(one, Solution)]
-  for i, reason in solutions.too_long(scorer, [found[i] for i in whole]).items():
-    found[whole[i]] = SolutionError(reason)
+  whole = {i: one for i, one in enumerate(found) if isinstance(one, Solution)}
+  for i, reason in solutions.too_long(scorer, [*whole.values()]).items():
+    found[[*whole][i]] = SolutionError(reason)
   ready = {
     key: blank[key].prepare_images(scorer).images
     for key in {key for key, one in zip(keys, found, strict=True) if isinstance(one, Solution)}
