@@ -11,6 +11,7 @@ import io
 import json
 import mmap
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -261,12 +262,22 @@ class ScoreTable:
         column.base.madvise(mmap.MADV_DONTNEED)
 
   @functools.cached_property
+  def most_steps(self) -> int:
+    """The largest number of steps of a rollout."""
+    return max((int(self.steps[rows].max()) for rows in self._chunks()), default=0)
+
+  def _chunks(self) -> Iterator[slice]:
+    """Yields slices of all rows; what is read of a mapped table is released after each."""
+    for start in range(0, len(self), _CHUNK):
+      yield slice(start, start + _CHUNK)
+      self.release()
+
+  @functools.cached_property
   def _before_chunks(self) -> np.ndarray:
     """int64[chunks + 1, 2], steps, and steps of `scores`, before each chunk of rows."""
     before = np.zeros((-(-len(self) // _CHUNK) + 1, 2), np.int64)
     if not self.earlier:
-      starts = range(0, len(self), _CHUNK)
-      sums = [self.steps[start : start + _CHUNK].sum(dtype=np.int64) for start in starts]
+      sums = [self.steps[rows].sum(dtype=np.int64) for rows in self._chunks()]
       before[1:, 0] = np.cumsum(sums)
     if self.scores.size:
       for chunk, (start, stop) in enumerate(zip(before[:-1, 0], before[1:, 0], strict=True)):

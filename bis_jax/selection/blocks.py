@@ -76,7 +76,7 @@ def read(
   table: ScoreTable, slices: list[slice], tau: float, unmeasured: str, unit: int
 ) -> Iterator[tuple[ScoreTable, Statistics]]:
   """Yields each block with its statistics; see `ScoreTable.statistics` and `ScoreTable.unit`."""
-  most_steps = int(table.steps.max(initial=0))
+  most_steps = table.most_steps
   if not unit or not slices or most_steps > _MOST_STEPS:
     yield from read_on_host(table, slices, tau, unmeasured, unit)
     return

@@ -26,8 +26,9 @@ _BINS, _DIGIT = 22, 12  # bits of a histogram, all groups together, and of a dig
 
 
 class _Keys(NamedTuple):
-  """Of a block: uint64[rows] keys, and the group of each row, an unused one if it is never kept."""
+  """Of a block: its rows, uint64[rows] keys, and the group of each row, an unused one if it is never kept."""
 
+  rows: slice
   key: np.ndarray
   group: np.ndarray
 
@@ -52,7 +53,7 @@ class Processes:
     start = sizes[: self.index].sum()
     joined = np.zeros(sizes.sum(), values.dtype)
     joined[start : start + values.size] = values
-    return self.add(joined).astype(values.dtype)
+    return self.add(joined).astype(values.dtype, copy=False)
 
 
 class Ranking:
@@ -82,23 +83,21 @@ class Ranking:
       s = table.statistics(rule.tau, rule.unmeasured)
       self._scores, self._read = rule.scores(table, s), functools.partial(_slices, s)
     elif strategy.of_sums:
-      self._ranks = rank_table(rule, int(table.steps.max(initial=0)), self._unit)
+      self._ranks = rank_table(rule, table.most_steps, self._unit)
 
-  def kept(self) -> np.ndarray:
-    """Returns bool[rows of this process], before `paper` order drops any."""
+  def kept(self) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields the blocks of this process and which rows are kept, before `paper` order drops any."""
     cut, quota = self._cut()
-    kept, at = np.zeros(self.rows.stop - self.rows.start, bool), 0
-    for key, group in self._blocks():
-      chosen = kept[at : (at := at + key.size)]
+    for rows, key, group in self._blocks():
       cut_of = np.append(cut, np.uint64(0))[group]
       eligible = group < self._groups
-      chosen[:] = eligible & (key > cut_of)
+      chosen = eligible & (key > cut_of)
       tied = np.flatnonzero(eligible & (key == cut_of))
       of_tied = group[tied]  # non-decreasing
       order = np.arange(tied.size) - np.searchsorted(of_tied, of_tied)
       chosen[tied[order < quota[of_tied]]] = True
       quota -= np.minimum(quota, np.bincount(of_tied, minlength=self._groups))
-    return kept
+      yield rows, chosen
 
   def _cut(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns of each group the lowest key kept, and the number of this process's rows to keep at it."""
@@ -149,7 +148,7 @@ class Ranking:
         self.ranked += np.bincount(block.source[ranked], minlength=self.ranked.size)
         self.checksum += block.row_hash_sum(s)
       group = block.source if rule.scope == "per_source" else np.int16(0)
-      yield _Keys(key, np.where(possible, group, np.int16(self._groups)))
+      yield _Keys(rows, key, np.where(possible, group, np.int16(self._groups)))
       table.release()
     self._counted = True
 
@@ -173,7 +172,7 @@ def _histogram(blocks: Iterable[_Keys], cut: np.ndarray, shift: int, bits: int) 
   """Returns int64[groups, 2**bits], the next digits of the keys that begin as their group's cut."""
   counts = np.zeros((cut.size, 1 << bits), np.int64)
   before = np.append(cut, np.uint64(2**64 - 1))  # nothing begins as the unused group
-  for key, group in blocks:
+  for _, key, group in blocks:
     digits = key >> np.uint64(shift)
     inside = digits >> np.uint64(bits) == before[group]
     if not inside.all():

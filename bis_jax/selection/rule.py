@@ -73,14 +73,15 @@ class Rule:
     return np.where(np.isnan(scores) | ~self.ranked(table, statistics), -np.inf, scores)
 
 
-def written(table: ScoreTable, rule: Rule, kept: np.ndarray) -> np.ndarray:
-  """Returns the rows, bool[rows], without those that `paper` order drops after the ranking."""
-  return kept & (table.flags & PAPER_OK != 0) if rule.order == "paper" else kept
+def written(flags: np.ndarray, rule: Rule, kept: np.ndarray) -> np.ndarray:
+  """Returns `kept`, bool[rows], without those that `paper` order drops after the ranking."""
+  return kept & (flags & PAPER_OK != 0) if rule.order == "paper" else kept
 
 
 def written_rows(table: ScoreTable, rule: Rule) -> np.ndarray:
   """Returns bool[rows], the rollouts that the rule keeps."""
-  return written(table, rule, cut.Ranking(table, rule).kept())
+  chosen = [kept for _, kept in cut.Ranking(table, rule).kept()]
+  return written(table.flags, rule, np.concatenate([np.zeros(0, bool), *chosen]))
 
 
 def select(table: ScoreTable, *, devices: bool = False, **parameters) -> Manifest:
@@ -92,21 +93,21 @@ def select(table: ScoreTable, *, devices: bool = False, **parameters) -> Manifes
   """
   rule = Rule(**parameters)
   ranking = cut.Ranking(table, rule, devices=devices)
-  together, part = ranking.processes, table.take(ranking.rows)
-  cut.check_same(together, repr((rule, table.source_names, table.digest, len(table))))
-  chosen, numbers, lines = ranking.kept(), [], [np.zeros(0, np.int32)]
-  for span in part.spans():
-    kept = written(part.take(span), rule, chosen[span])
-    numbers.append([chosen[span].sum(), kept.sum()])
-    lines.append(part.line[span][kept])
-    table.release()
-  numbers = together.add(np.array(numbers, np.int64).reshape(-1, 2))
+  together, names = ranking.processes, table.source_names
+  cut.check_same(together, repr((rule, names, table.digest, len(table))))
+  numbers, lines = np.zeros((len(names), 2), np.int64), [np.zeros(0, np.int32)]
+  for rows, chosen in ranking.kept():
+    kept = written(table.flags[rows], rule, chosen)
+    for column, which in enumerate((chosen, kept)):
+      numbers[:, column] += np.bincount(table.source[rows][which], minlength=len(names))
+    lines.append(table.line[rows][kept])
+  numbers = together.add(numbers)
   lines = np.split(together.concatenate(np.concatenate(lines)), np.cumsum(numbers[:, 1]))
   ranked = together.add(ranking.ranked)
   sources = tuple(
     KeptSource(name, scorable=int(m), dropped=int(of_ranking - written), lines=kept_lines)
     for name, m, (of_ranking, written), kept_lines in zip(
-      table.source_names, ranked, numbers, lines, strict=False
+      names, ranked, numbers, lines, strict=False
     )
   )
   if not any(source.scorable for source in sources):
