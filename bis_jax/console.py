@@ -12,7 +12,6 @@ from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
-from tqdm import tqdm
 
 from bis_jax.errors import UserError
 
@@ -20,18 +19,19 @@ log = logging.getLogger("bis_jax")
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, run the same command again
 
 
-class ProgressBar(tqdm):
-  """A bar on a terminal, nothing elsewhere; one inside another disappears when it is complete."""
+def progress_bar(description: str, total: int, **options: Any) -> Any:
+  """Returns a tqdm bar on a terminal, nothing elsewhere; one inside another disappears when complete."""
+  from tqdm import tqdm
 
-  monitor_interval = 0  # tqdm's own thread would make forking worker processes unsafe
-
-  def __init__(self, description: str, total: int, **options: Any):
-    options: dict[str, Any] = {"disable": None, "leave": None} | options
-    super().__init__(desc=description, total=total, **options)
+  tqdm.monitor_interval = 0  # its own thread would make forking worker processes unsafe
+  options: dict[str, Any] = {"disable": None, "leave": None} | options
+  return tqdm(desc=description, total=total, **options)
 
 
 class _Handler(logging.Handler):
   def emit(self, record: logging.LogRecord) -> None:
+    from tqdm import tqdm
+
     tqdm.write(self.format(record), file=sys.stderr)  # above the progress bars
 
 

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import app, flags
@@ -26,14 +27,15 @@ from etils import epath
 
 from bis_jax import files
 from bis_jax.console import command
-from bis_jax.corpus.image_root import ImageRoot
-from bis_jax.corpus.reading import AnnotationFile, annotation_files
-from bis_jax.corpus.rejections import REASONS, BadRecord, write_jsonl
-from bis_jax.corpus.scan import Scan, scan
+from bis_jax.corpus.rejections import REASONS, write_jsonl
 from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
-from bis_jax.selection import adaptive, semdedup, strategies, subset
+from bis_jax.selection import strategies
 from bis_jax.selection.rule import Rule, select
+
+if TYPE_CHECKING:  # imported where they are used: that takes longer than a selection from a table
+  from bis_jax.corpus.reading import AnnotationFile
+  from bis_jax.corpus.scan import Scan
 
 _ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
 _IMAGES = flags.DEFINE_string(
@@ -62,7 +64,7 @@ _UNMEASURED = flags.DEFINE_enum(
   "unmeasured", "negative", ["negative", "ignore"], "how to treat steps without continuations"
 )
 _FORMAT = flags.DEFINE_enum(
-  "format", "raw", [*subset.WRITERS, "manifest"], "form of OUT; dataset: a folder"
+  "format", "raw", ["raw", "conversations", "dataset", "manifest"], "form of OUT; dataset: a folder"
 )
 _ADAPTIVE = flags.DEFINE_integer(
   "adaptive",
@@ -119,7 +121,11 @@ def run() -> None:
     {"--images": _IMAGES.value},
     {"--annotations": _ANNOTATIONS.value},
   )
-  annotations = annotation_files(_ANNOTATIONS.value) if _ANNOTATIONS.value else []
+  annotations = []
+  if _ANNOTATIONS.value:
+    from bis_jax.corpus.reading import annotation_files
+
+    annotations = annotation_files(_ANNOTATIONS.value)
   needs_records = _FORMAT.value != "manifest" and not _ADAPTIVE.value
   if not annotations and (needs_records or not _TABLE.value):
     raise UserError(
@@ -140,6 +146,8 @@ def run() -> None:
       return
     manifest = select(table, **dataclasses.asdict(rule))
     if _FORMAT.value != "manifest":
+      from bis_jax.selection import subset
+
       write, placeholders = subset.WRITERS[_FORMAT.value]
       manifest = dataclasses.replace(manifest, placeholders=placeholders)
       write(out, subset.kept_lines(annotations, table, manifest), manifest)
@@ -161,6 +169,8 @@ def run() -> None:
 
 def write_stopped(table: ScoreTable, rule: Rule, continuations: int, out: epath.Path) -> None:
   """Writes {source: lines} of the rollouts that can't be kept, whatever their other continuations."""
+  from bis_jax.selection import adaptive
+
   now = adaptive.standing(table, rule, continuations)
   stopped = ~now.open & (now.left > 0)
   lines = {
@@ -193,7 +203,7 @@ def _beside_out(name: str) -> epath.Path:
   return out.with_name(f"{out.name.removesuffix(out.suffix)}.{name}")
 
 
-def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
+def score_table(annotations: "Sequence[AnnotationFile]") -> ScoreTable:
   """Returns the statistics of the annotations, read from --table if it exists.
 
   Raises UserError if the table has other inputs.
@@ -212,11 +222,15 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
     raise FileNotFoundError(
       f"no score table at {_TABLE.value}: make one with --annotations=DIR_OR_ZIP"
     )
+  from bis_jax.corpus.image_root import ImageRoot
+  from bis_jax.corpus.scan import scan
+  from bis_jax.selection import semdedup
+
   encode = _ENCODER.value and semdedup.encoder(_ENCODER.value)
   started = time.perf_counter()
   found = scan(_ANNOTATIONS.value, workers=_WORKERS.value)
   if _IMAGES.value:
-    found = reject_missing_images(found, ImageRoot(_IMAGES.value))
+    found = found.reject_missing_images(ImageRoot(_IMAGES.value))
   seconds = time.perf_counter() - started
   print(f"read {found.records:,} lines of {len(annotations)} files in {seconds:.1f} s")
   if found.rejections:
@@ -232,27 +246,14 @@ def score_table(annotations: Sequence[AnnotationFile]) -> ScoreTable:
   return table
 
 
-def _fingerprint(annotations: Sequence[AnnotationFile]) -> str:
+def _fingerprint(annotations: "Sequence[AnnotationFile]") -> str:
   """Returns text that changes when an annotation file or the image root does."""
   stamps = [file.stamp for file in annotations]
   images = _IMAGES.value and str(files.absolute(_IMAGES.value))
   return json.dumps({"files": stamps, "images": images})
 
 
-def reject_missing_images(found: Scan, root: ImageRoot) -> Scan:
-  """Returns the scan without the strict rows whose image files do not exist."""
-  # Files are not decoded; `bis_jax.prepare` decodes them.
-  bad = {}
-  for at in found.used_image_sets():
-    try:
-      for reference in found.image_sets[at]:
-        root.locate(reference)
-    except BadRecord as error:
-      bad[at] = error
-  return found.reject_image_sets(bad)
-
-
-def _write_rejections(found: Scan) -> None:
+def _write_rejections(found: "Scan") -> None:
   path = _beside_out("rejections.jsonl")
   for reason, count in found.counts_by_reason().items():
     print(f"rejected {count:>8,}  {reason}: {REASONS[reason]}")

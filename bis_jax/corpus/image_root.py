@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from bis_jax import images, storage
+from bis_jax import storage
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
@@ -209,6 +209,8 @@ def _member_data(member: zipfile.ZipInfo, raw: bytes) -> bytes | None:
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
   """Returns the upright (height, width) of an encoded image; BadRecord if it does not decode."""
+  from bis_jax import images  # imports Pillow
+
   try:
     return images.upright_size(data, whole=True)
   except images.ImageError as error:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from bis_jax import files
-from bis_jax.console import ProgressBar, log
+from bis_jax.console import log, progress_bar
 from bis_jax.corpus import shards, shared
 from bis_jax.corpus.corpus import CONTENTS, FORMAT, Corpus
 from bis_jax.corpus.image_root import ImageRoot, image_size
@@ -162,7 +162,7 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
   references = list(dict.fromkeys(name for at in used for name in found.image_sets[at]))
   size = max(1, min(1000, len(references) // (8 * workers.count)))
   chunks = [references[at : at + size] for at in range(0, len(references), size)]
-  with ProgressBar("images checked", len(references)) as bar:
+  with progress_bar("images checked", len(references)) as bar:
     check = functools.partial(_check_images, root)
     checked = workers.map(check, chunks, lambda part: bar.update(len(part)))
   images = dict(zip(references, itertools.chain.from_iterable(checked), strict=True))

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
+from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.reading import BOM, AnnotationError, AnnotationFile, annotation_files
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
@@ -43,6 +44,17 @@ class Scan:
 
   def used_image_sets(self) -> list[int]:
     return np.unique(self.columns.image_set[self.strict]).tolist()
+
+  def reject_missing_images(self, root: ImageRoot) -> "Scan":
+    """Returns the scan without the strict rows whose image files do not exist; none is decoded."""
+    bad = {}
+    for at in self.used_image_sets():
+      try:
+        for reference in self.image_sets[at]:
+          root.locate(reference)
+      except BadRecord as error:
+        bad[at] = error
+    return self.reject_image_sets(bad)
 
   def reject_image_sets(self, bad: dict[int, BadRecord]) -> "Scan":
     image_set = self.columns.image_set
@@ -111,7 +123,7 @@ def scan_files(files: tuple[AnnotationFile, ...], workers: Workers, *, whole_lin
   tasks = [(file, *span, whole_lines) for file in files for span in file.spans()]
   total = sum(file.size for file in files)
   listed = 0
-  with ProgressBar("annotations", total, unit="B", unit_scale=True) as bar:
+  with progress_bar("annotations", total, unit="B", unit_scale=True) as bar:
 
     def done(span: _Span) -> None:
       nonlocal listed

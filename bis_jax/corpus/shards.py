@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from bis_jax import files
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.corpus import byte_ranges, records, shared
 from bis_jax.corpus.byte_ranges import Ranges
 from bis_jax.corpus.corpus import SPLIT
@@ -132,7 +132,7 @@ def write(out: epath.Path, name: str, shards: Sequence[Shard], workers: Workers)
     template.sharded_filepath(shard_index=at, num_shards=len(shards)) for at in range(len(shards))
   ]
   tasks = list(zip(shards, map(os.fspath, paths), strict=True))
-  with ProgressBar(name, len(tasks), unit="shard") as bar:
+  with progress_bar(name, len(tasks), unit="shard") as bar:
     done = workers.map(functools.partial(_write_shard, name), tasks, lambda _: bar.update())
   digests = [digest for part in done for digest in part.digests.values()]
   split = tfds.core.SplitInfo(

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from bis_jax.console import ProgressBar, log, start_worker
+from bis_jax.console import log, progress_bar, start_worker
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack
@@ -123,7 +123,7 @@ def measure(
   """
   first, end = (len(examples) * part // share[1] for part in (share[0], share[0] + 1))
   rows = []
-  with ProgressBar(
+  with progress_bar(
     "measure", end - first, unit="rollout", disable=None if progress else True
   ) as bar:
     for start in range(first, end, chunk):

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from bis_jax import files
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.reports import page
 
 _DIGITS = 4  # of the scores on the page
@@ -33,7 +33,7 @@ def write_items_page(
   (folder / "items").mkdir(parents=True, exist_ok=True)
   with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow works outside Python's lock
     writing = threads.map(lambda numbered: _write_images(folder, *numbered), enumerate(items))
-    images = list(ProgressBar("item images", len(items), iterable=writing))
+    images = list(progress_bar("item images", len(items), iterable=writing))
   records = [
     {
       "index": position,

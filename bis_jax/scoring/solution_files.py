@@ -22,7 +22,7 @@ import jax
 from etils import epath
 
 from bis_jax import files
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.corpus.image_root import MAX_BYTES
 from bis_jax.errors import UserError
 from bis_jax.scoring import solutions, step_scorer
@@ -57,7 +57,7 @@ def score_file(
   errors = 0
   with (
     files.GrowingFile(target, size) if writes else open(os.devnull, "wb") as out,
-    ProgressBar("score", total, initial=done, unit="solution") as bar,
+    progress_bar("score", total, initial=done, unit="solution") as bar,
   ):
     rest = itertools.islice(files.read_lines(source), done, None)
     lines = (read_line(raw, root) for _, raw in rest)

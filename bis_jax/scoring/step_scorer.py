@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import pack, pipeline
@@ -133,7 +133,7 @@ class Scorer:
     for i in plan.examples:
       scores[i] = np.zeros(measured.costs[i, 2], np.float32)
     first_row = 0
-    with ProgressBar("score", len(plan), unit="row") as bar:
+    with progress_bar("score", len(plan), unit="row") as bar:
       for rows, count in collections.Counter(batches).items():
         offsets = plan.offsets[first_row : first_row + rows * count + 1]
         first_row += rows * count

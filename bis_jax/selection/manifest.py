@@ -55,7 +55,7 @@ class Manifest:
       del head["none_positive"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for source in self.sources:
-      digest.update(source.lines.astype("<i4", copy=False))
+      digest.update(source.lines.astype("<i4", copy=False).data)
     return digest.hexdigest()
 
   def _head(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bis_jax.corpus import records
 from bis_jax.corpus.score_table import ScoreTable, Statistics
 from bis_jax.errors import UserError, imported
 
@@ -37,18 +36,17 @@ def encoder(name: str) -> Encoder:
 
 def embed(lines: Iterable[bytes], encode: Encoder) -> np.ndarray:
   """Returns float16[rows, dimensions] of unit length, for the raw lines of rollouts."""
+  from bis_jax.corpus import records
+
   parts, texts = [], []
   for line in lines:
-    texts.append(_text(records.load_object(line, order="paper")))
+    record = records.load_object(line, order="paper")
+    steps = (step.get("step") for step in record["steps_with_score"] if isinstance(step, dict))
+    texts.append("\n".join([records.question_of(record), *map(str, steps)]))
     if len(texts) == _BATCH:
       parts.append(_unit(encode(texts)))
       texts = []
   return np.concatenate([*parts, _unit(encode(texts))] if texts or not parts else parts)
-
-
-def _text(record: dict[str, Any]) -> str:
-  steps = (step.get("step") for step in record["steps_with_score"] if isinstance(step, dict))
-  return "\n".join([records.question_of(record), *map(str, steps)])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jinja2
 import msgspec
 import numpy as np
 from etils import epath
@@ -143,6 +142,8 @@ def _row(source: str, number: int, record: dict[str, Any], manifest: Manifest) -
 
 
 def _card(manifest: Manifest) -> str:
+  import jinja2  # here: with its imports, reading a table would take longer than selecting from it
+
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     undefined=jinja2.StrictUndefined,

@@ -1,11 +1,11 @@
 """Object stores: which URLs may be paths, and what is needed to open them."""
 
+import functools
 import os
 import pathlib
 import re
 from typing import Any
 
-import fsspec
 from etils import epath
 from etils.epath import backend
 
@@ -20,12 +20,20 @@ _TENSORSTORE_FAILURE = re.compile(
 # The same code opens gs:// whether TensorFlow is installed or not, and works in forked processes.
 os.environ.setdefault("EPATH_USE_TF", "false")
 os.register_at_fork(after_in_child=backend.fsspec_backend._get_filesystem.cache_clear)
-for _name in ("gs", "gcs"):
-  fsspec.register_implementation(
-    _name, "bis_jax.storage.gcs.FileSystem", clobber=True, errtxt="pip install 'bis_jax[gcs]'"
-  )
-for _name in (*SCHEMES, "gcs"):  # other processes write there too
-  fsspec.config.conf.setdefault(_name, {}).setdefault("use_listings_cache", False)
+
+
+@functools.cache
+def _fsspec() -> Any:
+  """Returns fsspec with the file systems of this package."""
+  import fsspec  # with the first URL: that takes a tenth of a selection from a score table
+
+  for name in ("gs", "gcs"):
+    fsspec.register_implementation(
+      name, "bis_jax.storage.gcs.FileSystem", clobber=True, errtxt="pip install 'bis_jax[gcs]'"
+    )
+  for name in (*SCHEMES, "gcs"):  # other processes write there too
+    fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+  return fsspec
 
 
 def is_url(path: epath.PathLike) -> bool:
@@ -37,7 +45,7 @@ def is_url(path: epath.PathLike) -> bool:
     known = ", ".join(f"{name}://" for name in SCHEMES)
     raise UserError(f"{path} can't be opened: a path is local or starts with one of {known}")
   try:
-    fsspec.get_filesystem_class(scheme)
+    _fsspec().get_filesystem_class(scheme)
   except ImportError as error:
     raise UserError(f"a package to open {path} is missing: {error}") from error
   return True
@@ -45,7 +53,11 @@ def is_url(path: epath.PathLike) -> bool:
 
 def filesystem(path: epath.PathLike) -> Any:
   """Returns the fsspec file system of a URL, safe after a fork."""
-  return backend.fsspec_backend.fs(path)
+  _fsspec()
+  return type(backend.fsspec_backend).fs(backend.fsspec_backend, path)
+
+
+backend.fsspec_backend.fs = filesystem  # for every library that opens URLs by epath
 
 
 def failure(error: BaseException | None) -> OSError | None:

@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 
 from bis_jax import files
-from bis_jax.console import ProgressBar
+from bis_jax.console import progress_bar
 from bis_jax.corpus import shared
 from bis_jax.corpus.workers import Workers
 from bis_jax.toy import records, tokenizer
@@ -75,7 +75,7 @@ def _draw_corpus(pool: Workers, part: pathlib.Path, knobs: Knobs) -> None:
   (part / "annotations").mkdir()
   texts: list[str] = []
   for groups, drawn in zip(
-    ProgressBar("draw", len(tasks), iterable=tasks), pool.imap(work, tasks), strict=True
+    progress_bar("draw", len(tasks), iterable=tasks), pool.imap(work, tasks), strict=True
   ):
     _append(part / "annotations" / f"{SOURCES[groups.source].name}.jsonl", drawn.records)
     _append(part / "truth.jsonl", drawn.truth)

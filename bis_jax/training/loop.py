@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bis_jax.console import ProgressBar, log
+from bis_jax.console import log, progress_bar
 from bis_jax.errors import UserError
 from bis_jax.inputs.pipeline import BatchIterator, Examples
 from bis_jax.inputs.prompt import SpecialTokens
@@ -102,7 +102,7 @@ def train(
     profile = at_exit.enter_context(
       Profile(workdir / "profile", *config.train.profile_steps, write=is_first_process)
     )
-    bar = at_exit.enter_context(ProgressBar("train", steps, initial=start, unit="step"))
+    bar = at_exit.enter_context(progress_bar("train", steps, initial=start, unit="step"))
 
     def evaluates_after(step: int) -> bool:
       every = config.evaluation.every

@@ -27,7 +27,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from bis_jax import files
-from bis_jax.console import ProgressBar, log
+from bis_jax.console import log, progress_bar
 from bis_jax.corpus import shared
 from bis_jax.errors import UserError
 from bis_jax.hub import hf_folder
@@ -137,7 +137,7 @@ def _pretrain(config: ConfigDict, drawn: epath.Path, out: pathlib.Path) -> None:
   step = _make_step(graph, optimizer)
   losses = []
   with contextlib.closing(_batches(config, captions, processor)) as batches:
-    bar = ProgressBar("pretrain", config.pretrain.steps, iterable=range(config.pretrain.steps))
+    bar = progress_bar("pretrain", config.pretrain.steps, iterable=range(config.pretrain.steps))
     for done in bar:
       if done and done % 100 == 0:
         bar.set_postfix(loss=f"{float(losses[-1]):.3f}")
