@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import mmap
 import zipfile
@@ -36,7 +37,7 @@ _OF_ROLLOUTS = {
   "embedding": np.float16,
 }
 _OF_STEPS = ("correct", "total")
-_CHUNK = 1 << 14  # rollouts whose statistics are computed at a time: their steps stay in cache
+CHUNK = 1 << 14  # rollouts that are worked on at a time: their steps stay in cache
 _MAPPED_BYTES = 64 << 20  # larger files are mapped, smaller ones read and compared with checksums
 
 
@@ -89,6 +90,9 @@ class Statistics:
   def is_mixed(self) -> np.ndarray:
     """bool[rows], rollouts with both positive and other steps."""
     return (self.n_pos > 0) & (self.n_pos < self.n)
+
+  def take(self, rows: slice) -> "Statistics":
+    return Statistics(*(column[rows] for column in vars(self).values()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,10 +187,9 @@ class ScoreTable:
           "holds it, and make it again for other values"
         )
       return self.earlier[2]
-    parts = [
-      _statistics(self.take(slice(start, start + _CHUNK)), tau, unmeasured)
-      for start in range(0, max(len(self), 1), _CHUNK)
-    ]
+    if len(self) <= CHUNK:
+      return Statistics(*_statistics(self, tau, unmeasured))
+    parts = [_statistics(self.take(rows), tau, unmeasured) for rows in self._chunks()]
     return Statistics(*map(np.concatenate, zip(*parts, strict=True)))
 
   @functools.cached_property
@@ -195,8 +198,8 @@ class ScoreTable:
     if self.earlier or self.scores.size or self.total.dtype != np.uint8:
       return 0
     seen = np.zeros(256, bool)
-    for start in range(0, self.total.size if any(self.total.strides) else 1, _CHUNK):
-      seen[self.total[start : start + _CHUNK]] = True
+    for start in range(0, self.total.size if any(self.total.strides) else 1, CHUNK):
+      seen[self.total[start : start + CHUNK]] = True
     totals = np.flatnonzero(seen)
     return int(totals.max(initial=1)) if set(totals) <= {0, *(1 << np.arange(8)).tolist()} else 0
 
@@ -235,11 +238,14 @@ class ScoreTable:
     return self.total == np.iinfo(self.total.dtype).max
 
   def rows_of(self, source: int) -> slice:
-    bounds = np.array((source, source + 1), self.source.dtype)  # another dtype copies the column
-    return slice(*np.searchsorted(self.source, bounds).tolist())
+    return self.spans()[source]
 
   def spans(self) -> list[slice]:
-    return [self.rows_of(source) for source in range(len(self.source_names))]
+    # Another dtype would copy the column.
+    bounds = np.arange(len(self.source_names) + 1).astype(self.source.dtype)
+    return list(
+      itertools.starmap(slice, itertools.pairwise(self.source.searchsorted(bounds).tolist()))
+    )
 
   def take(self, rows: slice) -> "ScoreTable":
     """Returns a table of consecutive rows that shares this one's memory."""
@@ -249,17 +255,23 @@ class ScoreTable:
     columns |= {name: getattr(self, name)[first:last] for name in _OF_STEPS}
     earlier = self.earlier
     if earlier:
-      taken = {k: v[rows] for k, v in vars(earlier[2]).items()}
-      earlier = (*earlier[:2], Statistics(**taken))
+      earlier = (*earlier[:2], earlier[2].take(rows))
     return dataclasses.replace(self, **columns, scores=self.scores[odd:odd_last], earlier=earlier)
 
   def release(self) -> None:
     """Gives back the memory of a mapped table's pages; they are read again when they are used."""
+    for pages in self._mapped:
+      pages.madvise(mmap.MADV_DONTNEED)
+
+  @functools.cached_property
+  def _mapped(self) -> list[mmap.mmap]:
+    found = []
     for column in (getattr(self, name) for name in (*_OF_ROLLOUTS, *_OF_STEPS, "scores")):
       while isinstance(column.base, np.ndarray):
         column = column.base
       if isinstance(column.base, mmap.mmap):
-        column.base.madvise(mmap.MADV_DONTNEED)
+        found.append(column.base)
+    return found
 
   @functools.cached_property
   def most_steps(self) -> int:
@@ -268,14 +280,14 @@ class ScoreTable:
 
   def _chunks(self) -> Iterator[slice]:
     """Yields slices of all rows; what is read of a mapped table is released after each."""
-    for start in range(0, len(self), _CHUNK):
-      yield slice(start, start + _CHUNK)
+    for start in range(0, len(self), CHUNK):
+      yield slice(start, start + CHUNK)
       self.release()
 
   @functools.cached_property
   def _before_chunks(self) -> np.ndarray:
     """int64[chunks + 1, 2], steps, and steps of `scores`, before each chunk of rows."""
-    before = np.zeros((-(-len(self) // _CHUNK) + 1, 2), np.int64)
+    before = np.zeros((-(-len(self) // CHUNK) + 1, 2), np.int64)
     if not self.earlier:
       sums = [self.steps[rows].sum(dtype=np.int64) for rows in self._chunks()]
       before[1:, 0] = np.cumsum(sums)
@@ -288,9 +300,9 @@ class ScoreTable:
   def _steps_before(self, row: int) -> tuple[int, int]:
     if self.earlier:
       return 0, 0
-    chunk = row // _CHUNK
+    chunk = row // CHUNK
     start, odd = self._before_chunks[chunk].tolist()
-    stop = start + int(self.steps[chunk * _CHUNK : row].sum(dtype=np.int64))
+    stop = start + int(self.steps[chunk * CHUNK : row].sum(dtype=np.int64))
     if self.scores.size:
       odd += np.count_nonzero(self.total[start:stop] == np.iinfo(self.total.dtype).max)
     return stop, odd
@@ -301,10 +313,10 @@ class ScoreTable:
     The hashes are of what decides what is kept, not of storage columns. Sums over slices of a table
     add up.
     """
-    names = np.array([_hash(name) for name in self.source_names], np.uint64)
+    names = np.array(list(map(_hash, self.source_names)), np.uint64)
     s, total = statistics, 0
-    for start in range(0, len(self), _CHUNK):
-      rows = slice(start, start + _CHUNK)
+    for start in range(0, len(self), CHUNK):
+      rows = slice(start, start + CHUNK)
       state = names[self.source[rows]]
       for column in (self.line, s.n, s.n_pos, self.flags):
         state = mix64(state + column[rows].astype(np.uint64))
@@ -418,12 +430,16 @@ def _data_start(path: epath.Path, info: zipfile.ZipInfo) -> int:
   return info.header_offset + 30 + name + extra
 
 
+@functools.cache
 def _hash(text: str) -> int:
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def mix64(state: np.ndarray) -> np.ndarray:
   """Returns splitmix64's output function of uint64 states: a bijection that scatters the bits."""
-  state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return state ^ (state >> np.uint64(31))
+  state = state ^ (state >> np.uint64(30))
+  state *= np.uint64(0xBF58476D1CE4E5B9)
+  state ^= state >> np.uint64(27)
+  state *= np.uint64(0x94D049BB133111EB)
+  state ^= state >> np.uint64(31)
+  return state

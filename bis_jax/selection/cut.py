@@ -5,21 +5,20 @@ histogram finds the cut. Other scores are 64-bit keys, whose digits take several
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bis_jax.corpus.score_table import ScoreTable, Statistics
+from bis_jax.corpus.score_table import CHUNK, ScoreTable, Statistics
 from bis_jax.errors import UserError
 from bis_jax.selection import strategies
 
 if TYPE_CHECKING:
   from bis_jax.selection.rule import Rule
 
-BLOCK = 1 << 18  # rollouts
+BLOCK = 1 << 18  # rollouts, on devices
 _MOST_RANKED = 1 << 22  # triples of (n, n_pos, sum) in a rank table
 _HELD = 1 << 25  # rollouts; the keys of longer tables are made again for each pass
 _BINS, _DIGIT = 22, 12  # bits of a histogram, all groups together, and of a digit of longer keys
@@ -60,13 +59,13 @@ class Ranking:
   """The rows of a table that this process ranks by a rule; see `rule.select`."""
 
   def __init__(self, table: ScoreTable, rule: "Rule", *, devices: bool = False):
-    self.processes, self._read = Processes(), read_on_host
+    self.processes, self._read, self._block = Processes(), read_on_host, min(BLOCK, CHUNK)
     if devices:
       import jax  # and Grain: starting them takes longer than a selection from half a million rows
 
       from bis_jax.selection import blocks
 
-      self._read = blocks.read
+      self._read, self._block = blocks.read, BLOCK
       if jax.process_count() > 1:
         self.processes = Processes(jax.process_index(), jax.process_count(), blocks.over_processes)
     process, processes = self.processes.index, self.processes.count
@@ -77,12 +76,9 @@ class Ranking:
     self._groups = len(table.source_names) if rule.scope == "per_source" else 1
     self._held: list[_Keys] | None = None
     self._counted = False
-    strategy = strategies.find(rule.strategy)
-    self._scores = self._ranks = None
-    if strategy.of_table:
-      s = table.statistics(rule.tau, rule.unmeasured)
-      self._scores, self._read = rule.scores(table, s), functools.partial(_slices, s)
-    elif strategy.of_sums:
+    self._strategy = strategies.find(rule.strategy)
+    self._ranks = None
+    if self._strategy.of_sums:
       self._ranks = rank_table(rule, table.most_steps, self._unit)
 
   def kept(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -105,11 +101,16 @@ class Ranking:
     width = max(1, _BINS - self._groups.bit_length())
     width = width if left <= width else min(width, _DIGIT)
     cut, groups = np.zeros(self._groups, np.uint64), np.arange(self._groups)
-    quota, here = None, np.zeros((self._groups, 1), np.int64)
+    quota, here, blocks = None, np.zeros((self._groups, 1), np.int64), None
     while left:
+      if not blocks or self._held is None:
+        blocks = self._blocks()
+      else:
+        _, keys, of_keys = zip(*(_inside(block, cut, left) for block in blocks), strict=True)
+        blocks = [_Keys(self.rows, np.concatenate(keys), np.concatenate(of_keys))]
       bits = min(width, left)
       left -= bits
-      here = _histogram(self._blocks(), cut, left, bits)
+      here = _histogram(blocks, cut, left, bits)
       everywhere = self.processes.add(here)
       if quota is None:
         quota = self._quotas(everywhere.sum(1))
@@ -133,13 +134,9 @@ class Ranking:
 
   def _make_blocks(self) -> Iterator[_Keys]:
     table, rule = self._table, self._rule
-    starts = range(self.rows.start, self.rows.stop, BLOCK)
-    slices = [slice(start, min(start + BLOCK, self.rows.stop)) for start in starts]
-    read = self._read(table, slices, rule.tau, rule.unmeasured, self._unit)
-    for rows, (block, s) in zip(slices, read, strict=True):
+    for rows, block, s, scores in self._scored():
       ranked = rule.ranked(block, s)
       if self._ranks is None:
-        scores = rule.scores(block, s) if self._scores is None else self._scores[rows]
         key, possible = sort_keys(scores), scores > -np.inf
       else:
         rank = self._ranks[s.n, s.n_pos, (s.score_sum * self._unit).astype(np.int32)]
@@ -152,6 +149,24 @@ class Ranking:
       table.release()
     self._counted = True
 
+  def _scored(self) -> Iterator[tuple[slice, ScoreTable, Statistics, np.ndarray]]:
+    """Yields blocks with their statistics, and their scores, none if ranks are looked up."""
+    table, rule, mine = self._table, self._rule, self.rows
+    if not self._strategy.among:
+      starts = range(mine.start, mine.stop, self._block)
+      slices = [slice(start, min(start + self._block, mine.stop)) for start in starts]
+      read = self._read(table, slices, rule.tau, rule.unmeasured, self._unit)
+      for rows, (block, s) in zip(slices, read, strict=True):
+        yield rows, block, s, rule.scores(block, s) if self._ranks is None else np.zeros(0)
+      return
+    for span in table.spans() if self._strategy.among == "source" else [slice(0, len(table))]:
+      rows = slice(max(span.start, mine.start), min(span.stop, mine.stop))
+      if rows.start < rows.stop:
+        whole = table.take(span)
+        s = whole.statistics(rule.tau, rule.unmeasured)
+        at = slice(rows.start - span.start, rows.stop - span.start)
+        yield rows, whole.take(at), s.take(at), rule.scores(whole, s)[at]
+
 
 def read_on_host(
   table: ScoreTable, slices: list[slice], tau: float, unmeasured: str, unit: int
@@ -161,25 +176,21 @@ def read_on_host(
     yield (block := table.take(rows)), block.statistics(tau, unmeasured)
 
 
-def _slices(
-  s: Statistics, table: ScoreTable, slices: list[slice], *_
-) -> Iterator[tuple[ScoreTable, Statistics]]:
-  for rows in slices:
-    yield table.take(rows), Statistics(*(column[rows] for column in vars(s).values()))
+def _inside(block: _Keys, cut: np.ndarray, shift: int) -> _Keys:
+  """Returns the rows whose keys begin as their group's cut."""
+  before = np.append(cut, np.uint64(2**64 - 1))  # nothing begins as the unused group
+  inside = block.key >> np.uint64(shift) == before[block.group]
+  return block if inside.all() else _Keys(block.rows, block.key[inside], block.group[inside])
 
 
 def _histogram(blocks: Iterable[_Keys], cut: np.ndarray, shift: int, bits: int) -> np.ndarray:
   """Returns int64[groups, 2**bits], the next digits of the keys that begin as their group's cut."""
   counts = np.zeros((cut.size, 1 << bits), np.int64)
-  before = np.append(cut, np.uint64(2**64 - 1))  # nothing begins as the unused group
-  for _, key, group in blocks:
-    digits = key >> np.uint64(shift)
-    inside = digits >> np.uint64(bits) == before[group]
-    if not inside.all():
-      digits, group = digits[inside], group[inside]
+  for block in blocks:
+    _, key, group = _inside(block, cut, shift + bits)
     if group.size:
       first = int(group.min())  # of few groups in a block
-      index = (digits & np.uint64((1 << bits) - 1)).view(np.int64)
+      index = (key >> np.uint64(shift) & np.uint64((1 << bits) - 1)).view(np.int64)
       found = np.bincount(index | (group.astype(np.int64) - first) << bits)
       counts.reshape(-1)[first << bits :][: found.size] += found
   return counts

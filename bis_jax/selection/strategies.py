@@ -6,6 +6,7 @@ reading. The rest is not of the paper; docs/selection.md says what it is for.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class Strategy:
   # (statistics of the rows, table of the rows, rule) -> float64[rows]
   score: Callable[..., np.ndarray]
   of_sums: bool = False  # the score depends on n, n_pos and score_sum alone
-  of_table: bool = False  # the score of a rollout depends on the other rollouts of the table
+  among: str = ""  # "source" or "table": a rollout's score depends on the other rollouts of it
 
 
 def _uniform(table: ScoreTable, seed: int, purpose: str) -> np.ndarray:
@@ -81,23 +82,37 @@ def _grouped(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
       "the score table does not say which rollouts have the same question: delete it, or the "
       "prepared corpus that holds it, and make it again"
     )
-  scores = _ranked_bis(s, table, rule)
-  in_source = table.group + table.source.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-  return scores / (1 + _places(scores, in_source)[0])
+
+  def of_source(s: Statistics, table: ScoreTable) -> np.ndarray:
+    scores, group = _ranked_bis(s, table, rule), table.group
+    # Rollouts of a question follow each other, as a rule, and small integers are sorted fast.
+    start = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+    of_run = np.unique(group[start], return_inverse=True)[1]
+    number = np.repeat(of_run, np.diff(np.append(start, group.size)))
+    return scores / (1 + _places(scores, number.astype(np.min_scalar_type(start.size)))[0])
+
+  return _by_source(of_source, s, table)
 
 
 def _by_position(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """The best by BIS of every stratum: the fifth of the steps with the first error, or no error."""
-  wrong = np.flatnonzero(~_positive(table, rule) & _counted(table, rule))
-  rollout_of = np.repeat(np.arange(len(table)), table.steps)
-  with_error, first = np.unique(rollout_of[wrong], return_index=True)
-  lengths, stratum = table.steps.astype(np.int64), np.full(len(table), 5)
-  before = wrong[first] - (np.cumsum(lengths) - lengths)[with_error]
-  stratum[with_error] = 5 * before // lengths[with_error]
-  scores = _ranked_bis(s, table, rule)
-  ranked = scores > -np.inf
-  place, size = _places(scores, (table.source.astype(np.int32) * 6 + stratum) * 2 + ranked)
-  return np.where(ranked, -(place + 0.5) / size, -np.inf)
+
+  def of_source(s: Statistics, table: ScoreTable) -> np.ndarray:
+    wrong, lengths = ~_positive(table, rule) & _counted(table, rule), table.steps.astype(np.int64)
+    start = np.cumsum(lengths) - lengths
+    first = np.minimum.reduceat(np.where(wrong, np.arange(wrong.size), wrong.size), start) - start
+    stratum = np.minimum(5 * first // lengths, 5)
+    scores = _ranked_bis(s, table, rule)
+    ranked = scores > -np.inf
+    place, size = _places(scores, (2 * stratum + ranked).astype(np.uint8))
+    return np.where(ranked, -(place + 0.5) / size, -np.inf)
+
+  return _by_source(of_source, s, table)
+
+
+def _by_source(score: Callable[..., np.ndarray], s: Statistics, table: ScoreTable) -> np.ndarray:
+  spans = [rows for rows in table.spans() if rows.start < rows.stop]
+  return np.concatenate([np.zeros(0), *(score(s.take(rows), table.take(rows)) for rows in spans)])
 
 
 def _ranked_bis(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
@@ -117,17 +132,24 @@ def _places(score: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """Expected BIS if the continuations were sampled anew: p and R by their Beta-Binomial posterior."""
-  chance = _positive(table, rule).astype(np.float64)  # of a positive step; counts may be unknown
-  mean = chance * table.mc_scores()  # of its MC score, 0 where it is not positive
-  totals = np.flatnonzero(np.bincount(table.total, minlength=255)[:255]).tolist()
-  for total in totals:
-    at = table.total == total if len(totals) > 1 or table.scores.size else slice(None)
-    chance[at], mean[at] = (column[table.correct[at]] for column in _predicted(total, rule.tau))
-  chance, mean = (np.where(_counted(table, rule), column, 0) for column in (chance, mean))
+  # Of each step the chance that it is positive, its variance, the mean of the MC score, 0 if it is not
+  # positive, and the logarithm of the chance that it is not.
+  positive, most = table.scores > rule.tau, np.iinfo(table.total.dtype).max
+  known: list[np.ndarray] = [
+    np.stack(
+      [positive, 0 * positive, np.where(positive, table.scores, 0), np.log1p(-1.0 * positive)]
+    )
+  ]
+  start, size = np.zeros(most + 1, np.int64), table.scores.size
+  for total in np.flatnonzero(np.bincount(table.total, minlength=most)[:most]).tolist():
+    counts = total > 0 or rule.unmeasured == "negative"
+    known.append(_predicted(total, rule.tau) if counts else np.zeros((4, 1)))
+    start[total], size = size, size + total + 1
+  place = start[table.total] + table.correct
+  place[table.is_unstated] = np.arange(table.scores.size)
   rollout_of = np.repeat(np.arange(len(table)), table.steps)
   chances, variance, means, log_none = (
-    np.bincount(rollout_of, column, len(table))
-    for column in (chance, chance * (1 - chance), mean, np.log1p(-chance))
+    np.bincount(rollout_of, column[place], len(table)) for column in np.concatenate(known, axis=1)
   )
   n, none = np.maximum(s.n, 1), np.exp(log_none)  # none: the chance that no step is positive
   mixture = chances / n * (1 - chances / n) - variance / n**2
@@ -136,16 +158,17 @@ def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   return (mixture + rule.alpha) * reliability
 
 
-def _predicted(total: int, tau: float) -> tuple[np.ndarray, np.ndarray]:
-  """Returns, of K = 0 ... N of N continuations, the chance that N new ones give more than tau, and the
-  mean of their MC score, counted as 0 if it is not more than tau."""
+@functools.cache
+def _predicted(total: int, tau: float) -> np.ndarray:
+  """Returns what `_posterior` sums of a step, for K = 0 ... N of N continuations: float64[4, N + 1]."""
   new, old = np.arange(total + 1), np.arange(total + 1)[:, None]
   right, wrong = old + 0.5, total - old + 0.5  # Beta posterior of Jeffreys' prior
   chance = _log_beta(new + right, total - new + wrong) - _log_beta(right, wrong)
   chance = np.exp(chance - _log_beta(new + 1, total - new + 1)) / (total + 1)
   share = new / max(total, 1)
   chance = np.where(share > tau, chance, 0)
-  return np.minimum(chance.sum(1), 1), (chance * share).sum(1)
+  more = np.minimum(chance.sum(1), 1)
+  return np.stack([more, more * (1 - more), (chance * share).sum(1), np.log1p(-more)])
 
 
 def _log_beta(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -172,10 +195,10 @@ STRATEGIES: dict[str, Strategy] = {
   "mixture_only": Strategy(_mixture, of_sums=True),
   # BIS without its mixture term: the order of `reliable`
   "reliability_only": Strategy(_reliability, of_sums=True),
-  "bis_grouped": Strategy(_grouped, of_table=True),
-  "bis_by_position": Strategy(_by_position, of_table=True),
+  "bis_grouped": Strategy(_grouped, among="source"),
+  "bis_by_position": Strategy(_by_position, among="source"),
   "bis_posterior": Strategy(_posterior),
-  "semdedup": Strategy(semdedup.score, of_table=True),
+  "semdedup": Strategy(semdedup.score, among="table"),
 }
 
 
