@@ -55,18 +55,22 @@ class QuickProtocol(http_protocol.Protocol):
 class Served:
   """An application served on a free port by a thread of this process."""
 
-  def __init__(self, scorer, limits=LIMITS):
+  def __init__(self, scorer, limits=LIMITS, app=None):
     self.scorer = scorer
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     self.port = listener.getsockname()[1]
-    app = server.create_app(scorer, limits)
+    app = app or server.create_app(scorer, limits)
     config = uvicorn.Config(app, http=QuickProtocol, log_level="critical")
     self._server = uvicorn.Server(config)
     self._thread = threading.Thread(target=self._server.run, args=([listener],))
     self._thread.start()
     while not self._server.started:
       time.sleep(0.01)
+
+  @property
+  def url(self):
+    return f"http://127.0.0.1:{self.port}"
 
   def stop(self):
     self._server.should_exit = True
