@@ -26,7 +26,7 @@ def in_memory(
 
 def encode(prompt, question, steps, image_token_counts=(), *, max_length):
   """Returns the sample of one text."""
-  [(compact, dropped)] = prompt.encode_batch(
+  [(compact, dropped, prefix)] = prompt.encode_batch(
     [(question, steps)], [image_token_counts], max_length=max_length
   )
-  return expand(compact, image_token_counts, prompt.special, dropped)
+  return expand(compact, image_token_counts, prompt.special, dropped, prefix)

@@ -2,15 +2,21 @@
 
 Every example has a token length, a cost in patch slots and a number of step markers; every row has
 a budget of each. Norm-based greedy vector bin packing (Panigrahy et al. 2011, "Heuristics for
-Vector Bin Packing") over a window of `lookahead` examples: each row starts with the oldest unpacked
-example, so that no example starves, and adds the one that leaves the smallest sum of squared rests
+Vector Bin Packing") over a window of `lookahead` groups: each row starts with the oldest unpacked
+group, so that no example starves, and adds the one that leaves the smallest sum of squared rests
 of the token and patch budgets, until none fits.
 
     lengths 60 50 40 30 in this order, rows of 100 tokens:  rows [0, 2] and [1, 3]
+
+Without streams, every example is a group of its own. In rows with streams (see `rows`), examples
+with the same prefix are packed as one group, at most as many as there are streams; its prefix takes
+room before the streams, and the rest of each example in a stream of its own. The tokens of a group of
+one are divided where that fills the row evenly.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,13 +33,31 @@ def row_budgets(inputs: ConfigDict) -> np.ndarray:
   return np.array([inputs[key] for key in BUDGETS.values()], np.int64)
 
 
+class Layout(NamedTuple):
+  """How a row is divided."""
+
+  budgets: np.ndarray  # int64[3]
+  streams: tuple[int, int] = (0, 0)  # number, tokens of each
+
+  @property
+  def prefix_tokens(self) -> int:
+    return int(self.budgets[0]) - self.streams[0] * self.streams[1]
+
+  @property
+  def largest(self) -> np.ndarray:
+    """int64[3], the budgets of one example."""
+    tokens = self.prefix_tokens + (self.streams[1] if self.streams[0] else 0)
+    return np.array([tokens, *self.budgets[1:]], np.int64)
+
+
 @dataclass(frozen=True)
 class Plan:
   """The rows of a whole run. Examples are indices into the source of examples."""
 
   offsets: np.ndarray  # int64[rows + 1]; row r holds examples[offsets[r] : offsets[r + 1]]
   examples: np.ndarray  # int64[...], sorted by row
-  budgets: np.ndarray  # int64[3], of a row
+  places: np.ndarray  # int32[..., 3], the fields of each example's `rows.Place`
+  layout: Layout
   padding: np.ndarray  # float64[3], share of the rows' budgets that is unused
   # example -> why it is in no row, such as "9000 tokens, a row holds 8192: raise row_tokens"
   too_long: Mapping[int, str] = field(default_factory=dict)
@@ -43,16 +67,23 @@ class Plan:
 
   def row(self, r: int) -> np.ndarray:
     """Returns the examples of row r, int64[...]; empty for rows past the end."""
-    return self.examples[self.offsets[r] : self.offsets[r + 1]] if r < len(self) else _NONE
+    return self.examples[self._span(r)]
 
+  def places_of(self, r: int) -> np.ndarray:
+    """Returns the places of the examples of row r, int32[..., 3]."""
+    return self.places[self._span(r)]
 
-_NONE = np.zeros(0, np.int64)
+  def _span(self, r: int) -> slice:
+    return slice(*self.offsets[r : r + 2]) if r < len(self) else slice(0)
 
 
 def plan(
   costs: np.ndarray,
   budgets: np.ndarray,
+  streams: tuple[int, int] = (0, 0),
   *,
+  prefixes: np.ndarray | None = None,
+  groups: np.ndarray | None = None,
   seed: int = 0,
   epochs: int = 1,
   shuffle: bool = True,
@@ -65,31 +96,37 @@ def plan(
   Args:
     costs: int64[n, 3], what each example takes of a row; see `BUDGETS`.
     budgets: int64[3], of a row.
+    streams: of a row, (number, tokens of each).
+    prefixes: int64[n], tokens that examples of the same group share; used with streams only, as
+    groups: int64[n], which also share their images.
     seed: with the epoch, decides the order; every epoch is shuffled and packed anew.
     shuffle: False packs in the order given, as scoring does.
-    lookahead: examples that a row may choose from, >= 1.
+    lookahead: groups that a row may choose from, >= 1.
   """
   if min(*budgets, lookahead) < 1 or budgets[1] % _PATCH_BLOCK:
     raise ValueError(
       f"lookahead {lookahead} and row budgets {dict(zip(BUDGETS, budgets, strict=True))} must be "
       f"positive, and patch slots a multiple of {_PATCH_BLOCK}"
     )
-  too_long = over_budget(costs, budgets)
+  layout = Layout(budgets, streams)
+  too_long = over_budget(costs, layout.largest)
   fitting = np.setdiff1d(np.arange(len(costs)), np.fromiter(too_long, np.int64, len(too_long)))
   if not len(fitting):
     shown = "; ".join(f"example {i}: {why}" for i, why in list(too_long.items())[:3])
     raise UserError(f"none of {len(costs)} examples fits a row ({shown or 'there are none'})")
   if too_long:
     log.warning("%d of %d examples fit no row and are left out", len(too_long), len(costs))
-  packed, lengths = [], []
+  packer = _Packer(costs, layout, lookahead, prefixes, groups)
+  packed, places, lengths = [], [], []
   for epoch in range(epochs):
     order = fitting[_permutation(seed, epoch, len(fitting))] if shuffle else fitting
-    members, sizes = _pack(costs[order], budgets, lookahead)
-    packed.append(order[members])
+    examples, where, sizes = packer.pack(order)
+    packed.append(examples)
+    places.append(where)
     lengths.append(sizes)
   offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
-  used = costs[fitting].sum(axis=0) * epochs / (budgets * (len(offsets) - 1))
-  return Plan(offsets, np.concatenate(packed), budgets, 1 - used, too_long)
+  padding = 1 - packer.used / (budgets * (len(offsets) - 1))
+  return Plan(offsets, np.concatenate(packed), np.concatenate(places), layout, padding, too_long)
 
 
 def over_budget(costs: np.ndarray, budgets: np.ndarray) -> dict[int, str]:
@@ -111,35 +148,145 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
   return np.argsort(bits, kind="stable")
 
 
-def _pack(costs: np.ndarray, budgets: np.ndarray, lookahead: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (examples in row order, examples per row) for int64[n, 3] costs that all fit a row."""
-  n = len(costs)
-  size = min(lookahead, n)
-  waiting = np.arange(size)  # indices into the order; n if none is left
-  tokens, patches, markers = costs[:size].T.copy()
-  members, row_sizes = np.empty(n, np.int64), []
-  upcoming, in_row, left = size, 0, budgets.copy()
-  placed = 0
-  while placed < n:
-    if in_row == 0:
-      place = int(waiting.argmin())
-    else:
-      fits = (tokens <= left[0]) & (patches <= left[1]) & (markers <= left[2])
-      rest = ((left[0] - tokens) / budgets[0]) ** 2 + ((left[1] - patches) / budgets[1]) ** 2
-      place = int(np.where(fits, rest, np.inf).argmin())
-      if not fits[place]:
-        row_sizes.append(in_row)
-        in_row, left = 0, budgets.copy()
-        continue
-    members[placed] = waiting[place]
-    left -= (tokens[place], patches[place], markers[place])
-    placed, in_row = placed + 1, in_row + 1
-    if upcoming < n:
-      waiting[place] = upcoming
-      tokens[place], patches[place], markers[place] = costs[upcoming]
-      upcoming += 1
-    else:
-      waiting[place] = n
-      tokens[place] = budgets[0] + 1  # fits nowhere
-  row_sizes.append(in_row)
-  return members, np.array(row_sizes, np.int64)
+class _Packer:
+  """Packs one order of examples after the other; `used` int64[3] counts what all of them take."""
+
+  def __init__(
+    self,
+    costs: np.ndarray,
+    layout: Layout,
+    lookahead: int,
+    prefixes: np.ndarray | None,
+    groups: np.ndarray | None,
+  ):
+    self.used = np.zeros(3, np.int64)
+    self._costs, self._layout, self._lookahead = costs, layout, lookahead
+    number, length = layout.streams
+    self._prefixes = np.zeros(len(costs), np.int64) if prefixes is None else prefixes
+    own = costs[:, 0] - self._prefixes
+    shares = (self._prefixes <= layout.prefix_tokens) & (own <= length)
+    self._groups = np.arange(len(costs)) if groups is None or not number else groups
+    self._shares = shares & (number > 0) & (groups is not None)
+
+  def pack(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (examples in row order, their places int32[n, 3], examples per row)."""
+    examples, offsets = self._grouped(order)
+    sizes = np.diff(offsets)
+    costs, leads = self._costs[examples], offsets[:-1]
+    alone = sizes == 1
+    shared = np.where(alone, 0, self._prefixes[examples[leads]])
+    own = np.zeros((len(sizes), self._layout.streams[0]), np.int64)  # of groups, the longest first
+    unit = np.repeat(np.arange(len(sizes)), sizes)
+    lengths = np.where(alone[unit], 0, costs[:, 0] - shared[unit])
+    by_length = np.lexsort((-lengths, unit))
+    examples = examples[by_length]
+    rank = np.arange(len(examples)) - leads[unit]
+    many = ~alone[unit]
+    own[unit[many], rank[many]] = lengths[by_length][many]
+    waiting = {
+      "whole": np.where(alone, costs[leads, 0], 0),
+      "shared": shared,
+      "own": own,
+      "patches": costs[leads, 1],
+      "markers": np.add.reduceat(costs[:, 2], leads),
+    }
+    units, splits, streams, row_units = self._fill(waiting)
+    self.used += [
+      waiting["whole"].sum() + shared.sum() + own.sum(),
+      waiting["patches"].sum(),
+      waiting["markers"].sum(),
+    ]
+    order = np.concatenate([np.arange(*offsets[u : u + 2]) for u in units])
+    number = np.arange(len(units)) - np.repeat(np.cumsum(row_units) - row_units, row_units)
+    placed = np.repeat(np.arange(len(units)), sizes[units])
+    places = np.stack(
+      [splits[placed], streams[placed, rank[order]], number[placed]], axis=1, dtype=np.int32
+    )
+    rows = np.repeat(np.arange(len(row_units)), row_units)
+    return examples[order], places, np.bincount(rows, sizes[units]).astype(np.int64)
+
+  def _grouped(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (examples, offsets of groups), in the order of the groups' first examples."""
+    # A group with more examples than streams is divided into parts of nearly the same size.
+    n, most = len(order), max(1, self._layout.streams[0])
+    key = np.where(self._shares[order], self._groups[order], -1 - np.arange(n))
+    _, first, key, size = np.unique(
+      key, return_index=True, return_inverse=True, return_counts=True
+    )
+    by_first = np.argsort(first[key], kind="stable")
+    size = size[key][by_first]
+    rank = np.arange(n) - np.maximum.accumulate(
+      np.where(np.diff(first[key][by_first], prepend=-1), np.arange(n), 0)
+    )
+    part = -(-size // -(-size // most))
+    starts = rank % part == 0
+    group = np.cumsum(starts) - 1
+    markers = np.bincount(group, self._costs[order[by_first], 2])
+    starts |= (markers > self._layout.budgets[2])[group]  # too many together
+    return order[by_first], np.append(np.flatnonzero(starts), n)
+
+  def _fill(
+    self, units: dict[str, np.ndarray]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (groups in row order, their splits and streams, groups per row)."""
+    number, length = self._layout.streams
+    budgets, first = self._layout.budgets, self._layout.prefix_tokens
+    n = len(units["whole"])
+    size = min(self._lookahead, n)
+    waiting = np.arange(size)  # indices into the order; n if none is left
+    near = {name: array[:size].copy() for name, array in units.items()}
+    order, splits = np.empty(n, np.int64), np.empty(n, np.int64)
+    streams, row_sizes = np.full((n, max(1, number)), -1, np.int64), []
+    upcoming, in_row, placed = size, 0, 0
+    while placed < n:
+      if in_row == 0:
+        left, room = np.full(number, length), first
+        patches, markers = budgets[1:]
+      deepest = np.sort(left)[::-1]
+      most = deepest[0] if number else 0
+      whole, shared = near["whole"], near["shared"]
+      # What a group of one has before the streams: as full as the streams, if it can.
+      even = (room * number * length - (left.sum() - whole) * first) // (first + number * length)
+      before = np.where(
+        whole > 0, np.clip(even, np.maximum(0, whole - most), np.minimum(whole, room)), shared
+      )
+      if in_row == 0:
+        place = int(waiting.argmin())
+      else:
+        fits = (near["patches"] <= patches) & (near["markers"] <= markers) & (shared <= room)
+        fits &= (whole <= room + most) & (near["own"] <= deepest).all(axis=1)
+        behind = np.where(whole > 0, whole - before, near["own"].sum(axis=1))
+        rest = ((room - before) / first) ** 2 + ((patches - near["patches"]) / budgets[1]) ** 2
+        rest += ((left.sum() - behind) / max(1, number * length)) ** 2
+        place = int(np.where(fits, rest, np.inf).argmin())
+        if not fits[place]:
+          row_sizes.append(in_row)
+          in_row = 0
+          continue
+      own = near["own"][place]
+      if whole[place]:
+        own = np.array([whole[place] - before[place]])
+      own = own[own > 0]
+      into = np.argsort(-left, kind="stable")[: len(own)]
+      left[into] -= own
+      order[placed], splits[placed], streams[placed, : len(into)] = (
+        waiting[place],
+        before[place],
+        into,
+      )
+      room, patches, markers = (
+        room - before[place],
+        patches - near["patches"][place],
+        markers - near["markers"][place],
+      )
+      placed, in_row = placed + 1, in_row + 1
+      if upcoming < n:
+        waiting[place] = upcoming
+        for name, array in units.items():
+          near[name][place] = array[upcoming]
+        upcoming += 1
+      else:
+        waiting[place] = n
+        near["whole"][place] = 2 * budgets[0]  # fits nowhere
+    row_sizes.append(in_row)
+    return order, splits, streams, np.array(row_sizes, np.int64)

@@ -9,6 +9,8 @@ any number of processes and workers.
 """
 
 import concurrent.futures
+import hashlib
+import itertools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ from bis_jax.images import decode
 from bis_jax.inputs import pack
 from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
 from bis_jax.inputs.prompt import Prompt, Sample, expand
-from bis_jax.inputs.rows import RowWriter, empty_batch
+from bis_jax.inputs.rows import Place, RowWriter, empty_batch
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
 _READERS = 16  # examples of a row that are read at the same time, for corpora in a bucket
@@ -43,6 +45,8 @@ class Example:
   read_images: Callable[[], Sequence[bytes | ImagePatches]]
   targets: np.ndarray  # float32[n] in [0, 1], probability that the step is correct
   weights: np.ndarray  # float32[n], 1 if the step is labelled, else 0
+  # Equal for examples whose images are the same bytes; None: not known, so no prefix is shared.
+  images_id: str | None = None
 
 
 def unlabelled(
@@ -51,9 +55,10 @@ def unlabelled(
   steps: Sequence[str],
   image_sizes: Sequence[tuple[int, int]],
   read_images: Callable[[], Sequence[bytes | ImagePatches]],
+  images_id: str | None = None,
 ) -> Example:
   zeros = np.zeros(len(steps), np.float32)
-  return Example(id, question, tuple(steps), image_sizes, read_images, zeros, zeros)
+  return Example(id, question, tuple(steps), image_sizes, read_images, zeros, zeros, images_id)
 
 
 class Examples(Protocol):
@@ -88,19 +93,36 @@ class Measured:
   max_length: int
   costs: np.ndarray  # int64[n, 3], tokens, patch slots and step markers
   dropped_steps: np.ndarray  # int64[n], trailing steps beyond the length limit
+  prefixes: np.ndarray  # int64[n], tokens before the first step
+  groups: np.ndarray  # int64[n], equal for examples with the same images and prefix
 
   def sample(self, example: Example, image_token_counts: Sequence[int]) -> Sample:
-    [(compact, dropped)] = self.prompt.encode_batch(
+    [(compact, dropped, prefix)] = self.prompt.encode_batch(
       [(example.question, example.steps)], [image_token_counts], max_length=self.max_length
     )
-    return expand(compact, image_token_counts, self.prompt.special, dropped)
+    return expand(compact, image_token_counts, self.prompt.special, dropped, prefix)
 
   def plan_rows(
-    self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
+    self,
+    inputs: ConfigDict,
+    *,
+    only: np.ndarray | None = None,
+    layout: pack.Layout | None = None,
+    **options: Any,
   ) -> pack.Plan:
-    """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`."""
-    costs = self.costs if only is None else self.costs[only]
-    plan = pack.plan(costs, pack.row_budgets(inputs), lookahead=inputs.lookahead, **options)
+    """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`.
+
+    `layout` None is that of `inputs`, without streams.
+    """
+    chosen = slice(None) if only is None else only
+    plan = pack.plan(
+      self.costs[chosen],
+      *(layout or pack.Layout(pack.row_budgets(inputs))),
+      prefixes=self.prefixes[chosen],
+      groups=self.groups[chosen],
+      lookahead=inputs.lookahead,
+      **options,
+    )
     return plan if only is None else replace(plan, examples=only[plan.examples])
 
 
@@ -122,7 +144,7 @@ def measure(
   parts, and `gather` returns the concatenated rows of the parts of all.
   """
   first, end = (len(examples) * part // share[1] for part in (share[0], share[0] + 1))
-  rows = []
+  rows, digests = [], []
   with progress_bar(
     "measure", end - first, unit="rollout", disable=None if progress else True
   ) as bar:
@@ -132,12 +154,23 @@ def measure(
       counts = [[image_tokens for image_tokens, _ in cost] for cost in of_images]
       texts = [(example.question, example.steps) for example in chosen]
       encoded = prompt.encode_batch(texts, counts, max_length=max_length)
-      for (_, steps), cost, (compact, dropped) in zip(texts, of_images, encoded, strict=True):
-        length = len(compact) + sum(image_tokens - 1 for image_tokens, _ in cost)
-        rows.append((length, sum(slots for _, slots in cost), len(steps) - dropped, dropped))
+      for i, (example, cost, (compact, dropped, prefix)) in enumerate(
+        zip(chosen, of_images, encoded, strict=True), start
+      ):
+        in_images = sum(image_tokens - 1 for image_tokens, _ in cost)
+        kept, slots = len(example.steps) - dropped, sum(slots for _, slots in cost)
+        rows.append((len(compact) + in_images, slots, kept, dropped, prefix + in_images))
+        names = repr((i if example.images_id is None else example.images_id, cost)).encode()
+        digests.append(hashlib.blake2b(names + compact[:prefix].tobytes(), digest_size=16).digest())
       bar.update(len(chosen))
-  measured = gather(np.array(rows, np.int32).reshape(-1, 4)).astype(np.int64)
-  return Measured(examples, prompt, images, max_length, measured[:, :3], measured[:, 3])
+  # As 32-bit numbers, which processes can gather; equal digests are checked again in the row.
+  digest = np.frombuffer(b"".join(digests), np.int32).reshape(-1, 4)
+  table = gather(np.concatenate([np.array(rows, np.int32).reshape(-1, 5), digest], axis=1))
+  _, groups = np.unique(table[:, 5:], axis=0, return_inverse=True)
+  costs = table.astype(np.int64)
+  return Measured(
+    examples, prompt, images, max_length, costs[:, :3], costs[:, 3], costs[:, 4], groups.reshape(-1)
+  )
 
 
 @dataclass(frozen=True)
@@ -164,27 +197,38 @@ class BatchSource:
 
   def __getitem__(self, number: SupportsIndex, /) -> Batch:
     rows = self.rows_per_batch // self.share[1]
-    batch = empty_batch(self.measured.images, rows, self.plan.budgets)
+    layout = self.plan.layout
+    batch = empty_batch(self.measured.images, rows, layout.budgets, layout.streams)
     start = int(number) * self.rows_per_batch + self.share[0] * rows
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
       for b in range(rows):
         row = RowWriter(self.measured.images, {name: array[b] for name, array in batch.items()})
         indices = self.plan.row(start + b).tolist()
+        places = [Place(*place) for place in self.plan.places_of(start + b).tolist()]
+        groups = [-1, *(place.group for place in places)]
+        leads = [before != group for before, group in itertools.pairwise(groups)]
         examples = _several(self.measured.examples, indices)
-        found = readers.map(self._read, indices, examples)
-        for i, example, (sample, images) in zip(indices, examples, found, strict=True):
-          row.add(sample, images, example.targets, example.weights, example_index=i)
+        found = readers.map(self._read, indices, examples, leads)
+        for i, example, place, (sample, images) in zip(
+          indices, examples, places, found, strict=True
+        ):
+          labels = example.targets, example.weights
+          try:
+            row.add(sample, images, *labels, example_index=i, place=place)
+          except ValueError as error:
+            raise InputError(f"example {example.id}: {error}") from error
     return batch
 
-  def _read(self, i: int, example: Example) -> tuple[Sample, list[ImagePatches]]:
+  def _read(self, i: int, example: Example, leads: bool) -> tuple[Sample, list[ImagePatches]]:
+    # The images of a group are read once, with the example that leads it.
     rule = self.measured.images
     try:
       images = [
         rule.patches(decode(image)) if isinstance(image, bytes) else image
-        for image in example.read_images()
+        for image in (example.read_images() if leads else ())
       ]
       planned = [rule.cost(*size)[0] for size in example.image_sizes]
-      found = [image.image_tokens for image in images]
+      found = [image.image_tokens for image in images] if leads else planned
       if planned != found:
         raise ValueError(
           f"its text has {planned} image tokens, but its images give {found} features; "
@@ -215,7 +259,8 @@ def _workers_that_fit(source: BatchSource, workers: int, prefetch: int) -> int:
   # One that finds no room there is killed (SIGBUS). Containers have 64 MB unless told otherwise.
   if not workers or not _SHARED_MEMORY.exists():
     return workers
-  row = empty_batch(source.measured.images, 1, source.plan.budgets)
+  layout = source.plan.layout
+  row = empty_batch(source.measured.images, 1, layout.budgets, layout.streams)
   rows = source.rows_per_batch // source.share[1]
   size = rows * sum(array.nbytes for array in row.values())
   # Each worker holds those ahead and one in its hands; two are on their way to the device.

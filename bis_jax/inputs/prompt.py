@@ -10,6 +10,7 @@ encoder that knows no special tokens, and the special ids are put between them.
 
 import abc
 import json
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Sample:
   markers: np.ndarray  # int32[m], positions of the step markers in `tokens`, in order of steps
   image_spans: np.ndarray  # int32[images, 2], (start, length) of each image's `image_pad` tokens
   dropped_steps: int = 0  # trailing steps that did not fit
+  prefix: int = 0  # its first tokens, with all images, that every solution of the question has
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Frame:
 
   opening: tuple[Sequence[int] | str, ...]  # token ids, and texts to encode, before the first step
   first: str  # text that is encoded together with the first step's
+  shared: str = ""  # the beginning of `first`, whose tokens do not depend on the step
   alone: str = ""  # text that is encoded instead if no step fits
 
 
@@ -115,11 +118,12 @@ class Prompt(abc.ABC):
     image_token_counts: Sequence[Sequence[int]],
     *,
     max_length: int,
-  ) -> list[tuple[np.ndarray, int]]:
-    """Returns (compact tokens, dropped steps) per (question, steps).
+  ) -> list[tuple[np.ndarray, int, int]]:
+    """Returns (compact tokens, dropped steps, prefix) per (question, steps).
 
     Compact tokens, int32, hold one `image_pad` per image and ~id where a step is scored; `expand`
-    makes the sample of them.
+    makes the sample of them. The first `prefix` of them are those that another solution of the
+    question with its images has, too.
     Trailing steps that do not fit into `max_length` expanded tokens are dropped, marker included.
     If not even the first step fits, the sample has no marker and may be longer than `max_length`.
     """
@@ -129,7 +133,7 @@ class Prompt(abc.ABC):
     for (question, steps), counts in zip(texts, image_token_counts, strict=True):
       frame = self.frame(question, len(counts))
       frames.append(frame)
-      pieces += [part for part in frame.opening if isinstance(part, str)]
+      pieces += [part for part in (*frame.opening, frame.shared) if isinstance(part, str)]
       pieces += [
         self._separator + step if i else frame.first + step for i, step in enumerate(steps)
       ]
@@ -142,16 +146,20 @@ class Prompt(abc.ABC):
       for part in frame.opening:
         ids += next(encoded) if isinstance(part, str) else part
       images_extra = sum(counts) - len(counts)
+      prefix, shared = len(ids), next(encoded)
       kept, fits = 0, True
       for _ in steps:
-        step = [*(self._before if kept else ()), *next(encoded), *self._after]
+        piece = next(encoded)
+        if not kept and fits:  # a tokenizer may merge the end of `shared` with the step
+          prefix += len(os.path.commonprefix([shared, piece]))
+        step = [*(self._before if kept else ()), *piece, *self._after]
         fits = fits and len(ids) + images_extra + len(step) <= max_length
         if fits:
           ids += step
           kept += 1
       if not kept and frame.alone:
         ids += self._encode([frame.alone])[0]
-      samples.append((np.asarray(ids, np.int32), len(steps) - kept))
+      samples.append((np.asarray(ids, np.int32), len(steps) - kept, min(prefix, len(ids))))
     return samples
 
 
@@ -160,6 +168,7 @@ def expand(
   image_token_counts: Sequence[int],
   special: SpecialTokens,
   dropped_steps: int = 0,
+  prefix: int = 0,
 ) -> Sample:
   """Returns the sample of compact tokens, each image expanded to its number of tokens.
 
@@ -182,6 +191,7 @@ def expand(
     markers=starts[compact < 0].astype(np.int32),
     image_spans=np.stack([starts[is_image], counts], axis=1).astype(np.int32),
     dropped_steps=dropped_steps,
+    prefix=int(repeats[:prefix].sum()),
   )
 
 

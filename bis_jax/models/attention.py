@@ -3,11 +3,15 @@
 A segment is one sample (text) or one image (vision) of a row; padding is segment 0, so its output
 is finite and does not affect a sample. Masks are made from segment ids, never passed as T x T
 arrays.
+
+In rows with streams (see `inputs.rows`) a segment is a group of samples: its prefix, which they
+share, in the first part of the row, and one continuation in a stream. The prefix attends to itself, a
+continuation to its group's prefix and to itself.
 """
 
 # Array names end in their dims: B rows, T queries, S keys, N query heads, K key and value heads, G
 # query heads per key head (N = K * G), H head dim, P patches, W windows, c queries of a chunk, x =
-# G * c.
+# G * c; in `stream_attention` also F tokens of the prefixes, L streams, R tokens of a stream.
 
 import functools
 import importlib.util
@@ -32,24 +36,59 @@ class BackendError(UserError):
 
 def attention(
   q_BTNH: jax.Array,
-  k_BTKH: jax.Array,
-  v_BTKH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
   segment_BT: jax.Array,
+  key_segment_BS: jax.Array | None = None,
   *,
   causal: bool,
   backend: str = "auto",
 ) -> jax.Array:
   """Returns softmax(q k / sqrt(H)) v [B, T, N, H] within segments, softmax in float32.
 
-  Query head n reads key head n // (N / K). `backend` is a name of BACKENDS, or "auto", by the
-  platform of this process. Kernels can be compiled on a machine without their platform, but not
+  Query head n reads key head n // (N / K). If `causal`, the queries are the last T of the S tokens,
+  whose segments are `key_segment_BS` (None: T = S). `backend` is a name of BACKENDS, or "auto", by
+  the platform of this process. Kernels can be compiled on a machine without their platform, but not
   run.
   """
   if backend == "auto":
     backend = _backend_here(q_BTNH.dtype)
   if backend not in BACKENDS:
     raise ValueError(f"attention has no backend {backend!r}: use 'auto' or one of {[*BACKENDS]}")
-  return BACKENDS[backend](q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=causal)
+  if key_segment_BS is None:
+    key_segment_BS = segment_BT
+  return BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, segment_BT, key_segment_BS, causal=causal)
+
+
+def stream_attention(
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  segment_BT: jax.Array,
+  streams: tuple[int, int],
+  *,
+  backend: str,
+) -> jax.Array:
+  """Returns causal attention [B, T, N, H] of rows with `streams`, (number, tokens of each)."""
+  (b, t), (number, length) = segment_BT.shape, streams
+  if not number:
+    return attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal=True, backend=backend)
+  first = t - number * length
+  arrays = q_BTNH, k_BTKH, v_BTKH, segment_BT
+  prefix = tuple(x_BT[:, :first] for x_BT in arrays)
+  q_BLRNH, *own = (x_BT[:, first:].reshape(b, number, length, *x_BT.shape[2:]) for x_BT in arrays)
+
+  def keys(prefix_BF: jax.Array, own_BLR: jax.Array) -> jax.Array:
+    prefix_BLF = jnp.broadcast_to(prefix_BF[:, None], (b, number, *prefix_BF.shape[1:]))
+    every = jnp.concatenate([prefix_BLF, own_BLR], axis=2)
+    return every.reshape(b * number, first + length, *own_BLR.shape[3:])
+
+  k, v, key_segment = map(keys, prefix[1:], own)
+  segment = own[2].reshape(b * number, length)
+  q = q_BLRNH.reshape(b * number, length, *q_BTNH.shape[2:])
+  out = attention(q, k, v, segment, key_segment, causal=True, backend=backend)
+  out_BF = attention(*prefix, causal=True, backend=backend)
+  return jnp.concatenate([out_BF, out.reshape(b, t - first, *q_BTNH.shape[2:])], axis=1)
 
 
 def _backend_here(dtype: jnp.dtype) -> str:
@@ -104,24 +143,30 @@ def _attend(q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, mask_TS: jax.A
 
 
 def _xla(
-  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segment_BS: jax.Array, *, causal: bool
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  segment_BT: jax.Array,
+  segment_BS: jax.Array,
+  *,
+  causal: bool,
 ) -> jax.Array:
   # One chunk of queries at a time; a causal chunk reads no later key.
   b, t, n, h = q_BTNH.shape
-  k = k_BSKH.shape[2]
+  s, k = k_BSKH.shape[1:3]
   q_BKGTH = jnp.moveaxis(q_BTNH, 1, 2).reshape(b, k, n // k, t, h)
   k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
   size = max(_MIN_CHUNK, -(-t // _MAX_CHUNKS))
   chunks = []
   for start in range(0, t, size):
     stop = min(start + size, t)
-    seen = stop if causal else t
+    seen = s - t + stop if causal else s
     chunks.append(
       _chunk(
         q_BKGTH[:, :, :, start:stop],
         k_BKSH[:, :, :seen],
         v_BKSH[:, :, :seen],
-        segment_BS[:, start:stop],
+        segment_BT[:, start:stop],
         segment_BS[:, :seen],
         causal,
       )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bis_jax.models.attention import attention
+from bis_jax.models.attention import stream_attention
 from bis_jax.models.layers import (
   Embedding,
   GatedMLP,
@@ -53,20 +53,20 @@ class SelfAttention(nnx.Module):
     self.backend = config.attention
 
   def __call__(
-    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+    self,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    segment_BT: jax.Array,
+    streams: tuple[int, int],
   ) -> jax.Array:
     b, t, d = x_BTD.shape
     q_BTNH, k_BTKH, v_BTKH = (
       projection(proj(x_BTD)).reshape(b, t, -1, self.head_dim)
       for proj in (self.q_proj, self.k_proj, self.v_proj)
     )
-    out_BTNH = attention(
-      rotate(q_BTNH, *rope),
-      rotate(k_BTKH, *rope),
-      v_BTKH,
-      segment_BT,
-      causal=True,
-      backend=self.backend,
+    q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
+    out_BTNH = stream_attention(
+      q_BTNH, k_BTKH, v_BTKH, segment_BT, streams, backend=self.backend
     )
     return projection(self.o_proj(out_BTNH.reshape(b, t, d)))
 
@@ -81,14 +81,21 @@ class DecoderLayer(nnx.Module):
     self.mlp = GatedMLP(*sizes, config, rngs, use_bias=False)
 
   def __call__(
-    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+    self,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    segment_BT: jax.Array,
+    streams: tuple[int, int],
   ) -> jax.Array:
-    x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT)
+    x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, streams)
     return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
 class Decoder(nnx.Module):
-  """Returns the states [B, T, D] after the last layer; the caller applies `norm`."""
+  """Returns the states [B, T, D] after the last layer; the caller applies `norm`.
+
+  `streams` are those of the rows, see `attention.stream_attention`.
+  """
 
   # The norm acts on each token alone, so gathering the step markers first gives the same logits for
   # a fraction of the work.
@@ -101,10 +108,14 @@ class Decoder(nnx.Module):
     self.config = config
 
   def __call__(
-    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], segment_BT: jax.Array
+    self,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    segment_BT: jax.Array,
+    streams: tuple[int, int] = (0, 0),
   ) -> jax.Array:
     def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
-      return layer(x_BTD, rope, segment_BT)
+      return layer(x_BTD, rope, segment_BT, streams)
 
     return scan(rematerialized(apply, self.config.remat), self.layers, x_BTD)
 

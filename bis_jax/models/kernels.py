@@ -34,47 +34,60 @@ def _on_each_device(kernel: _Kernel) -> _Kernel:
   @functools.wraps(kernel)
   def attention(
     q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
     segment_BT: jax.Array,
+    segment_BS: jax.Array | None = None,
     *,
     causal: bool,
     interpret: bool = False,
   ) -> jax.Array:
-    t = q_BTNH.shape[1]
-    pad = (0, -t % _BLOCKS[-1])
+    t, s = q_BTNH.shape[1], k_BSKH.shape[1]
 
     def local(*arrays: jax.Array) -> jax.Array:
-      qkv = (jnp.pad(x_BTNH, ((0, 0), pad, (0, 0), (0, 0))) for x_BTNH in arrays[:3])
-      segment_BT = jnp.pad(arrays[3], ((0, 0), pad), constant_values=-1)
-      return kernel(*qkv, segment_BT, causal, interpret)[:, :t]
+      padded = (
+        jnp.pad(
+          x,
+          ((0, 0), (0, -x.shape[1] % _BLOCKS[-1]), *((0, 0),) * (x.ndim - 2)),
+          constant_values=-1 if x.ndim == 2 else 0,
+        )
+        for x in arrays
+      )
+      return kernel(*padded, s - t if causal else None, interpret)[:, :t]
 
-    return split_attention(local, q_BTNH, k_BTKH, v_BTKH, segment_BT)
+    segments = segment_BT, segment_BT if segment_BS is None else segment_BS
+    return split_attention(local, q_BTNH, k_BSKH, v_BSKH, *segments)
 
   return attention
 
 
+# The kernels' `offset` is the first query's place among the keys, or None if attention is not causal.
+
+
 @_on_each_device
-def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
+def splash_attention(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, offset, interpret):
   """See `attention.attention`; `interpret` runs the kernel on any platform, for tests."""
   _, t, n, h = q_BTNH.shape
   scaled_BTNH = (q_BTNH.astype(jnp.float32) * h**-0.5).astype(q_BTNH.dtype)
-  kernel = _splash_kernel(n, t, causal, interpret)
+  kernel = _splash_kernel(n, (t, k_BSKH.shape[1]), offset, interpret)
 
-  def row(q_NTH: jax.Array, k_KTH: jax.Array, v_KTH: jax.Array, segment_T: jax.Array) -> jax.Array:
-    return kernel(q_NTH, k_KTH, v_KTH, segment_ids=splash.SegmentIds(segment_T, segment_T))
+  def row(q_NTH, k_KSH, v_KSH, segment_T, segment_S) -> jax.Array:
+    return kernel(q_NTH, k_KSH, v_KSH, segment_ids=splash.SegmentIds(segment_T, segment_S))
 
-  q_BNTH, k_BKTH, v_BKTH = (jnp.swapaxes(x, 1, 2) for x in (scaled_BTNH, k_BTKH, v_BTKH))
-  return jnp.swapaxes(jax.vmap(row)(q_BNTH, k_BKTH, v_BKTH, segment_BT), 1, 2)
+  q_BNTH, k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (scaled_BTNH, k_BSKH, v_BSKH))
+  return jnp.swapaxes(jax.vmap(row)(q_BNTH, k_BKSH, v_BKSH, segment_BT, segment_BS), 1, 2)
 
 
-def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
-  """The kernel of one shape, for arrays [N, T, H] of one row."""
-  block = next(block for block in _BLOCKS if length % block == 0)
-  shape = (length, length)
-  mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+def _splash_kernel(heads: int, shape: tuple[int, int], offset: int | None, interpret: bool) -> Any:
+  """The kernel of one shape, for queries [N, T, H] and keys [K, S, H] of one row."""
+  q_block, kv_block = (next(block for block in _BLOCKS if n % block == 0) for n in shape)
+  mask = splash.FullMask(shape) if offset is None else splash.CausalMask(shape, offset)
   sizes = splash.BlockSizes(
-    block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    block_q=q_block,
+    block_kv=kv_block,
+    block_q_dkv=q_block,
+    block_kv_dkv=kv_block,
+    use_fused_bwd_kernel=True,
   )
   return splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads),
@@ -87,20 +100,30 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
 
 
 @_on_each_device
-def tokamax_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, causal, interpret):
-  """As `splash_attention`; segments are contiguous, but for slots of segment 0."""
+def tokamax_attention(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, offset, interpret):
+  """As `splash_attention`; segments are contiguous, but for slots of segment 0 and prefixes."""
   # tokamax exports its attention without ranges of keys, hence its private modules. `interpret`
   # takes its XLA implementation.
   from tokamax._src.ops.attention import api, base
 
-  start_BT, end_BT = _ranges(segment_BT)
-  mask = base.Mask(k_start=start_BT[:, None], is_causal=True)
-  if not causal:  # an image has empty slots between its patches
-    used_B11S = (segment_BT > 0)[:, None, None]
-    mask = base.Mask(used_B11S, k_start=start_BT[:, None], k_end=end_BT[:, None])
+  if offset:  # keys of a prefix are apart from those of its continuation: bring them together
+    order_BS = jnp.argsort(segment_BS, axis=1, stable=True)
+    k_BSKH, v_BSKH = (
+      jnp.take_along_axis(x, order_BS[:, :, None, None], axis=1) for x in (k_BSKH, v_BSKH)
+    )
+    place_BS = jnp.argsort(order_BS, axis=1)[:, offset : offset + segment_BT.shape[1]]
+    place_BT = jnp.pad(place_BS, ((0, 0), (0, segment_BT.shape[1] - place_BS.shape[1])))
+    start_BT = (segment_BS[:, None, :] < segment_BT[:, :, None]).sum(axis=-1, dtype=jnp.int32)
+    mask = base.Mask(k_start=start_BT[:, None], k_end=place_BT[:, None] + 1)
+  else:
+    start_BT, end_BT = _ranges(segment_BT)
+    mask = base.Mask(k_start=start_BT[:, None], is_causal=True)
+    if offset is None:  # an image has empty slots between its patches
+      used_B11S = (segment_BT > 0)[:, None, None]
+      mask = base.Mask(used_B11S, k_start=start_BT[:, None], k_end=end_BT[:, None])
   kernel = api.IMPLEMENTATIONS["xla" if interpret else "mosaic_gpu"]
   with jax.numpy_rank_promotion("allow"):
-    return kernel(q_BTNH, k_BTKH, v_BTKH, mask=mask)
+    return kernel(q_BTNH, k_BSKH, v_BSKH, mask=mask)
 
 
 def _ranges(segment_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

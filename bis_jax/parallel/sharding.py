@@ -128,24 +128,23 @@ def split_rows(x: jax.Array) -> jax.Array:
 def split_attention(
   kernel: Callable[..., jax.Array],
   q_BTNH: jax.Array,
-  k_BTKH: jax.Array,
-  v_BTKH: jax.Array,
-  segment_BT: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *segments: jax.Array,
 ) -> jax.Array:
-  """Returns kernel(q, k, v, segment) [B, T, N, H], every device computing its rows and heads."""
+  """Returns kernel(q, k, v, *segments) [B, T, N, H], every device computing its rows and heads."""
   # The compiler does not partition kernels, so over several devices their mesh must be in context
   # (`jax.set_mesh`). Rows are split over its batch axes, and heads over "tensor" if key heads
   # divide.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return kernel(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+    return kernel(q_BTNH, k_BSKH, v_BSKH, *segments)
   rows = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-  heads = "tensor" if k_BTKH.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
+  heads = "tensor" if k_BSKH.shape[2] % mesh.shape.get("tensor", 1) == 0 else None
   spec = P(rows, None, heads)
-  split = jax.shard_map(
-    kernel, mesh=mesh, in_specs=(spec, spec, spec, P(rows)), out_specs=spec, check_vma=False
-  )
-  return split(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  specs = spec, spec, spec, *(P(rows) for _ in segments)
+  split = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+  return split(q_BTNH, k_BSKH, v_BSKH, *segments)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -66,10 +66,9 @@ def _micro_loss(
 def _micro_totals(batch: dict[str, jax.Array]) -> jax.Array:
   """Returns, for every marker, labelled markers of its micro-batch x micro-batches, [A, B, R]."""
   # Rollouts are numbered in the order of the rows, of which micro-batch a has a, a + A, ...
-  segment_ABR = jnp.take_along_axis(batch["segment_ids"], batch["marker_index"], axis=-1)
-  count_BA = batch["segment_ids"].max(axis=-1).T
+  count_BA = batch["marker_rollout"].max(axis=-1).T
   last_BA = jnp.cumsum(count_BA.ravel()).reshape(count_BA.shape)
-  rollout_ABR = (last_BA - count_BA).T[..., None] + segment_ABR - 1
+  rollout_ABR = (last_BA - count_BA).T[..., None] + batch["marker_rollout"] - 1
   micro_ABR = rollout_ABR // MICRO_ROLLOUTS
   labelled_G = jnp.zeros(micro_ABR.size).at[micro_ABR].add(batch["marker_weight"])
   micro_batches = -(-count_BA.sum() // MICRO_ROLLOUTS)

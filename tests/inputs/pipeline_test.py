@@ -79,7 +79,7 @@ def test_parts_that_processes_measure_are_the_whole(source, measured, tiny_promp
     measure(source, tiny_prompt, IMAGES, max_length=320, chunk=7, share=(i, 3), gather=gather)
   whole = np.column_stack([measured.costs, measured.dropped_steps])
   assert [len(part) for part in parts] == [13, 13, 14]
-  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  np.testing.assert_array_equal(np.concatenate(parts)[:, :4], whole)
 
 
 def alone(source, measured, i):

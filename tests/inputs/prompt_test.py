@@ -142,7 +142,7 @@ def test_length_limit_is_inclusive(tiny_prompt):
 
 def test_image_count_must_fit_the_text(tiny_prompt):
   formatter = tiny_prompt
-  [(compact, _)] = formatter.encode_batch([("Q", ["a"])], [[4]], max_length=100)
+  [(compact, *_)] = formatter.encode_batch([("Q", ["a"])], [[4]], max_length=100)
   with pytest.raises(ValueError, match="1 image placeholders, but it has 2"):
     expand(compact, [4, 4], formatter.special)
 

@@ -48,6 +48,7 @@ def batch() -> dict[str, np.ndarray]:
     "patch_window": np.ones((ROWS, PATCHES), np.int32),
     "patch_position": rng.integers(0, 8, (ROWS, PATCHES, 2), dtype=np.int32),
     "marker_index": rng.integers(20, 56, (ROWS, MARKERS), dtype=np.int32),
+    "marker_rollout": np.ones((ROWS, MARKERS), np.int32),
     "marker_target": rng.integers(0, 2, (ROWS, MARKERS)).astype(np.float32),
     "marker_weight": weight,
   }
@@ -122,8 +123,9 @@ processes.wait_for_all("end")
 """
 
 
-def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_path):
-  np.savez(tmp_path / "batch.npz", **batch)
+def run_two_processes(batch, folder):
+  """Returns (loss, gradients) of the batch on two processes of four devices each."""
+  np.savez(folder / "batch.npz", **batch)
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
@@ -133,21 +135,20 @@ def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_p
     "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
     "JAX_NUM_PROCESSES": "2",
   }
-  command = [
-    sys.executable,
-    "-c",
-    TWO_PROCESSES,
-    str(tmp_path / "batch.npz"),
-    str(tmp_path / "grads.npz"),
-  ]
+  files = str(folder / "batch.npz"), str(folder / "grads.npz")
+  command = [sys.executable, "-c", TWO_PROCESSES, *files]
   started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
   try:
     assert [process.wait(timeout=600) for process in started] == [0, 0]
   finally:
     for process in started:
       process.kill()
-  grads = dict(np.load(tmp_path / "grads.npz"))
-  _assert_close((grads.pop("loss"), grads), alone)
+  grads = dict(np.load(folder / "grads.npz"))
+  return grads.pop("loss"), grads
+
+
+def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_path):
+  _assert_close(run_two_processes(batch, tmp_path), alone)
 
 
 def test_micro_batches_agree_with_one_batch(batch, alone):
@@ -174,12 +175,11 @@ def test_rows_in_another_order_are_the_same_batch(batch, alone):
 def test_micro_normalisation_is_the_mean_of_the_means_of_two_rollouts(batch, accumulate):
   """As in the release, and regardless of rows and micro-batches."""
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-  segments = batch["segment_ids"].copy()
-  segments[0] = segments[0] > 0  # one rollout: pairs then lie across rows
-  batch = batch | {"segment_ids": segments}
-  segment = np.take_along_axis(batch["segment_ids"], batch["marker_index"], axis=1)
-  before = np.cumsum([0, *batch["segment_ids"].max(axis=1)])
-  pair = (before[:-1, None] + segment - 1) // 2
+  rollout = np.take_along_axis(batch["segment_ids"], batch["marker_index"], axis=1)
+  rollout[0] = 1  # one rollout: pairs then lie across rows
+  batch = batch | {"marker_rollout": rollout}
+  before = np.cumsum([0, *rollout.max(axis=1)])
+  pair = (before[:-1, None] + rollout - 1) // 2
   weights = [np.where(pair == k, batch["marker_weight"], 0) for k in range(-(-before[-1] // 2))]
   means = [_grads(batch | {"marker_weight": weight}, mesh) for weight in weights]
   wanted = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *means)

@@ -179,8 +179,9 @@ class InternVLPrompt(Prompt):
     if images:
       opening += [*self._first_image, *self._next_image * (images - 1)]
     # There is no special token between here and the first marker, so this is one piece with step 1.
-    text = f"{'' if images else 'assistant'}\nQuestion: {question}\nProcess: "
-    return Frame((opening,), text, alone=text)
+    shared = f"{'' if images else 'assistant'}\nQuestion: {question}\n"
+    text = f"{shared}Process: "
+    return Frame((opening,), text, shared, alone=text)
 
 
 class VisualPRMPrompt(Prompt):
@@ -229,4 +230,4 @@ class VisualPRMPrompt(Prompt):
     if images:
       opening += [*self._first_image, *self._next_image * (images - 1)]
     text = f"\n{question}" if images else f"user\n### Question:\n{question}"
-    return Frame((opening,), f"{text}\n\n### Solution Process:\n", alone=text)
+    return Frame((opening,), f"{text}\n\n### Solution Process:\n", text, alone=text)
