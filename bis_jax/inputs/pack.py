@@ -238,10 +238,8 @@ class _Packer:
     order, splits = np.empty(n, np.int64), np.empty(n, np.int64)
     streams, row_sizes = np.full((n, max(1, number)), -1, np.int64), []
     upcoming, in_row, placed = size, 0, 0
+    left, (room, patches, markers) = np.full(number, length), (first, *budgets[1:])
     while placed < n:
-      if in_row == 0:
-        left, room = np.full(number, length), first
-        patches, markers = budgets[1:]
       deepest = np.sort(left)[::-1]
       most = deepest[0] if number else 0
       whole, shared = near["whole"], near["shared"]
@@ -261,7 +259,8 @@ class _Packer:
         place = int(np.where(fits, rest, np.inf).argmin())
         if not fits[place]:
           row_sizes.append(in_row)
-          in_row = 0
+          in_row, left = 0, np.full(number, length)
+          room, patches, markers = first, *budgets[1:]
           continue
       own = near["own"][place]
       if whole[place]:

@@ -49,7 +49,7 @@ def empty_batch(
 ) -> Batch:
   """Returns `rows` empty rows; `budgets` as `pack.BUDGETS`, `streams` are (number, tokens of each)."""
   row_tokens, row_patches, row_markers = map(int, budgets)
-  batch = {
+  batch: Batch = {
     "tokens": np.zeros((rows, row_tokens), np.int32),
     "segment_ids": np.zeros((rows, row_tokens), np.int32),
     "image_index": np.full((rows, row_tokens), -1, np.int32),
@@ -85,7 +85,8 @@ class RowWriter:
     first = len(arrays["tokens"]) - streams[0] * streams[1]
     self._ends = [0, *(first + stream * streams[1] for stream in range(streams[0]))]
     self._rollouts = self._patches = self._images = self._markers = 0
-    self._group, self._start, self._of_group = -1, 0, ()
+    self._group, self._start = -1, 0
+    self._of_group: Sequence[ImagePatches] = ()
 
   def add(
     self,

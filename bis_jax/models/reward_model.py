@@ -54,9 +54,9 @@ class RewardModel(nnx.Module):
     features_BMD = self.image_features(batch)
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
     x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
-    streams = batch["stream_ids"].shape[1:] if "stream_ids" in batch else (0, 0)
+    _, *streams = batch["stream_ids"].shape if "stream_ids" in batch else (0, 0, 0)
     rope = self.rope(batch["positions"])
-    return self.language_model(x_BTD, rope, batch["segment_ids"], streams)
+    return self.language_model(x_BTD, rope, batch["segment_ids"], (streams[0], streams[1]))
 
   def next_token_logits(self, batch: Batch) -> jax.Array:
     """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding."""

@@ -63,7 +63,7 @@ class QwenPrompt(Prompt):
     *parts, last = self._openings[images]
     question = f"Question: {question}"
     opening = (p.replace(_QUESTION_SLOT, question) if isinstance(p, str) else p for p in parts)
-    return Frame(tuple(opening), f"{last}Process: ", shared=last)
+    return Frame(tuple(opening), f"{last}Process: ", shared=str(last))
 
   def _render(self, images: int) -> list[list[int] | str]:
     """Returns the chat template up to the process: token ids, and texts next to the user's."""
