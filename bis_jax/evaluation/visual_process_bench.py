@@ -49,7 +49,10 @@ class _Record(msgspec.Struct):
 
 
 class EncodedImage(Protocol):
-  """An image whose encoded bytes are read on demand."""
+  """An image whose encoded bytes are read on demand; its name says which one it is."""
+
+  @property
+  def name(self) -> str: ...
 
   def read(self) -> bytes: ...
 

@@ -187,6 +187,7 @@ class _Packer:
       "whole": np.where(alone, costs[leads, 0], 0),
       "shared": shared,
       "own": own,
+      "behind": own.sum(axis=1),
       "patches": costs[leads, 1],
       "markers": np.add.reduceat(costs[:, 2], leads),
     }
@@ -210,9 +211,7 @@ class _Packer:
     # A group with more examples than streams is divided into parts of nearly the same size.
     n, most = len(order), max(1, self._layout.streams[0])
     key = np.where(self._shares[order], self._groups[order], -1 - np.arange(n))
-    _, first, key, size = np.unique(
-      key, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, key, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
     by_first = np.argsort(first[key], kind="stable")
     size = size[key][by_first]
     rank = np.arange(n) - np.maximum.accumulate(
@@ -253,7 +252,7 @@ class _Packer:
       else:
         fits = (near["patches"] <= patches) & (near["markers"] <= markers) & (shared <= room)
         fits &= (whole <= room + most) & (near["own"] <= deepest).all(axis=1)
-        behind = np.where(whole > 0, whole - before, near["own"].sum(axis=1))
+        behind = np.where(whole > 0, whole - before, near["behind"])
         rest = ((room - before) / first) ** 2 + ((patches - near["patches"]) / budgets[1]) ** 2
         rest += ((left.sum() - behind) / max(1, number * length)) ** 2
         place = int(np.where(fits, rest, np.inf).argmin())

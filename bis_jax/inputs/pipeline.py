@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from bis_jax.console import log, progress_bar, start_worker
 from bis_jax.errors import UserError
 from bis_jax.images import decode
-from bis_jax.inputs import pack
+from bis_jax.inputs import layout, pack
 from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
 from bis_jax.inputs.prompt import Prompt, Sample, expand
 from bis_jax.inputs.rows import Place, RowWriter, empty_batch
@@ -102,22 +102,30 @@ class Measured:
     )
     return expand(compact, image_token_counts, self.prompt.special, dropped, prefix)
 
+  def layout(
+    self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
+  ) -> tuple[pack.Layout, float]:
+    """Returns the layout of rows for the examples `only`, and what it saves; see `layout.choose`."""
+    costs = layout.Costs(self.costs, self.prefixes, self.groups)
+    costs = costs if only is None else costs.of(only)
+    return layout.choose(costs, inputs, self.images.slot_multiple, **options)
+
   def plan_rows(
     self,
     inputs: ConfigDict,
     *,
     only: np.ndarray | None = None,
-    layout: pack.Layout | None = None,
+    rows: pack.Layout | None = None,
     **options: Any,
   ) -> pack.Plan:
     """Returns the row plan of the examples `only` (int64[k], None: all); see `pack.plan`.
 
-    `layout` None is that of `inputs`, without streams.
+    `rows` None are those of `inputs`, without streams.
     """
     chosen = slice(None) if only is None else only
     plan = pack.plan(
       self.costs[chosen],
-      *(layout or pack.Layout(pack.row_budgets(inputs))),
+      *(rows or pack.Layout(pack.row_budgets(inputs))),
       prefixes=self.prefixes[chosen],
       groups=self.groups[chosen],
       lookahead=inputs.lookahead,
@@ -197,8 +205,7 @@ class BatchSource:
 
   def __getitem__(self, number: SupportsIndex, /) -> Batch:
     rows = self.rows_per_batch // self.share[1]
-    layout = self.plan.layout
-    batch = empty_batch(self.measured.images, rows, layout.budgets, layout.streams)
+    batch = empty_batch(self.measured.images, rows, *self.plan.layout)
     start = int(number) * self.rows_per_batch + self.share[0] * rows
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
       for b in range(rows):
@@ -259,8 +266,7 @@ def _workers_that_fit(source: BatchSource, workers: int, prefetch: int) -> int:
   # One that finds no room there is killed (SIGBUS). Containers have 64 MB unless told otherwise.
   if not workers or not _SHARED_MEMORY.exists():
     return workers
-  layout = source.plan.layout
-  row = empty_batch(source.measured.images, 1, layout.budgets, layout.streams)
+  row = empty_batch(source.measured.images, 1, *source.plan.layout)
   rows = source.rows_per_batch // source.share[1]
   size = rows * sum(array.nbytes for array in row.values())
   # Each worker holds those ahead and one in its hands; two are on their way to the device.

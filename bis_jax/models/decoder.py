@@ -65,9 +65,7 @@ class SelfAttention(nnx.Module):
       for proj in (self.q_proj, self.k_proj, self.v_proj)
     )
     q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
-    out_BTNH = stream_attention(
-      q_BTNH, k_BTKH, v_BTKH, segment_BT, streams, backend=self.backend
-    )
+    out_BTNH = stream_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, streams, backend=self.backend)
     return projection(self.o_proj(out_BTNH.reshape(b, t, d)))
 
 

@@ -20,11 +20,13 @@ def step_flops(
   trained: set[str],
   token_segments: Iterable[float],
   image_patches: Iterable[float],
+  shared_tokens: Iterable[float] = (0.0,),
 ) -> dict[str, float]:
   """Returns the FLOPs of one step: {"text", "text attention", "vision", "vision attention"}.
 
   `token_segments` are the tokens of every packed rollout of the step, which attend causally, and
-  `image_patches` the patch slots of every image.
+  `image_patches` the patch slots of every image. In rows with streams, they are the tokens of every
+  prefix and of every continuation, and `shared_tokens` those of the prefix behind which each is.
   """
   # A trained kernel counts three products (forward, its gradient, the gradient of its input), a
   # frozen one the forward, and the gradient of its input if something before it is trained.
@@ -41,7 +43,8 @@ def step_flops(
     flops[stage] = 2 * size * count * passes
 
   back = 3 if tower_trained(config, trained) else 1
-  causal = text.num_hidden_layers * np.square(tokens).sum() / 2
+  before = np.asarray(list(shared_tokens), np.float64)
+  causal = text.num_hidden_layers * (np.square(tokens) / 2 + tokens * before).sum()
   return {
     "text": flops.pop(_TEXT),
     "text attention": 3 * 4 * text.hidden_size * causal,

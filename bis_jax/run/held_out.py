@@ -33,6 +33,10 @@ class CorpusImage:
   corpus: Corpus
   image_id: int
 
+  @property
+  def name(self) -> str:
+    return str(self.image_id)
+
   def read(self) -> bytes:
     return self.corpus.image(self.image_id)
 

@@ -201,7 +201,8 @@ def training_batches(
     share=(jax.process_index(), jax.process_count()),
     gather=functools.partial(processes.gather, "measured"),
   )
-  plan = measured.plan_rows(inputs, seed=config.seed, epochs=config.train.epochs)
+  layout, saved = measured.layout(inputs)
+  plan = measured.plan_rows(inputs, rows=layout, seed=config.seed, epochs=config.train.epochs)
   rows = train_state.rows_per_step(
     len(plan.examples) / len(plan), config.train, inputs.row_multiple
   )
@@ -212,13 +213,22 @@ def training_batches(
     len(examples),
     config.train.epochs,
     len(plan),
-    inputs.row_tokens,
-    inputs.row_patches,
+    *layout.budgets[:2],
     *(100 * plan.padding[:2]),
     rows,
     np.count_nonzero(measured.dropped_steps),
     len(plan.too_long),
   )
+  if inputs.row_streams:
+    log.info(
+      "shared prefixes: %s, %.0f %% less to compute than without",
+      "rows of {} tokens of prefixes and {} streams of {}".format(
+        layout.prefix_tokens, *layout.streams
+      )
+      if layout.streams[0]
+      else "not used; the best rows with streams have",
+      100 * saved,
+    )
   return pipeline.BatchIterator(
     measured,
     plan,

@@ -25,7 +25,8 @@ def benchmark_examples(
       if blank
       else functools.partial(encoded_images, item, images)
     )
-    examples.append(unlabelled(f"item {item.index}", item.question, item.steps, sizes, read))
+    names = repr([image.name for image in item.images])  # of one folder
+    examples.append(unlabelled(f"item {item.index}", item.question, item.steps, sizes, read, names))
   return examples
 
 

@@ -8,6 +8,7 @@ prints an array with the probability that each step is correct.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -88,6 +89,7 @@ class Solution:
   steps: tuple[str, ...]
   images: tuple[bytes | ImagePatches, ...]
   image_sizes: tuple[tuple[int, int], ...]
+  images_id: str = ""  # digest of the encoded images
 
   @classmethod
   def of(
@@ -116,7 +118,8 @@ class Solution:
     if max_pixels and pixels > max_pixels:
       raise SolutionError(f"{pixels:,} pixels in all images; at most {max_pixels:,} are accepted")
     sizes = tuple(_checked(upright_size, images))
-    return cls(question, steps, tuple(images), sizes)
+    digests = " ".join(hashlib.sha256(image).hexdigest() for image in images)
+    return cls(question, steps, tuple(images), sizes, digests)
 
   def with_texts(self, question: object, steps: object) -> "Solution":
     """Returns a checked solution of another question or other steps with the same images."""
@@ -233,6 +236,6 @@ def too_long(scorer: Scorer, solutions: Sequence[Solution]) -> dict[int, str]:
 
 def _examples(solutions: Sequence[Solution]) -> list[Example]:
   return [
-    unlabelled(f"solution {i}", s.question, s.steps, s.image_sizes, s.read_images)
+    unlabelled(f"solution {i}", s.question, s.steps, s.image_sizes, s.read_images, s.images_id)
     for i, s in enumerate(solutions)
   ]

@@ -27,6 +27,8 @@ from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_row
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings.keys import SETTINGS
 
+_TOTALS = (1, 2, 4)  # times row_tokens, of rows with streams: many solutions then fill them evenly
+
 
 class UnscoredStepError(UserError):
   """Examples whose steps do not all fit the length limit; the message names them."""
@@ -57,6 +59,8 @@ class Scorer:
     self._adapt_rows = adapt_rows
     self.name, self.thresholds = name, thresholds or {}
     self._processor, self._inputs, self._params = processor, inputs, params
+    self._layouts: list[pack.Layout] = []  # with streams, that are compiled
+    self._fixed = False  # the layouts: no other is compiled
     self._mesh, self._share = mesh, batch_share(mesh)
     self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
     while self._sizes[-1] < batch_rows:
@@ -96,29 +100,45 @@ class Scorer:
     large = (costs > pack.row_budgets(inputs)).any(axis=1)
     accepted = np.array([i not in refused for i in range(len(examples))], bool)
     if len(fitting := np.flatnonzero(accepted & ~large)):
-      plan = measured.plan_rows(inputs, only=fitting, shuffle=False)
-      self._run(measured, plan, scores, self.batch_rows(len(plan)))
+      rows = self._layout(measured, fitting)
+      plan = measured.plan_rows(inputs, rows=rows, only=fitting, shuffle=False)
+      most = self._sizes[-1] * inputs.row_tokens // int(rows.budgets[0])
+      self._run(measured, plan, scores, self.batch_rows(len(plan), most))
     if len(fitting := np.flatnonzero(accepted & large)):
-      rows = _larger_rows(inputs, costs[fitting].max(axis=0))
-      plan = measured.plan_rows(rows, only=fitting, shuffle=False)
+      larger = _larger_rows(inputs, costs[fitting].max(axis=0))
+      plan = measured.plan_rows(larger, only=fitting, shuffle=False)
       fewest = self._sizes[0]
       self._run(measured, plan, scores, [fewest] * -(-len(plan) // fewest))
     return scores, refused
 
+  def _layout(self, measured: pipeline.Measured, chosen: np.ndarray) -> pack.Layout:
+    """Returns the layout of rows for the examples `chosen`, with streams if that is faster."""
+    inputs = self._inputs.copy_and_resolve_references()
+    with inputs.unlocked():
+      inputs.row_streams, inputs.stream_tokens = 0 if self._fixed else -1, 0
+    rows, _ = measured.layout(
+      inputs, only=chosen, totals=_TOTALS, shards=self._sizes[0], known=self._layouts
+    )
+    if rows.streams[0] and not any(rows is known for known in self._layouts):
+      self._layouts.append(rows)
+    return rows
+
   def warm_up(self) -> None:
+    """Compiles the step; after that, scoring compiles no other layout of rows."""
+    self._fixed = True
     for rows in self._sizes:
       batch = empty_batch(self._processor.images, rows, pack.row_budgets(self._inputs))
       jax.block_until_ready(self._scores_of(batch))
 
-  def batch_rows(self, rows: int) -> list[int]:
-    """Returns the sizes of the batches that hold `rows` packed rows, decreasing.
+  def batch_rows(self, rows: int, most: int | None = None) -> list[int]:
+    """Returns the sizes of the batches that hold `rows` packed rows, decreasing, up to `most` each.
 
     Only the last batch may have empty rows, up to a quarter of it unless it has the smallest size.
     With sizes 1, 2, 4, 8, 13 rows are [8, 4, 1] and 15 are [8, 8].
     """
     batches = []
     while rows > 0:
-      fitting = [size for size in self._sizes if 3 * size <= 4 * rows]
+      fitting = [size for size in self._sizes if 3 * size <= 4 * rows and size <= (most or size)]
       batches.append(fitting[-1] if fitting else self._sizes[0])
       rows -= batches[-1]
     return batches

@@ -72,6 +72,17 @@ def _contradictions(c: ConfigDict) -> list[str]:
       f"({c.inputs.row_tokens})",
     ),
     (
+      c.inputs.row_streams * c.inputs.stream_tokens >= c.inputs.row_tokens,
+      f"config.inputs.row_streams ({c.inputs.row_streams}) times config.inputs.stream_tokens "
+      f"({c.inputs.stream_tokens}) must be less than config.inputs.row_tokens "
+      f"({c.inputs.row_tokens}), which also hold the prefixes",
+    ),
+    (
+      c.inputs.stream_tokens and not c.inputs.row_streams,
+      f"config.inputs.stream_tokens is {c.inputs.stream_tokens}, but config.inputs.row_streams is 0: "
+      "set stream_tokens to 0 or row_streams to the number of streams",
+    ),
+    (
       c.pretrain.steps and (not toy or c.model.checkpoint),
       f"config.pretrain.steps is {c.pretrain.steps}, but only the toy corpus has captions, for "
       'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""',

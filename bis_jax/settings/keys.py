@@ -87,6 +87,15 @@ SETTINGS: dict[str, Setting] = {
     "patch slots per packed row",
   ),
   "inputs.row_markers": Setting(256, ">= 1 and <= 65536", "step markers per packed row", toy=32),
+  "inputs.row_streams": Setting(
+    -1,
+    ">= -1 and <= 64",
+    "streams of solutions that share a prefix, per row; 0: none; -1: proposed if they pay",
+    toy=0,
+  ),
+  "inputs.stream_tokens": Setting(
+    0, ">= 0 and <= 1048576", "tokens per stream, of row_tokens; 0: proposed"
+  ),
   "inputs.row_multiple": Setting(
     16, ">= 1 and <= 65536", "rows per step are rounded to a multiple", toy=8
   ),

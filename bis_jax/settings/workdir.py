@@ -52,6 +52,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
   flat = {RENAMED.get(k, k): v for k, v in flat.items()}
   flat.setdefault("train.compiler_options", "")
   flat.setdefault("internvl.prompt", "step_markers")
+  flat.setdefault("inputs.row_streams", 0)
+  flat.setdefault("inputs.stream_tokens", 0)
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   if flat.get("model.attention") == "triton":
     flat["model.attention"] = "auto"

@@ -50,6 +50,7 @@ class RolloutExamples:
       read_images=functools.partial(self._read_images, rollout.image_ids),
       targets=targets,
       weights=weights,
+      images_id=repr(rollout.image_ids),
     )
 
   def _read_images(self, image_ids: tuple[int, ...]) -> list[bytes]:

@@ -209,9 +209,8 @@ def batch_counts(
   `batch` is this process's share, arrays [..., T] and [..., P]; `trained` as in `step_flops`.
   """
   index = batch["example_index"]
-  flops = step_flops(
-    model_config, trained, _lengths(batch["segment_ids"]), _lengths(batch["patch_segment"])
-  )
+  tokens, shared = text_segments(batch)
+  flops = step_flops(model_config, trained, tokens, _lengths(batch["patch_segment"]), shared)
   return {
     "tokens": shares * int(np.count_nonzero(batch["segment_ids"])),
     "token_slots": shares * batch["segment_ids"].size,
@@ -220,6 +219,21 @@ def batch_counts(
     "rollouts": shares * len(np.unique(index[index >= 0])),
     "flops": shares * sum(flops.values()),
   }
+
+
+def text_segments(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the tokens of all prefixes and continuations, and of the prefix behind which each is."""
+  segment_BT = batch["segment_ids"]
+  (b, t), (number, length) = segment_BT.shape, (0, 1)
+  if "stream_ids" in batch:
+    _, number, length = batch["stream_ids"].shape
+  part_T = np.maximum(np.arange(t) - (t - number * length), -1) // length + 1
+  count_BPG = np.zeros((b, number + 1, segment_BT.max(initial=0) + 1))
+  np.add.at(count_BPG, (np.arange(b)[:, None], part_T[None], segment_BT), 1)
+  count_BPG[..., 0] = 0  # padding
+  before_BPG = np.repeat(count_BPG[:, :1], number + 1, axis=1)
+  before_BPG[:, 0] = 0
+  return count_BPG[count_BPG > 0], before_BPG[count_BPG > 0]
 
 
 def _lengths(segment_BT: np.ndarray) -> np.ndarray:
