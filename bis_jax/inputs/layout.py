@@ -75,18 +75,17 @@ def choose(
   of_groups = np.bincount(costs.groups)
   numbers = [inputs.row_streams] if asked else [n for n in _NUMBERS if n < 2 * of_groups.max()]
   tried = [_Streams(costs, of_groups, number) for number in numbers]
-  ideal = {streams.number: streams.price for streams in tried}
   without = _tokens(costs.costs[:, :2].sum(axis=0))
-  least = min(ideal.values(), default=without)
+  least = min((streams.price for streams in tried), default=without)
   if not asked and least > (1 - _LEAST) * without:
     return plain, max(0.0, 1 - least / without)
   most, sample = costs.costs.max(axis=0), costs.sample()
   share = _tokens(sample.costs[:, :2].sum(axis=0)) / without
   for layout in known:
-    if (most <= layout.largest).all() and (
-      _price(layout, sample.rows(layout, inputs.lookahead), shards) <= _PADDING * least * share
-    ):
-      return layout, 1 - least / without
+    if (most <= layout.largest).all():
+      full = sample.rows(layout, inputs.lookahead) - shards  # the last rows are rarely full
+      if _price(layout, full, shards) <= _PADDING * least * share:
+        return layout, 1 - least / without
   candidates = [
     layout
     for streams in tried

@@ -1,14 +1,19 @@
 """Rows with streams: the plan keeps groups together within every budget, and rows hold them whole."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from bis_jax.inputs import pack
+from bis_jax.inputs import pack, pipeline
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.qwen2_5_vl.images import QwenImages
 from tests import streams
+from tests.in_memory import in_memory
+from tests.inputs.pipeline_test import encoded_image
 
 PROCESSORS = {
   "qwen": QwenImages(28 * 28, 112 * 112),
@@ -140,3 +145,79 @@ def test_a_sample_of_another_question_is_refused():
   drawn[plan.examples[1]].sample.tokens[1] += 1
   with pytest.raises(ValueError, match="are not those of its group"):
     streams.rows_of(PROCESSORS["qwen"], drawn, plan)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_prompt):
+  """Twelve solutions of four questions with images; the last question has two pictures, twice."""
+  images, source = PROCESSORS["qwen"], []
+  for i in range(12):
+    question = i % 4
+    steps = tuple(f"Step {j} of {i}: {i * j} circles." for j in range(1 + i % 3))
+    pictures = tuple(encoded_image(56, 56, seed=question + k) for k in range(question))
+    labels = np.arange(len(steps), dtype=np.float32) / 10 + i
+    one = in_memory(f"toy:{i}", f"How many in {question}?", steps, pictures, labels, labels)
+    source.append(dataclasses.replace(one, images_id=f"{question}" if i != 11 else "other"))
+  return pipeline.measure(source, tiny_prompt, images, max_length=300, chunk=5)
+
+
+def test_solutions_of_a_question_have_one_prefix(measured):
+  """Without the steps, and with the whole question; other images are another group."""
+  assert len(set(measured.groups)) == 5
+  for i in range(12):
+    same = np.flatnonzero(measured.groups == measured.groups[i])
+    assert same.tolist() == ([11] if i == 11 else [j for j in range(i % 4, 11, 4)])
+    counts = [4] * (i % 4)
+    tokens = [measured.sample(measured.examples[int(j)], counts) for j in same]
+    for sample in tokens:
+      prefix = sample.tokens[: measured.prefixes[i]]
+      assert sample.prefix == len(prefix) and (prefix == tokens[0].tokens[: len(prefix)]).all()
+      assert len(prefix) < sample.markers[0]
+      assert len(sample.tokens) - len(prefix) < 1 + 40 * len(sample.markers)
+
+
+def test_batches_are_the_same_for_any_number_of_processes_and_resume(measured):
+  layout = pack.Layout(np.array([400, 512, 64]), (2, 110))
+  inputs = ConfigDict({"lookahead": 5})
+  plan = measured.plan_rows(inputs, rows=layout, seed=1, epochs=2)
+  assert set(plan.places[:, 1]) == {0, 1}
+  whole = [*pipeline.BatchIterator(measured, plan, rows_per_batch=2, prefetch=0)]
+  shares = [
+    pipeline.BatchIterator(measured, plan, rows_per_batch=2, share=(p, 2), prefetch=0)
+    for p in (0, 1)
+  ]
+  for batch, *parts in zip(whole, *shares, strict=True):
+    for key, array in batch.items():
+      np.testing.assert_array_equal(array, np.concatenate([part[key] for part in parts]))
+  later = pipeline.BatchIterator(measured, plan, rows_per_batch=2, prefetch=0)
+  later.seek(len(whole) - 1)
+  for key, array in next(later).items():
+    np.testing.assert_array_equal(array, whole[-1][key])
+  seen = np.concatenate([batch["example_index"].ravel() for batch in whole])
+  assert (np.bincount(seen[seen >= 0]) == 2 * measured.costs[:, 2]).all()
+
+
+def test_images_of_a_group_are_read_once(measured):
+  layout = pack.Layout(np.array([400, 512, 64]), (3, 90))
+  plan = measured.plan_rows(ConfigDict({"lookahead": 5}), rows=layout, shuffle=False)
+  read = []
+  examples = [
+    dataclasses.replace(one, read_images=lambda one=one: read.append(one.id) or one.read_images())
+    for one in measured.examples
+  ]
+  again = dataclasses.replace(measured, examples=examples)
+  [*pipeline.BatchIterator(again, plan, rows_per_batch=1, prefetch=0)]
+  assert (
+    len(read)
+    == len(
+      set(
+        map(
+          tuple,
+          np.stack(
+            [np.repeat(np.arange(len(plan)), np.diff(plan.offsets)), plan.places[:, 2]], axis=1
+          ).tolist(),
+        )
+      )
+    )
+    < 12
+  )

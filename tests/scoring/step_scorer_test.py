@@ -117,6 +117,30 @@ def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer,
   assert_close([packed[i] for i in order], shuffled)
 
 
+def test_solutions_of_a_question_share_its_prefix(place, small_config, some, caplog):
+  """Best of 6 to 20, mixed and with one that is too long, against every solution alone."""
+  shared = scorer_with(place, small_config)
+  steps = [step for solution in some for step in solution.steps]
+  asked = [
+    dataclasses.replace(some[k], steps=tuple(steps[(7 * i + j) % 40] for j in range(1 + i % 4)))
+    for k, count in enumerate((20, 6, 9))
+    for i in range(count)
+  ]
+  asked.insert(5, dataclasses.replace(some[0], steps=("Add one to it. ",) * 99))
+  order = np.random.default_rng(0).permutation(len(asked))
+  scores = solutions.score(shared, [asked[i] for i in order])
+  assert shared._layouts and shared._layouts[0].streams[0] > 1
+  alone = scorer_with(place, small_config)
+  alone.warm_up()
+  wanted = solutions.score(alone, asked)
+  assert not alone._layouts and isinstance(wanted[5], SolutionError)
+  for at, i in enumerate(order):
+    if i == 5:
+      assert str(scores[at]) == str(wanted[5])
+    else:
+      np.testing.assert_allclose(scores[at], wanted[i], rtol=0, atol=1e-5)
+
+
 def test_few_sizes_of_batches_hold_any_number_of_rows(place, small_config):
   one_device = scorer_with(place, small_config, jax.devices()[:1], batch_rows=8)
   assert one_device.batch_rows(13) == [8, 4, 1] and one_device.batch_rows(15) == [8, 8]

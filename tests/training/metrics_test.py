@@ -147,6 +147,25 @@ def test_a_batch_counts_its_segments_and_images_separately():
   }
 
 
+def test_a_batch_with_streams_counts_a_prefix_once():
+  """A prefix of 3 tokens with continuations of 2 and 1, and one of 1 token with 2."""
+  segments = np.array([[1, 1, 1, 2, 0, 1, 1, 2, 2, 1, 0, 0, 0]], np.int32)
+  batch = {
+    "segment_ids": segments,
+    "stream_ids": segments[:, 5:].reshape(1, 2, 4),
+    "patch_segment": np.array([[1, 1, 1, 1]], np.int32),
+    "example_index": np.array([[7, 7, 3]], np.int32),
+  }
+  model, trained = QWEN_SIZES["tiny"].with_vocabulary(512), {"language_model"}
+  flops = step_flops(model, trained, [3, 1, 2, 2, 1], [4], [0, 0, 3, 1, 3])
+  text = model.text
+  pairs = (9 + 1 + 4 + 4 + 1) / 2 + 2 * 3 + 2 * 1 + 1 * 3
+  assert flops["text attention"] == 3 * 4 * text.hidden_size * text.num_hidden_layers * pairs
+  counts = batch_counts(batch, model, trained)
+  assert counts["tokens"] == 9 and counts["rollouts"] == 2
+  assert counts["flops"] == pytest.approx(sum(flops.values()), rel=1e-12)
+
+
 @pytest.mark.parametrize(
   "tail", [b'{"step": 3, "lo', b'{"step": 3, "loss": "x"}\n', b"\xff\n", b"7"]
 )
