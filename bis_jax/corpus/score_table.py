@@ -221,16 +221,25 @@ class ScoreTable:
 
   def mc_scores(self) -> np.ndarray:
     """Returns float64[sum(steps)]; 0 for a step that was not measured."""
-    if self.earlier:
-      raise ScoreTableError(
-        "the score table is of an earlier version, without MC counts: delete it, or the prepared corpus "
-        "that holds it, and make it again"
-      )
+    self._require_counts()
     if self.total.size and self.total.min() == (most := self.total.max()) and not self.scores.size:
       return self.correct / np.float64(max(most, 1))
     scores = self.correct / np.maximum(self.total, 1, dtype=np.float64)
     scores[self.is_unstated] = self.scores
     return scores
+
+  def starts(self) -> np.ndarray:
+    """Returns int64[rows], the index of each rollout's first step."""
+    self._require_counts()
+    lengths = self.steps.astype(np.int64)
+    return np.cumsum(lengths) - lengths
+
+  def _require_counts(self) -> None:
+    if self.earlier:
+      raise ScoreTableError(
+        "the score table is of an earlier version, without MC counts: delete it, or the prepared corpus "
+        "that holds it, and make it again"
+      )
 
   @property
   def is_unstated(self) -> np.ndarray:
@@ -395,7 +404,7 @@ def _integer_statistics(
   positive = units / unit > tau
   # Three sums in one: at most 64 positive steps, 64 x 128 units and 64 x 64 x 64 units squared.
   packed = positive + (units * positive << 16) + (units * (unit - units) << 40)
-  sums = np.add.reduceat(packed[table.correct], np.cumsum(lengths) - lengths)
+  sums = np.add.reduceat(packed[table.correct], table.starts())
   return lengths, sums & 0xFFFF, (sums >> 16 & 0xFFFFFF) / unit, (sums >> 40) / unit**2
 
 

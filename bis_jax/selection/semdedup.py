@@ -74,7 +74,7 @@ def score(s: Statistics, table: ScoreTable, rule: Any) -> np.ndarray:
   return scores
 
 
-def _clusters(vectors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _clusters(vectors: np.ndarray, rng: "np.random.Generator") -> tuple[np.ndarray, np.ndarray]:
   """Returns each row's cluster and its similarity to the centre, by spherical k-means."""
   count = max(1, len(vectors) // _OF_CLUSTER)
   centres = vectors[rng.choice(len(vectors), min(count, len(vectors)), replace=False)]

@@ -98,9 +98,12 @@ def _by_position(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """The best by BIS of every stratum: the fifth of the steps with the first error, or no error."""
 
   def of_source(s: Statistics, table: ScoreTable) -> np.ndarray:
-    wrong, lengths = ~_positive(table, rule) & _counted(table, rule), table.steps.astype(np.int64)
-    start = np.cumsum(lengths) - lengths
-    first = np.minimum.reduceat(np.where(wrong, np.arange(wrong.size), wrong.size), start) - start
+    wrong = table.mc_scores() <= rule.tau
+    if rule.unmeasured == "ignore":
+      wrong &= table.total != 0
+    start, lengths = table.starts(), table.steps
+    at = np.append(np.flatnonzero(wrong), wrong.size)
+    first = at[np.cumsum(wrong)[start] - wrong[start]] - start
     stratum = np.minimum(5 * first // lengths, 5)
     scores = _ranked_bis(s, table, rule)
     ranked = scores > -np.inf
@@ -132,56 +135,48 @@ def _places(score: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _posterior(s: Statistics, table: ScoreTable, rule: "Rule") -> np.ndarray:
   """Expected BIS if the continuations were sampled anew: p and R by their Beta-Binomial posterior."""
-  # Of each step the chance that it is positive, its variance, the mean of the MC score, 0 if it is not
-  # positive, and the logarithm of the chance that it is not.
+  # Two terms of each step are one complex number, for half the sums: the chance that it is positive and
+  # the variance; the mean of its MC score, 0 if it is not positive, and log(1 - the chance).
   positive, most = table.scores > rule.tau, np.iinfo(table.total.dtype).max
-  known: list[np.ndarray] = [
-    np.stack(
-      [positive, 0 * positive, np.where(positive, table.scores, 0), np.log1p(-1.0 * positive)]
-    )
-  ]
+  known = [_terms(positive.astype(float), np.where(positive, table.scores, 0))]
   start, size = np.zeros(most + 1, np.int64), table.scores.size
   for total in np.flatnonzero(np.bincount(table.total, minlength=most)[:most]).tolist():
     counts = total > 0 or rule.unmeasured == "negative"
-    known.append(_predicted(total, rule.tau) if counts else np.zeros((4, 1)))
+    known.append(_predicted(total, rule.tau) if counts else np.zeros((2, 1)))
     start[total], size = size, size + total + 1
   place = start[table.total] + table.correct
   place[table.is_unstated] = np.arange(table.scores.size)
-  rollout_of = np.repeat(np.arange(len(table)), table.steps)
-  chances, variance, means, log_none = (
-    np.bincount(rollout_of, column[place], len(table)) for column in np.concatenate(known, axis=1)
+  chance, mean = (
+    np.add.reduceat(terms[place], table.starts()) for terms in np.concatenate(known, axis=1)
   )
-  n, none = np.maximum(s.n, 1), np.exp(log_none)  # none: the chance that no step is positive
-  mixture = chances / n * (1 - chances / n) - variance / n**2
-  reliability = means / np.where(chances > 0, chances, 1)
+  n, none = np.maximum(s.n, 1), np.exp(mean.imag)  # none: the chance that no step is positive
+  mixture = chance.real / n * (1 - chance.real / n) - chance.imag / n**2
+  reliability = mean.real / np.where(chance.real > 0, chance.real, 1)
   reliability = (1 - none) * reliability + none * rule.reliability_if_no_positive
   return (mixture + rule.alpha) * reliability
 
 
 @functools.cache
 def _predicted(total: int, tau: float) -> np.ndarray:
-  """Returns what `_posterior` sums of a step, for K = 0 ... N of N continuations: float64[4, N + 1]."""
+  """Returns the terms of a step with K = 0 ... N of N continuations: complex[2, N + 1]."""
   new, old = np.arange(total + 1), np.arange(total + 1)[:, None]
   right, wrong = old + 0.5, total - old + 0.5  # Beta posterior of Jeffreys' prior
   chance = _log_beta(new + right, total - new + wrong) - _log_beta(right, wrong)
   chance = np.exp(chance - _log_beta(new + 1, total - new + 1)) / (total + 1)
   share = new / max(total, 1)
   chance = np.where(share > tau, chance, 0)
-  more = np.minimum(chance.sum(1), 1)
-  return np.stack([more, more * (1 - more), (chance * share).sum(1), np.log1p(-more)])
+  return _terms(np.minimum(chance.sum(1), 1), (chance * share).sum(1))
+
+
+def _terms(chance: np.ndarray, mean: np.ndarray) -> np.ndarray:
+  terms = np.empty((2, chance.size), complex)  # of their parts: infinity times 1j is NaN
+  terms.real, terms.imag = (chance, mean), (chance * (1 - chance), np.log1p(-chance))
+  return terms
 
 
 def _log_beta(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   log_gamma = np.vectorize(math.lgamma)  # importing SciPy takes longer than a selection
   return log_gamma(a) + log_gamma(b) - log_gamma(a + b)
-
-
-def _positive(table: ScoreTable, rule: "Rule") -> np.ndarray:
-  return table.mc_scores() > rule.tau
-
-
-def _counted(table: ScoreTable, rule: "Rule") -> np.ndarray:
-  return (table.total != 0) | (rule.unmeasured == "negative")
 
 
 STRATEGIES: dict[str, Strategy] = {
