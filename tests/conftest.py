@@ -33,9 +33,10 @@ from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable  # noqa: E402
+from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK  # noqa: E402
 from tests.bucket_server import BucketServer  # noqa: E402
 from tests.commands import run_command  # noqa: E402
+from tests.tables import table_from_steps  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -210,7 +211,7 @@ def _table_of(
 ):
   rows = len(rollouts)
   scores = np.array([s for rollout in rollouts for s in rollout], float)
-  return ScoreTable.from_steps(
+  return table_from_steps(
     names,
     source=np.zeros(rows, int) if source is None else np.array(source),
     line=np.arange(rows) if line is None else np.array(line),

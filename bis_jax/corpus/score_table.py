@@ -126,21 +126,6 @@ class ScoreTable:
     return self.line.size
 
   @classmethod
-  def from_steps(
-    cls,
-    source_names: tuple[str, ...],
-    *,
-    lengths: np.ndarray,
-    scores: np.ndarray,
-    totals: np.ndarray,
-    digest: str = "",
-    **columns: np.ndarray,
-  ) -> "ScoreTable":
-    """Returns the table of rollouts given as ragged steps; see `as_counts` and `from_counts`."""
-    counts = as_counts(np.asarray(scores, np.float64), np.asarray(totals))
-    return cls.from_counts(source_names, lengths, counts, digest=digest, **columns)
-
-  @classmethod
   def from_counts(
     cls,
     source_names: tuple[str, ...],
@@ -189,7 +174,7 @@ class ScoreTable:
       return self.earlier[2]
     if len(self) <= CHUNK:
       return Statistics(*_statistics(self, tau, unmeasured))
-    parts = [_statistics(self.take(rows), tau, unmeasured) for rows in self._chunks()]
+    parts = [_statistics(self.take(rows), tau, unmeasured) for rows in self.chunks()]
     return Statistics(*map(np.concatenate, zip(*parts, strict=True)))
 
   @functools.cached_property
@@ -285,9 +270,9 @@ class ScoreTable:
   @functools.cached_property
   def most_steps(self) -> int:
     """The largest number of steps of a rollout."""
-    return max((int(self.steps[rows].max()) for rows in self._chunks()), default=0)
+    return max((int(self.steps[rows].max()) for rows in self.chunks()), default=0)
 
-  def _chunks(self) -> Iterator[slice]:
+  def chunks(self) -> Iterator[slice]:
     """Yields slices of all rows; what is read of a mapped table is released after each."""
     for start in range(0, len(self), CHUNK):
       yield slice(start, start + CHUNK)
@@ -298,7 +283,7 @@ class ScoreTable:
     """int64[chunks + 1, 2], steps, and steps of `scores`, before each chunk of rows."""
     before = np.zeros((-(-len(self) // CHUNK) + 1, 2), np.int64)
     if not self.earlier:
-      sums = [self.steps[rows].sum(dtype=np.int64) for rows in self._chunks()]
+      sums = [self.steps[rows].sum(dtype=np.int64) for rows in self.chunks()]
       before[1:, 0] = np.cumsum(sums)
     if self.scores.size:
       for chunk, (start, stop) in enumerate(zip(before[:-1, 0], before[1:, 0], strict=True)):

@@ -9,8 +9,6 @@ from bis_jax.errors import UserError
 from bis_jax.selection.bis import bis_scores
 from bis_jax.selection.rule import Rule
 
-_CHUNK = 1 << 14  # rollouts whose steps are padded at a time
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Standing:
@@ -35,8 +33,8 @@ def standing(table: ScoreTable, rule: Rule, continuations: int) -> Standing:
       f"--adaptive={continuations} needs num_mc_correct and num_mc_total of every step, at most "
       f"{continuations}: give the number that every step gets in the end, and the counts"
     )
-  starts = range(0, max(len(table), 1), _CHUNK)
-  parts = [_bounds(table.take(slice(at, at + _CHUNK)), rule, continuations) for at in starts]
+  rows = *table.chunks(), slice(0, 0)  # so that there is a part
+  parts = [_bounds(table.take(part), rule, continuations) for part in rows]
   low, high, left = map(np.concatenate, zip(*parts, strict=True))
   ranked, can_be_kept = rule.ranked(table, table.statistics(rule.tau)), np.zeros(len(table), bool)
   for rows in table.spans() if rule.scope == "per_source" else [slice(0, len(table))]:

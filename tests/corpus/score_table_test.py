@@ -9,13 +9,14 @@ import pytest
 from bis_jax.corpus import score_table
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, ScoreTable, ScoreTableError
 from bis_jax.selection.rule import Rule, select
+from tests.tables import table_from_steps
 
 
 def table_of(rollouts, *, continuations=-1, source=None, line=None, names=("a",), **rest):
   """A table of rollouts given as lists of MC scores; None is a step without continuations."""
   steps = [s for rollout in rollouts for s in rollout]
   rows = len(rollouts)
-  return ScoreTable.from_steps(
+  return table_from_steps(
     names,
     source=np.zeros(rows, int) if source is None else np.array(source),
     line=np.arange(rows) if line is None else np.array(line),
@@ -99,7 +100,7 @@ def mixed():
   scores /= np.maximum(totals, 1)
   where = {"source": np.zeros(lengths.size), "line": np.arange(lengths.size)}
   where["flags"] = np.full(lengths.size, STRICT_OK)
-  table = ScoreTable.from_steps(("a",), lengths=lengths, scores=scores, totals=totals, **where)
+  table = table_from_steps(("a",), lengths=lengths, scores=scores, totals=totals, **where)
   return table, scores
 
 
@@ -123,7 +124,7 @@ def test_a_table_of_an_earlier_version_is_read_as_it_was(tmp_path):
   rng = np.random.default_rng(5)
   lengths = rng.integers(1, 6, 12)
   scores = rng.integers(0, 17, lengths.sum()) * rng.integers(0, 2, lengths.sum()) / 16
-  new = ScoreTable.from_steps(
+  new = table_from_steps(
     ("a", "b", "c"),
     lengths=lengths,
     scores=scores,
@@ -176,4 +177,4 @@ def test_impossible_statistics_are_refused():
   with pytest.raises(ScoreTableError, match="'negative' or 'ignore'"):
     table_of([[1.0]]).statistics(unmeasured="skip")
   with pytest.raises(ScoreTableError, match="2 steps by their lengths, but 1 and 1 counts"):
-    ScoreTable.from_steps(("a",), lengths=np.array([2]), scores=[1.0], totals=[16])
+    table_from_steps(("a",), lengths=np.array([2]), scores=[1.0], totals=[16])

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.selection import blocks, cut
 from bis_jax.selection.rule import Rule, select
 from bis_jax.selection.strategies import STRATEGIES
+from tests.tables import table_from_steps
 
 RULES = [
   {"strategy": "bis", "fraction": 0.1},
@@ -63,9 +63,7 @@ def tables(table_of):
     columns["embedding"] = rng.normal(size=(lengths.size, 4))
     totals = np.broadcast_to(totals, counts.shape)
     made.append(
-      ScoreTable.from_steps(
-        tuple("abcdefg"), lengths=lengths, scores=scores, totals=totals, **columns
-      )
+      table_from_steps(tuple("abcdefg"), lengths=lengths, scores=scores, totals=totals, **columns)
     )
   return made
 
