@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bis_jax.corpus import score_table
+from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
 from bis_jax.selection import blocks, cut
 from bis_jax.selection.rule import Rule, select
@@ -105,6 +107,25 @@ def test_every_strategy_over_eight_devices(tables, strategy):
     for scope in ("per_source", "global"):
       rule = {"strategy": strategy, "fraction": 0.2, "scope": scope, "unmeasured": "ignore"}
       assert select(table, devices=True, **rule).digest == select(table, **rule).digest
+
+
+@pytest.mark.parametrize("strategy", ["bis", "average_stepwise", "bis_grouped", "semdedup"])
+def test_a_mapped_table_too_long_to_hold_is_read_and_released_by_block(
+  tables, strategy, tmp_path, monkeypatch
+):
+  rule = {"strategy": strategy, "fraction": 0.2, "scope": "global", "unmeasured": "ignore"}
+  expected = [select(table, **rule).digest for table in tables]
+  released = []
+  monkeypatch.setattr(cut, "_HELD", 0)
+  monkeypatch.setattr(score_table, "_MAPPED_BYTES", 0)
+  monkeypatch.setattr(ScoreTable, "release", lambda table: released.append(len(table)))
+  for table, digest in zip(tables, expected, strict=True):
+    table.save(tmp_path / "table.npz")
+    mapped = ScoreTable.load(tmp_path / "table.npz")
+    assert isinstance(mapped.correct.base.base, np.memmap)
+    assert select(mapped, **rule).digest == digest
+  blocks = {"bis_grouped": 7, "semdedup": 1}.get(strategy, 6)
+  assert released.count(len(tables[0])) >= 2 * blocks * len(tables), "in both passes"
 
 
 @pytest.mark.parametrize(
