@@ -11,6 +11,7 @@ from etils import epath
 
 from bis_jax import files
 from bis_jax.hub import weights
+from bis_jax.inputs.prompt import NEGATIVE, POSITIVE
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
 from bis_jax.models.model_config import ModelConfig
@@ -54,9 +55,16 @@ def write(
       processor.tokenizer.save_pretrained(local)
       _rename_for_transformers_4(local / "tokenizer_config.json")
     files.write_json(part / "preprocessor_config.json", preprocessor)
+    files.write_json(part / "vllm.yaml", _vllm(special.prm))
     for name, content in (run or {}).items():
       files.write_json(part / name, content)
     files.write_text(part / "README.md", card)
+
+
+def _vllm(marker: int) -> dict[str, Any]:
+  # Flags of `vllm serve FOLDER --config FOLDER/vllm.yaml`; JSON is YAML.
+  pooler = {"pooling_type": "STEP", "step_tag_id": marker}
+  return {"runner": "pooling", "convert": "classify", "pooler-config": pooler}
 
 
 def _rename_for_transformers_4(file: pathlib.Path) -> None:
@@ -78,6 +86,9 @@ def hugging_face_config(
     "dtype": dtype,
     "transformers_version": transformers.__version__,  # without it 4.57 warns of a wrong tokenizer
     "step_marker_token_id": processor.prompt.special.prm,  # read back by `weights.load`
+    # vLLM makes a classifier of the tokens out of two rows of the LM head.
+    "method": "from_2_way_softmax",
+    "classifier_from_token": [NEGATIVE, POSITIVE],
   }
 
 
