@@ -7,7 +7,13 @@ Transformers loads the folder: safetensors, config, tokenizer with the step mark
 and a model card. The columns of the reward head are the rows of `Yes` and `No` of its LM head; the
 other rows are those of the initial checkpoint. A model from a checkpoint in InternVL's released
 layout is exported in that layout, which the release's own code loads.
+
+The folder is also what `--checkpoint` of the other commands takes, and what vLLM serves (`vllm serve
+exported --config exported/vllm.yaml`). `--push=OWNER/NAME` uploads it to a private repository of the
+hub with the token of `hf auth login` or HF_TOKEN.
 """
+
+import huggingface_hub
 
 from absl import app, flags
 from etils import epath
@@ -30,6 +36,10 @@ _BASE = flags.DEFINE_string(
   None,
   "checkpoint with the other rows of the LM head; default: the run's; empty: rows of zeros",
 )
+_LICENSE = flags.DEFINE_string(
+  "license", None, "identifier on the card; default: that of the initial checkpoint"
+)
+_PUSH = flags.DEFINE_string("push", "", "hub id OWNER/NAME to upload the folder to; default: none")
 
 
 def main(argv: list[str]) -> None:
@@ -39,13 +49,20 @@ def main(argv: list[str]) -> None:
     files.refuse_overwriting(
       {"--out": _OUT.value}, {"--workdir": _WORKDIR.value, "--base": _BASE.value}
     )
-    export_run(_WORKDIR.value, files.absolute(_OUT.value), _DTYPE.value, _BASE.value)
+    if _PUSH.value:
+      _check_token(_PUSH.value)
+    out = files.absolute(_OUT.value)
+    export_run(_WORKDIR.value, out, _DTYPE.value, _BASE.value, _LICENSE.value)
+    if _PUSH.value:
+      push(out, _PUSH.value)
 
 
-def export_run(workdir: str, out: epath.Path, dtype: str, base: str | None) -> None:
+def export_run(
+  workdir: str, out: epath.Path, dtype: str, base: str | None, license: str | None = None
+) -> None:
   """Writes the latest checkpoint of a run into a new or empty folder; see `hf_folder.write`.
 
-  `base` is a folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
+  `license` as in `model_card`. `base` is a folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
   None: the initial checkpoint of the run.
   """
   run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # not the run's own mesh
@@ -64,6 +81,8 @@ def export_run(workdir: str, out: epath.Path, dtype: str, base: str | None) -> N
     step=run.step,
     other_rows="those of the initial checkpoint" if base else "zero",
     plain=hf_folder.is_plain(run.model, folder),
+    name=out.name,
+    license=license,
   )
   hf_folder.write(
     out,
@@ -76,6 +95,30 @@ def export_run(workdir: str, out: epath.Path, dtype: str, base: str | None) -> N
     run={exported.FILE: exported.content(run.config, run.step, manifest, evaluation)},
   )
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
+
+
+def _check_token(name: str) -> None:
+  if not weights.is_hub_id(name):
+    raise UserError(f"--push={name} is not a hub id such as OWNER/NAME")
+  if not huggingface_hub.get_token():
+    raise UserError("--push needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: epath.Path, name: str) -> None:
+  """Uploads an exported folder to the hub; raises UserError if the hub refuses it."""
+  api = huggingface_hub.HfApi()
+  try:
+    api.create_repo(name, private=True, exist_ok=True)
+    with files.read_locally(folder, "*") as local:
+      info = api.upload_folder(
+        repo_id=name, folder_path=str(local), commit_message="Export of bis_jax"
+      )
+  except (huggingface_hub.errors.HfHubHTTPError, ValueError) as error:
+    raise UserError(
+      f"{folder} is written, but the hub did not take it as {name} ({error}): upload it with "
+      f"`hf upload {name} {folder}`"
+    ) from error
+  print(f"uploaded to {getattr(info, 'commit_url', name)}")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
-from bis_jax import images
+from bis_jax import files, images
+from bis_jax.hub.weights import is_hub_id
 from bis_jax.inputs import texts
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
 
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
+_CORPUS, _BENCHMARK = "OpenGVLab/VisualPRM400K-v1.1-Raw", "OpenGVLab/VisualProcessBench"
+# Licences that cards on the hub state; of other checkpoints the card refers to theirs.
+_LICENSES = {"Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0", "OpenGVLab/InternVL2_5-8B": "mit"}
 _TRIED = "4.57.6 and 5.24.0"  # by benchmarks/export_transformers.py
 # Of the example: the same functions as in training.
 _FUNCTIONS = "\n\n".join(
@@ -51,15 +56,18 @@ def model_card(
   step: int,
   other_rows: str,
   plain: bool = True,
+  name: str = "process reward model",
+  license: str | None = None,
 ) -> str:
-  """Returns the card, Markdown after a YAML header.
+  """Returns the card, Markdown after a YAML header with the hub's metadata.
 
   `run`, `manifest` and `evaluation` are those JSON files of the workdir. `other_rows` is the origin
   of the LM head's rows other than `Yes` and `No`; `plain`: Transformers loads it without other
-  code.
+  code. `license` is an identifier of the hub; None: that of the initial checkpoint.
   """
   return TEMPLATES.get_template(backbones.get(run["model"]["backbone"]).card).render(
     run=run,
+    metadata=_metadata(run, evaluation, name, license).to_yaml(),
     prompt=processor.prompt,
     images=processor.images,
     manifest=manifest,
@@ -71,3 +79,54 @@ def model_card(
     functions=_FUNCTIONS,
     tried=_TRIED,
   )
+
+
+def hub_id_of_base(checkpoint: str) -> str | None:
+  """Returns config.model.checkpoint if it is a hub id, None for a folder or none at all."""
+  return checkpoint if is_hub_id(checkpoint) and not files.absolute(checkpoint).exists() else None
+
+
+def _metadata(
+  run: Mapping[str, Any], evaluation: Mapping[str, Any] | None, name: str, license: str | None
+) -> ModelCardData:
+  base = hub_id_of_base(run["model"]["checkpoint"])
+  toy = run["corpus"]["name"] == "toy"
+  more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}
+  if not toy:
+    more["datasets"] = [_CORPUS]
+  license = license or _LICENSES.get(base or "")
+  if not license:
+    license, more["license_name"] = "other", "as-the-base-model" if base else "not-stated"
+    if base:
+      more["license_link"] = f"https://huggingface.co/{base}"
+  return ModelCardData(
+    license=license,
+    language="en",
+    library_name="transformers",
+    pipeline_tag="image-text-to-text",
+    tags=["prm", "process-reward-model", "multimodal", "bis_jax"],
+    model_name=name,
+    eval_results=_results(evaluation, toy) or None,
+    **more,
+  )
+
+
+def _results(evaluation: Mapping[str, Any] | None, toy: bool) -> list[EvalResult]:
+  """Returns a result per threshold and measure, which names where the threshold is from."""
+  blocks = evaluation["thresholds"] if evaluation else {}
+  return [
+    EvalResult(
+      task_type="image-text-to-text",
+      task_name="correctness of the steps of solutions",
+      dataset_type="toy" if toy else _BENCHMARK,
+      dataset_name="toy benchmark of bis_jax" if toy else "VisualProcessBench",
+      dataset_split="test",
+      metric_type="roc_auc" if measure == "roc_auc" else "f1",
+      metric_name=f"{measure}, threshold {block['threshold']:.4f} {origin}",
+      metric_value=round(100 * block[measure], 2),
+      metric_args={"threshold": block["threshold"], "origin": block.get("origin", origin)},
+    )
+    for origin, block in blocks.items()
+    for measure in _MEASURES
+    if block.get(measure) is not None
+  ]

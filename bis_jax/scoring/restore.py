@@ -59,11 +59,16 @@ def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRu
   or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
   """
   path = _find(checkpoint)
-  export = (path / exported.FILE).exists()
-  config, held = exported.read(path) if export else (read_config(path), None)
+  found = exported.read(path)
+  if not found and any(path.glob("*.safetensors")):
+    raise WorkdirError(
+      f"{checkpoint} holds weights but no {exported.FILE}, so it is no export of a reward model: export "
+      "its run (again) with python -m bis_jax.export"
+    )
+  config, held = found or (read_config(path), None)
   # The run's were for the machine that it ran on.
   config.model.attention, config.train.compiler_options = "auto", ""
-  processor = make_processor(config, str(path)) if export else _processor(config, path)
+  processor = make_processor(config, str(path)) if held else _processor(config, path)
   devices = make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"]) if mesh else run_mesh(config)
   model = backbones.model_config(config, len(processor.tokenizer))
   graph, shapes = backbones.structure(model, devices)
@@ -99,12 +104,7 @@ def _find(checkpoint: str) -> epath.Path:
   """Returns the folder of a workdir or export; a hub id is downloaded unless it is in the cache."""
   path = files.absolute(checkpoint)
   if not path.exists() and weights.is_hub_id(checkpoint):
-    path = weights.find_checkpoint(checkpoint)
-  if not (path / exported.FILE).exists() and (path / "model.safetensors.index.json").exists():
-    raise WorkdirError(
-      f"{checkpoint} holds weights but no {exported.FILE}, so it is no export of a reward model: export "
-      "its run (again) with python -m bis_jax.export"
-    )
+    return weights.find_checkpoint(checkpoint)
   return path
 
 

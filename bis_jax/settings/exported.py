@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 import bis_jax
 from bis_jax import files
-from bis_jax.hub.weights import is_hub_id
+from bis_jax.hub import weights
+from bis_jax.hub.card import hub_id_of_base
+from bis_jax.models.backbones import BACKBONES
 from bis_jax.settings.keys import all_settings, flatten, nest
 from bis_jax.settings.workdir import WorkdirError, checked, renamed
 
@@ -53,8 +55,7 @@ def content(
 ) -> dict[str, Any]:
   """Returns what to write; `manifest` and `evaluation` are those JSON files of the workdir."""
   kept = {k: v for k, v in flatten(config).items() if not k.startswith(_LOCAL)}
-  if not is_hub_id(config.model.checkpoint):
-    kept["model.checkpoint"] = ""
+  kept["model.checkpoint"] = hub_id_of_base(config.model.checkpoint) or ""
   held = Exported(
     bis_jax=bis_jax.__version__,
     step=step,
@@ -71,10 +72,36 @@ def thresholds(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
   return {name: block["threshold"] for name, block in blocks.items()}
 
 
-def read(folder: epath.Path) -> tuple[ConfigDict, Exported]:
-  """Returns the config, with defaults for what the file lacks, and the file's content."""
+def read(folder: epath.Path) -> tuple[ConfigDict, Exported] | None:
+  """Returns the config, with defaults for what the file lacks, and the file's content.
+
+  A published reward model needs no file; None: `folder` is neither it nor an export.
+  """
   path = folder / FILE
+  if not path.exists():
+    config = _published(folder)
+    return config and (config, Exported(bis_jax="", step=0, config={}))
   remedy = "export the run again, or get the folder again"
   held = files.read_json(path, remedy, Exported, WorkdirError)
-  defaults = {key: setting.default for key, setting in all_settings().items()}
-  return nest(checked(path, defaults | renamed(flatten(held.config)), remedy)), held
+  return nest(checked(path, _defaults() | renamed(flatten(held.config)), remedy)), held
+
+
+def _defaults() -> dict[str, Any]:
+  return {key: setting.default for key, setting in all_settings().items()}
+
+
+def _published(folder: epath.Path) -> ConfigDict | None:
+  raw, _ = weights.read_config(folder)
+  for name, backbone in BACKBONES.items():
+    if keys := backbone.published(raw):
+      model = type(next(iter(backbone.sizes.values()))).from_hugging_face(raw)
+      sizes = [key for key, size in backbone.sizes.items() if _shape(size) == _shape(model)]
+      if not sizes:
+        raise WorkdirError(f"{folder} is {name} of a size that is none of {[*backbone.sizes]}")
+      own = {"model.backbone": name, "model.size": sizes[0]}
+      return nest(_defaults() | own | {"inputs.row_patches": backbone.row_patches} | keys)
+  return None
+
+
+def _shape(model: Any) -> tuple[Any, Any]:
+  return dataclasses.replace(model.text, vocab_size=0), model.vision

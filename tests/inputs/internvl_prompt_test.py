@@ -180,3 +180,31 @@ def test_another_sentencepiece_model_is_refused(tmp_path, processor):
   (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
   with pytest.raises(UserError, match="is not the tokenizer of InternLM2.5"):
     internvl_prompt.load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("counts", [[], [256], [1792, 256]])
+def test_visual_prms_turns_are_the_released_ones(processor, internlm, counts):
+  """`generate_steps_with_soft_score`: each step is read in a prompt whose earlier answers are `+`."""
+  formatter = internvl_prompt.VisualPRMPrompt(internlm)
+  assert (formatter.special.yes, formatter.special.no) == tuple(map(processor.piece_to_id, "+-"))
+  for seed, question in enumerate(_texts(_PARTS, 40, seed=7)):
+    steps = [step for step in _texts(_PARTS, 3, seed=seed) if step.strip()]
+    sample = encode(formatter, question, steps, counts, max_length=10**6)
+    images = "".join(f"<img>{'<IMG_CONTEXT>' * count}</img>\n" for count in counts)
+    turn = f"### Question:\n{images}{question_text(question)}\n\n### Solution Process:\n"
+    text, prompts = SYSTEM, []
+    for step in steps:
+      text += f"<|im_start|>user\n{turn}{step.strip()}<|im_end|>\n<|im_start|>assistant\n"
+      prompts.append(_reference_ids(processor, text))
+      text, turn = f"{text}+<|im_end|>\n", ""
+    for prompt, marker in zip(prompts, sample.markers, strict=True):
+      assert sample.tokens[: marker + 1].tolist() == prompt
+    assert len(sample.tokens) == len(prompts[-1])
+
+
+def test_visual_prms_steps_are_cut_whole(internlm):
+  formatter = internvl_prompt.VisualPRMPrompt(internlm)
+  whole = encode(formatter, "Q?", ["1 + 1 = 2 + 0", "b"], [4], max_length=500)
+  cut = encode(formatter, "Q?", ["1 + 1 = 2 + 0", "b"], [4], max_length=len(whole.tokens) - 1)
+  assert len(whole.markers) == 2 and whole.dropped_steps == 0
+  assert cut.markers.tolist() == [whole.markers[0]] == [len(cut.tokens) - 1]
