@@ -14,7 +14,6 @@ hub with the token of `hf auth login` or HF_TOKEN.
 """
 
 import huggingface_hub
-
 from absl import app, flags
 from etils import epath
 

@@ -16,6 +16,8 @@ from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
 from bis_jax.models.model_config import ModelConfig
 
+VLLM = "vllm.yaml"
+
 
 def write(
   out: epath.PathLike,
@@ -55,7 +57,7 @@ def write(
       processor.tokenizer.save_pretrained(local)
       _rename_for_transformers_4(local / "tokenizer_config.json")
     files.write_json(part / "preprocessor_config.json", preprocessor)
-    files.write_json(part / "vllm.yaml", _vllm(special.prm))
+    files.write_json(part / VLLM, _vllm(special.prm))
     for name, content in (run or {}).items():
       files.write_json(part / name, content)
     files.write_text(part / "README.md", card)
@@ -63,7 +65,7 @@ def write(
 
 def _vllm(marker: int) -> dict[str, Any]:
   # Flags of `vllm serve FOLDER --config FOLDER/vllm.yaml`; JSON is YAML.
-  pooler = {"pooling_type": "STEP", "step_tag_id": marker}
+  pooler = {"task": "token_classify", "pooling_type": "STEP", "step_tag_id": marker}
   return {"runner": "pooling", "convert": "classify", "pooler-config": pooler}
 
 
@@ -81,14 +83,17 @@ def hugging_face_config(
   config: ModelConfig, processor: Processor, dtype: str, base: epath.Path | None = None
 ) -> dict[str, Any]:
   content = backbones.get(config.backbone).config_json(config, processor, _base_json(base))
+  # vLLM makes a classifier of tokens from two rows of the LM head.
+  content["text_config" if "text_config" in content else "llm_config"] |= {
+    "method": "no_post_processing",
+    "classifier_from_token": [POSITIVE, NEGATIVE],
+    "tie_word_embeddings": False,
+  }
   return content | {
     "tie_word_embeddings": False,  # the rows of `Yes` and `No` differ from the embedding's
     "dtype": dtype,
     "transformers_version": transformers.__version__,  # without it 4.57 warns of a wrong tokenizer
     "step_marker_token_id": processor.prompt.special.prm,  # read back by `weights.load`
-    # vLLM makes a classifier of the tokens out of two rows of the LM head.
-    "method": "from_2_way_softmax",
-    "classifier_from_token": [NEGATIVE, POSITIVE],
   }
 
 

@@ -202,7 +202,8 @@ class StepRewards:
 
   def __init__(self, checkpoint: str, **settings: Any):
     """`settings` as in `step_scorer.load`."""
-    self.scorer = load(checkpoint, **{"workers": 0, **settings})  # processes would start per call
+    settings = {"workers": 0, **settings}  # processes would start per call
+    self.scorer = load(checkpoint, **settings)
     self.thresholds = self.scorer.thresholds
 
   def __call__(
@@ -212,7 +213,8 @@ class StepRewards:
 
     An image is a path, encoded bytes or a PIL image.
     """
-    several = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    several: Any = images if isinstance(images, list | tuple) else [images]
+    several = [] if images is None else several
     solution = Solution.of(question, steps, [*map(_encoded, several)])
     (scores,) = score(self.scorer, [solution])
     if isinstance(scores, SolutionError):

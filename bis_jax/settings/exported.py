@@ -5,6 +5,7 @@
  "config": {"inputs": {"separator": "\\n\\n", ...}, "qwen2_5_vl": {...}, ...}}
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def read(folder: epath.Path) -> tuple[ConfigDict, Exported] | None:
   path = folder / FILE
   if not path.exists():
     config = _published(folder)
-    return config and (config, Exported(bis_jax="", step=0, config={}))
+    return (config, Exported(bis_jax="", step=0, config={})) if config else None
   remedy = "export the run again, or get the folder again"
   held = files.read_json(path, remedy, Exported, WorkdirError)
   return nest(checked(path, _defaults() | renamed(flatten(held.config)), remedy)), held
