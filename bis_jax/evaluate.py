@@ -1,14 +1,17 @@
 """The command that evaluates step scores, those of a checkpoint or of any other model.
 
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --out=evaluation.json
-    python -m bis_jax.evaluate --benchmark=DIR --checkpoint=WORKDIR --out=evaluation.json
+    python -m bis_jax.evaluate --benchmark=DIR --checkpoint=RUN --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
 
 The first measures scores on VisualProcessBench or ProcessBench, the second computes them with a
-run's latest checkpoint, the third compares them with another run's, the last is Best-of-N. Files
-are JSON lines, defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
+reward model (workdir of a run, exported folder or hub id), the third compares them with another
+run's, the last is Best-of-N. Files are JSON lines, defined in `bis_jax/evaluation/score_files.py`
+and `best_of_n.py`.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 from absl import app, flags
@@ -28,7 +31,7 @@ from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir of a run whose model scores")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir, exported folder or hub id of the model that scores")
 _IMAGES = flags.DEFINE_enum(
   "images", "multi", MODES, "what --checkpoint sees of an item with several images"
 )
@@ -84,8 +87,9 @@ def main(argv: list[str]) -> None:
 
 def _steps() -> dict:
   items = benchmarks.load(_BENCHMARK.value)
+  known: Mapping[str, float] = {}
   if _CHECKPOINT.value:
-    scores = _checkpoint_scores(items)
+    scores, known = _checkpoint_scores(items)
   else:
     scores = score_files.read_scores(_SCORES.value, items)
   bootstrap = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
@@ -99,7 +103,9 @@ def _steps() -> dict:
       print(f"{name:14} {difference}  95 % interval {interval}")
     return comparison
   dev = score_files.read_held_out(_HELD_OUT.value) if _HELD_OUT.value else None
-  evaluation = step_evaluation.evaluate(items, scores, dev=dev, **bootstrap)
+  evaluation = step_evaluation.evaluate(
+    items, scores, dev=dev, tuned_on_dev=known.get("tuned_on_dev"), **bootstrap
+  )
   for name, block in evaluation["thresholds"].items():
     metrics = "  ".join(f"{metric} {_percent(block[metric])}" for metric in _SHOWN)
     print(f"{name:14} t = {block['threshold']:.4f}  {metrics}")
@@ -111,16 +117,20 @@ def _steps() -> dict:
   return evaluation
 
 
-def _checkpoint_scores(items: list[BenchmarkItem]) -> list[np.ndarray]:
+def _checkpoint_scores(
+  items: list[BenchmarkItem],
+) -> tuple[list[np.ndarray], Mapping[str, float]]:
+  """Returns the step scores, and the thresholds that the model was evaluated with before."""
   # Here, because the evaluation of a score file needs neither JAX nor Transformers.
   from bis_jax.scoring import step_scorer
   from bis_jax.scoring.benchmark_examples import benchmark_examples
 
   visual_process_bench.check_images(items)
-  scores = step_scorer.load(_CHECKPOINT.value).score(benchmark_examples(items, _IMAGES.value))
+  scorer = step_scorer.load(_CHECKPOINT.value)
+  scores = scorer.score(benchmark_examples(items, _IMAGES.value))
   if _SAVE_SCORES.value:
     score_files.write_scores(_SAVE_SCORES.value, scores)
-  return scores
+  return scores, scorer.thresholds
 
 
 def _best_of_n() -> dict:

@@ -1,6 +1,6 @@
 """The command that scores solutions from a file.
 
-    python -m bis_jax.score --checkpoint=WORKDIR --input=solutions.jsonl --output=scores.jsonl
+    python -m bis_jax.score --checkpoint=RUN --input=solutions.jsonl --output=scores.jsonl
 
 `bis_jax.scoring.solution_files` defines the lines. If it is stopped and started again with the same
 flags, it resumes after the last complete line.
@@ -13,7 +13,7 @@ from bis_jax.console import command
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "", "workdir of a run; its latest checkpoint is used"
+  "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
 _INPUT = flags.DEFINE_string("input", "", "JSON lines of solutions to score")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON lines of scores to write")

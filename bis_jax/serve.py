@@ -1,7 +1,7 @@
 """The command that serves scores over HTTP, for callers such as RL or search.
 
     pip install 'bis_jax[serve]'
-    python -m bis_jax.serve --checkpoint=WORKDIR --port=8000
+    python -m bis_jax.serve --checkpoint=RUN --port=8000
     curl localhost:8000/score -d '{"question": "2 + 2?", "steps": ["4."], "images": []}'
 
 http://localhost:8000 is a page to try it. `bis_jax.scoring.server` defines requests and answers. On SIGTERM it accepts no new connection,
@@ -18,7 +18,7 @@ from bis_jax.console import command
 from bis_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "", "workdir of a run; its latest checkpoint is used"
+  "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1, upper_bound=65535)
@@ -40,7 +40,7 @@ _INPUTS = [
 def main(argv: list[str]) -> None:
   with command("serve", argv, "--port=8000"):
     if not _CHECKPOINT.value:
-      raise UserError("name the workdir of a run with --checkpoint=WORKDIR")
+      raise UserError("name a workdir, an exported folder or a hub id with --checkpoint=RUN")
     try:
       import uvicorn
 

@@ -25,6 +25,7 @@ def evaluate(
   scores: Sequence[np.ndarray],
   *,
   dev: ScoredSteps | None = None,
+  tuned_on_dev: float | None = None,
   bootstrap_draws: int = 1000,
   seed: int = 0,
 ) -> dict:
@@ -33,14 +34,17 @@ def evaluate(
   Args:
     items: have `.labels`, `.data_source` and `.policy_model` (`BenchmarkItem`s).
     scores: one probability per step of each item.
-    dev: scored steps of held-out training rollouts for `tuned_on_dev`; None: not reported.
+    dev: scored steps of held-out training rollouts for `tuned_on_dev`.
+    tuned_on_dev: that threshold if it is known; not reported if it is neither.
     bootstrap_draws: draws of items for 95 % percentile intervals, thresholds held fixed; 0: none.
   """
   labels = [item.labels for item in items]
   steps = step_metrics.scored_steps(labels, scores, [item.data_source for item in items])
   thresholds = {"fixed_0.5": 0.5}
   if dev is not None:
-    thresholds["tuned_on_dev"] = step_metrics.tune_threshold(dev)
+    tuned_on_dev = step_metrics.tune_threshold(dev)
+  if tuned_on_dev is not None:
+    thresholds["tuned_on_dev"] = tuned_on_dev
   thresholds["tuned_on_test"] = step_metrics.tune_threshold(steps)
 
   weights = _item_weights(len(items), bootstrap_draws, seed)
