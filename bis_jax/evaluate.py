@@ -31,7 +31,9 @@ from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
 
 _BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
 _SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir, exported folder or hub id of the model that scores")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "", "workdir, exported folder or hub id of the model that scores"
+)
 _IMAGES = flags.DEFINE_enum(
   "images", "multi", MODES, "what --checkpoint sees of an item with several images"
 )

@@ -4,6 +4,7 @@ import json
 import re
 import types
 
+import huggingface_hub
 import pyarrow.json
 import pytest
 
@@ -154,6 +155,9 @@ def test_dataset_has_one_type_a_column_and_a_card(tmp_path, selected):
   card = (tmp_path / "ds" / "README.md").read_text()
   assert re.findall(r"- name: (\w+)", card) == list(types), "the card names the columns in order"
   assert "path: data/train.jsonl" in card and manifest.digest in card
+  data = huggingface_hub.DatasetCard(card).data
+  assert data.language == ["en"] and data.license == "other" and "prm" in data.tags
+  assert data.size_categories == ["n<1K"] and data.annotations_creators == ["machine-generated"]
 
 
 def test_a_file_cut_short_after_the_scan_is_named(tmp_path, selected):
