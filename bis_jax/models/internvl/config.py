@@ -170,6 +170,10 @@ SIZES = {
   "toy": InternVLConfig(
     TextConfig(0, 64, 192, 3, 4, 2, architecture="qwen2"), VisionConfig(1, 48, 96, 4, image_size=56)
   ),
+  "toy32": InternVLConfig(  # as that of Qwen2.5-VL
+    TextConfig(0, 128, 256, 3, 4, 2, architecture="qwen2"),
+    VisionConfig(1, 48, 96, 4, image_size=56),
+  ),
   # InternViT-300M with InternLM2.5-7B, Qwen2.5-7B and Qwen2.5-14B.
   "2.5-8b": InternVLConfig(
     TextConfig(92554, 4096, 14336, 32, 32, 8), VisionConfig(), dtype="bfloat16"

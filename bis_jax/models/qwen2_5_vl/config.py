@@ -146,6 +146,8 @@ SIZES = {
   "tiny": Qwen2_5_VLConfig(TextConfig(0, 64, 96, 3, 4, 2, mrope_section=(2, 3, 3)), _TINY_VISION),
   # For the toy corpus: pre-trained and trained in minutes on two CPU cores.
   "toy": Qwen2_5_VLConfig(TextConfig(0, 64, 192, 3, 4, 2, mrope_section=(2, 3, 3)), _TOY_VISION),
+  # With heads of 32: vLLM has no attention of 16 on a CPU.
+  "toy32": Qwen2_5_VLConfig(TextConfig(0, 128, 256, 3, 4, 2, mrope_section=(4, 6, 6)), _TOY_VISION),
   "3b": Qwen2_5_VLConfig(
     TextConfig(151936, 2048, 11008, 36, 16, 2),
     VisionConfig(),
