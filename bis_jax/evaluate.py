@@ -4,11 +4,12 @@
     python -m bis_jax.evaluate --benchmark=DIR --checkpoint=RUN --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
+    python -m bis_jax.evaluate --candidates=FILE --checkpoint=RUN --save_scores=FILE --out=best_of_n.json
 
 The first measures scores on VisualProcessBench or ProcessBench, the second computes them with a
 reward model (workdir of a run, exported folder or hub id), the third compares them with another
-run's, the last is Best-of-N. Files are JSON lines, defined in `bis_jax/evaluation/score_files.py`
-and `best_of_n.py`.
+run's, the last two are Best-of-N, of scored candidates and of those to score. Files are JSON lines,
+defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
 """
 
 from collections.abc import Mapping
@@ -59,12 +60,17 @@ _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error"
 
 def main(argv: list[str]) -> None:
   with command("evaluate", argv, "--scores=FILE"):
-    if sum(map(bool, (_SCORES.value, _CHECKPOINT.value, _CANDIDATES.value))) != 1:
+    scored = _CHECKPOINT.value and not _CANDIDATES.value
+    if sum(map(bool, (_SCORES.value, scored, _CANDIDATES.value))) != 1:
       raise UserError(
         "give --scores=FILE or --checkpoint=WORKDIR with --benchmark=DIR, or --candidates=FILE"
       )
     if not (_BENCHMARK.value or _CANDIDATES.value):
       raise UserError("name the benchmark that was scored with --benchmark=DIR")
+    if _CANDIDATES.value and bool(_CHECKPOINT.value) != bool(_SAVE_SCORES.value):
+      raise UserError(
+        "give --checkpoint=RUN to score --candidates and --save_scores=FILE for the scored ones together"
+      )
     if not _OUT.value:
       raise UserError("name the file to write with --out=FILE.json")
     outputs, inputs = (
@@ -136,7 +142,15 @@ def _checkpoint_scores(
 
 
 def _best_of_n() -> dict:
-  candidates = best_of_n.load(_CANDIDATES.value, _MISSING.value)
+  path = _CANDIDATES.value
+  if _CHECKPOINT.value:
+    from bis_jax.scoring import candidate_files  # here, as for a benchmark
+
+    path = _SAVE_SCORES.value
+    candidate_files.score_file(
+      _CHECKPOINT.value, files.absolute(_CANDIDATES.value), files.absolute(path)
+    )
+  candidates = best_of_n.load(path, _MISSING.value)
   result = best_of_n.evaluate(candidates, bootstrap_draws=_DRAWS.value, seed=_SEED.value)
   print(f"{'n':>14}  " + "  ".join(f"{n:>6}" for n in result["n"]))
   for name, line in result["curve"].items():

@@ -89,13 +89,13 @@ def read_line(raw: bytes, root: epath.Path) -> tuple[object, Solution | Solution
   except ValueError as error:
     return None, SolutionError(f"not valid JSON: {error}")
   try:
-    solution = Record.of(value).solution(functools.partial(_read_image, root))
+    solution = Record.of(value).solution(functools.partial(read_image, root))
     return identity(value), solution.check_images()
   except SolutionError as error:
     return identity(value), error
 
 
-def _read_image(root: epath.Path, name: str) -> bytes:
+def read_image(root: epath.Path, name: str) -> bytes:
   try:
     path = files.real_path(root / name)
     if path.is_relative_to(files.real_path(root)) and path.is_file():

@@ -134,6 +134,35 @@ def test_load_is_called_with_question_images_and_steps(config, folder, some, tmp
     model(item.question, None, "one text")
 
 
+def test_best_of_n_scores_candidates_with_the_folder(config, folder, expected, command, tmp_path):
+  """Those that have scores keep them; images are beside the file."""
+  items = visual_process_bench.load(locations.locate(config).benchmark)[:2]
+  lines = []
+  for i, item in enumerate(items):
+    names = [f"{i}_{k}.png" for k in range(len(item.images))]
+    for name, data in zip(names, visual_process_bench.encoded_images(item), strict=True):
+      (tmp_path / name).write_bytes(data)
+    candidates = [{"steps": list(item.steps), "correct": True, "answer": "1"}]
+    candidates += [{"steps": ["Ready."], "scores": [0.25], "correct": False, "answer": "2"}]
+    lines.append({"id": i, "question": item.question, "images": names, "candidates": candidates})
+  source, scored = tmp_path / "candidates.jsonl", tmp_path / "scored.jsonl"
+  source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  flags = (f"--candidates={source}", f"--checkpoint={folder}", f"--out={tmp_path / 'bon.json'}")
+  ended = command("bis_jax.evaluate", *flags, f"--save_scores={scored}", "--bootstrap_draws=0")
+  assert ended.returncode == 0, ended.stderr
+  for line, scores in zip(scored.read_text().splitlines(), expected, strict=False):
+    first, second = json.loads(line)["candidates"]
+    np.testing.assert_allclose(first["scores"], scores, atol=1e-6)
+    assert second["scores"] == [0.25]
+  assert json.loads((tmp_path / "bon.json").read_text())["n"] == [1, 2]
+  ended = command("bis_jax.evaluate", *flags)
+  assert ended.returncode == 1 and "--save_scores=FILE for the scored ones" in ended.stderr
+  lines[1]["images"] = ["gone.png"]
+  source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  ended = command("bis_jax.evaluate", *flags, f"--save_scores={tmp_path / 'more.jsonl'}")
+  assert "candidates.jsonl line 2: image 'gone.png' is not below" in ended.stderr
+
+
 def test_importing_bis_jax_imports_nothing_heavy():
   program = "import sys, bis_jax; print([m for m in ('jax', 'numpy', 'PIL') if m in sys.modules])"
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
