@@ -110,11 +110,12 @@ class ImageRoot:
       yield from ((name, *self.stamp(name)) for name in self._members or self._objects)
       return
     for folder, _, names in os.walk(self._folder):
+      inside = os.path.relpath(folder, self._folder)  # once: it is slow
       for name in names:
-        path = os.path.join(folder, name)
-        found = os.lstat(path)
+        found = os.lstat(os.path.join(folder, name))
         if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
-          yield os.path.relpath(path, self._folder), found.st_size, found.st_mtime_ns
+          located = name if inside == os.curdir else os.path.join(inside, name)
+          yield located, found.st_size, found.st_mtime_ns
 
   def stamp(self, name: str) -> tuple[int, int]:
     """Returns size and CRC (zip), generation (bucket) or modification time, to detect changes."""

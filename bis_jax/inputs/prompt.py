@@ -9,6 +9,7 @@ encoder that knows no special tokens, and the special ids are put between them.
 """
 
 import abc
+import functools
 import json
 import os
 import re
@@ -197,6 +198,24 @@ def expand(
 
 _WORDS = 200_000  # that are remembered
 _PLAIN = re.compile(r"[\t\n\r -~]*")  # texts whose split into words is the same with any library
+_CLASSES = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9"}  # what plain texts have of classes of Unicode
+
+
+@functools.cache
+def _words_of_plain_texts(pattern: str) -> Callable[[str], list[str]]:
+  """Returns the split of texts of `_PLAIN` by a pattern of a tokenizer."""
+  # `re` is twice as fast as `regex`, but knows no classes of Unicode.
+  plain = re.sub(r"\[[^]]*\]", lambda found: _replaced(found[0], "{}"), pattern)
+  try:
+    return re.compile(_replaced(plain, "[{}]"), re.ASCII).findall
+  except re.error:
+    return regex.compile(pattern).findall
+
+
+def _replaced(pattern: str, form: str) -> str:
+  for name, characters in _CLASSES.items():
+    pattern = pattern.replace(name, form.format(characters))
+  return pattern
 
 
 class PlainEncoder:
@@ -223,7 +242,7 @@ class PlainEncoder:
           ],
         },
       }:
-        self._pattern = regex.compile(words)
+        self._pattern = words
     self._encoder = Encoder.from_str(self._state)
     self._ids: dict[str, list[int]] = {}
 
@@ -233,7 +252,7 @@ class PlainEncoder:
   def __call__(self, texts: list[str]) -> list[list[int]]:
     if self._pattern is None:
       return self._plainly(texts)
-    find, known = self._pattern.findall, self._ids
+    find, known = _words_of_plain_texts(self._pattern), self._ids
     split = {text: find(text) for text in texts if _PLAIN.fullmatch(text)}
     if len(known) > _WORDS:
       known.clear()
@@ -249,7 +268,7 @@ class PlainEncoder:
     return [one.ids for one in encoded]
 
 
-def _encoder_of(state: str, pattern: regex.Pattern | None) -> PlainEncoder:
+def _encoder_of(state: str, pattern: str | None) -> PlainEncoder:
   encoder = PlainEncoder.__new__(PlainEncoder)
   encoder._state, encoder._pattern = state, pattern
   encoder._encoder, encoder._ids = Encoder.from_str(state), {}

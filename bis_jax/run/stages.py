@@ -64,8 +64,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   processes.require_shared(workdir, "--workdir")
   processes.require_shared(locations.prepared.parent, "--config.corpus.cache")
   new = not (workdir / "config.json").exists()
-  if new:
-    check_inputs(config, locations, mesh)
+  processor = check_inputs(config, locations, mesh) if new else None
   if locations.programs:
     program_cache.use(locations.programs)
   alone = ownership.owned(workdir / OWNER, f"--workdir={folder}")
@@ -73,7 +72,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
     processes.first_makes(workdir / "config.json", lambda: claim(workdir, config))
     claim(workdir, config)  # on every process: each checks its own config against the first one's
     try:
-      return _run(config, locations, mesh, workdir)
+      return _run(config, locations, mesh, workdir, processor)
     except UserError:
       if new and processes.is_first():
         release(workdir)
@@ -81,7 +80,11 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
 
 
 def _run(
-  config: ConfigDict, locations: Locations, mesh: Mesh, workdir: epath.Path
+  config: ConfigDict,
+  locations: Locations,
+  mesh: Mesh,
+  workdir: epath.Path,
+  processor: Processor | None,
 ) -> dict[str, Any]:
   log.info(
     "%d %s devices, %d processes", len(jax.devices()), jax.default_backend(), jax.process_count()
@@ -89,7 +92,7 @@ def _run(
 
   corpus = prepare_corpus(config, locations)
   manifest = select_rollouts(config, corpus, workdir / "manifest.json")
-  processor = make_processor(config, locations.tokenizer)
+  processor = processor or make_processor(config, locations.tokenizer)
   if processes.is_first():
     save_tokenizer(processor.tokenizer, workdir)
   model_config = backbones.model_config(config, len(processor.tokenizer))
@@ -113,18 +116,22 @@ def _run(
   return evaluate(config, workdir, trained, evaluator, corpus, manifest)
 
 
-def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> None:
-  """Raises UserError if strategy, tokenizer, checkpoint or rows of a new run do not fit its config."""
+def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> Processor | None:
+  """Raises UserError if strategy, tokenizer, checkpoint or rows of a new run do not fit its config.
+
+  Returns the processor, None if its tokenizer is drawn with the corpus.
+  """
   strategies.find(config.selection.strategy)
   train_state.check_rows(config.inputs.row_multiple, config.train.accumulate or 1, mesh)
-  if locations.toy and not config.inputs.tokenizer:  # it is drawn with the corpus
-    return
+  if locations.toy and not config.inputs.tokenizer:
+    return None
   processor = make_processor(config, locations.tokenizer)
   model_config = backbones.model_config(config, len(processor.tokenizer))
   if locations.checkpoint:
     _, shapes = backbones.shapes(model_config)
     folder = weights.find_checkpoint(locations.checkpoint)
     weights.check(folder, model_config, shapes, processor.prompt.special.prm)
+  return processor
 
 
 def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
