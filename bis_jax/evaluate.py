@@ -5,11 +5,13 @@
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
     python -m bis_jax.evaluate --candidates=FILE --checkpoint=RUN --save_scores=FILE --out=best_of_n.json
+    python -m bis_jax.evaluate --candidates=SAMPLE1.xlsx,SAMPLE2.xlsx --images_tsv=BENCHMARK.tsv \\
+      --answers=math --checkpoint=RUN --save_scores=FILE --out=best_of_n.json
 
 The first measures scores on VisualProcessBench or ProcessBench, the second computes them with a
 reward model (workdir of a run, exported folder or hub id), the third compares them with another
-run's, the last two are Best-of-N, of scored candidates and of those to score. Files are JSON lines,
-defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
+run's, the others are Best-of-N, of scored candidates, of those to score, and of VLMEvalKit's results.
+Other files are JSON lines, defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
 """
 
 from collections.abc import Mapping
@@ -43,7 +45,17 @@ _BASELINE = flags.DEFINE_string("baseline", "", "scores of another run to compar
 _HELD_OUT = flags.DEFINE_string(
   "held_out", "", 'JSON lines {"scores", "labels", "data_source"} to tune a threshold on'
 )
-_CANDIDATES = flags.DEFINE_string("candidates", "", "JSON lines of Best-of-N candidates")
+_CANDIDATES = flags.DEFINE_string(
+  "candidates",
+  "",
+  "JSON lines of Best-of-N candidates, or VLMEvalKit's result files: A.xlsx,B.xlsx",
+)
+_ANSWERS = flags.DEFINE_enum(
+  "answers", "text", best_of_n.WAYS, "compare the answers of candidates as text or as mathematics"
+)
+_IMAGES_TSV = flags.DEFINE_string(
+  "images_tsv", "", "TSV file of the benchmark, with the images of VLMEvalKit's --candidates"
+)
 _MISSING = flags.DEFINE_enum(
   "missing", "error", best_of_n.MISSING, "treat a missing candidate as an error or as the worst"
 )
@@ -73,17 +85,20 @@ def main(argv: list[str]) -> None:
       )
     if not _OUT.value:
       raise UserError("name the file to write with --out=FILE.json")
+    if _IMAGES_TSV.value and not (_CANDIDATES.value and _CHECKPOINT.value):
+      raise UserError("--images_tsv is read only for --candidates that a --checkpoint scores")
     outputs, inputs = (
       (_OUT, _PAGE, _PLOT, _SAVE_SCORES),
-      (_SCORES, _BASELINE, _HELD_OUT, _CANDIDATES),
+      (_SCORES, _BASELINE, _HELD_OUT, _IMAGES_TSV),
     )
+    candidates = {f"--candidates, {path}": path for path in _CANDIDATES.value.split(",")}
     run = {
       f"the run's {name}": f"{_CHECKPOINT.value}/{name}" if _CHECKPOINT.value else None
       for name in ("config.json", "manifest.json", "metrics.jsonl")
     }
     files.refuse_overwriting(
       {f"--{flag.name}": flag.value for flag in outputs},
-      {f"--{flag.name}": flag.value for flag in inputs} | run,
+      {f"--{flag.name}": flag.value for flag in inputs} | candidates | run,
       {"--benchmark": _BENCHMARK.value},
     )
     for flag in (_OUT, _PLOT, _SAVE_SCORES):
@@ -142,15 +157,18 @@ def _checkpoint_scores(
 
 
 def _best_of_n() -> dict:
-  path = _CANDIDATES.value
+  from bis_jax.evaluation import vlmevalkit  # here, because steps do not need it
+
+  paths = _CANDIDATES.value.split(",")
+  results = vlmevalkit.are_results(paths)
+  questions = vlmevalkit.read(paths) if results else best_of_n.read(_CANDIDATES.value)
   if _CHECKPOINT.value:
     from bis_jax.scoring import candidate_files  # here, as for a benchmark
 
-    path = _SAVE_SCORES.value
-    candidate_files.score_file(
-      _CHECKPOINT.value, files.absolute(_CANDIDATES.value), files.absolute(path)
-    )
-  candidates = best_of_n.load(path, _MISSING.value)
+    source = files.absolute(paths[0])
+    candidate_files.add_scores(_CHECKPOINT.value, questions, source, _IMAGES_TSV.value)
+    candidate_files.write(_SAVE_SCORES.value, questions)
+  candidates = best_of_n.check(_CANDIDATES.value, questions, _MISSING.value, _ANSWERS.value)
   result = best_of_n.evaluate(candidates, bootstrap_draws=_DRAWS.value, seed=_SEED.value)
   print(f"{'n':>14}  " + "  ".join(f"{n:>6}" for n in result["n"]))
   for name, line in result["curve"].items():

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from reward_client import Candidate, RewardClient  # noqa: E402
+from reward_client import Candidate, RewardClient  # noqa: E402  # pyrefly: ignore[missing-import]
 
 
 def step_reward(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))  # verl imports this file alone
-from reward_client import Candidate, RewardClient  # noqa: E402
+from reward_client import Candidate, RewardClient  # noqa: E402  # pyrefly: ignore[missing-import]
 
 URL = "http://localhost:8000"
 

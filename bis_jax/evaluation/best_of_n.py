@@ -22,6 +22,7 @@ from bis_jax.evaluation.json_records import EvaluationError, Probability
 from bis_jax.evaluation.step_evaluation import LEVEL, draw_items, interval
 
 MISSING = ("error", "worst")
+WAYS = ("text", "math")  # to compare answers
 
 # Scores are float32 probabilities: those that round to 1 count as the largest number below it, so
 # that a solution with many certain steps still outranks one with few.
@@ -43,19 +44,22 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray], float]] = {
   "sum_log": lambda scores: np.sum(np.log(scores)),
   "sum_logit": _sum_logit,
 }
+# Those in [0, 1], which may be the weight of a vote.
+VOTES = ("min", "last", "product", "mean")
 
 
-class _Candidate(msgspec.Struct, forbid_unknown_fields=True):
-  scores: list[Probability]
-  correct: bool | Literal[0, 1]
+class Candidate(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+  scores: list[Probability] | None = None  # absent: not scored yet
+  correct: bool | Literal[0, 1] | None = None  # absent: by the question's answer
   answer: str | bool | int | float | None = None
-  steps: Any = None  # not used
+  steps: Any = None
 
 
-class _Question(msgspec.Struct, forbid_unknown_fields=True):
+class Question(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
   id: Any
-  candidates: list[_Candidate | None]
-  question: Any = None  # not used, nor are the images
+  candidates: list[Candidate | None]
+  answer: str | int | float | None = None  # the right one, for candidates that are not judged
+  question: Any = None  # these are read only to score the steps of candidates
   image: Any = None
   images: Any = None
 
@@ -70,52 +74,98 @@ class Candidates:
   notes: dict[str, int] = dataclasses.field(default_factory=dict)  # what was read with a remark
 
 
-def load(path: str, missing: str = "error") -> Candidates:
-  """Returns the checked candidates of a JSON lines file, whose layout the module's docstring shows.
+def load(path: str, missing: str = "error", ways: str = "text") -> Candidates:
+  return check(path, read(path), missing, ways)
 
-  A candidate counts as it is marked, even if its answer is marked otherwise elsewhere. Raises
-  EvaluationError for an invalid line, or an id of an earlier line.
+
+def read(path: str) -> list[Question]:
+  """Returns the questions of a JSON lines file, whose layout the module's docstring shows.
+
+  Raises EvaluationError for an invalid line, or an id of an earlier line.
   """
-  ids, rows, seen = [], [], set()
-  notes = collections.Counter()
-  for where, question in json_records.read(path, _Question):
-    if str(question.id) in seen:
+  questions: dict[str, Question] = {}
+  for where, question in json_records.read(path, Question):
+    if str(question.id) in questions:
       raise EvaluationError(
         f"{where}: question {question.id} is on an earlier line: keep one of them"
       )
-    ids.append(str(question.id))
-    seen.add(ids[-1])
-    row = [c if c and c.scores else None for c in question.candidates]
+    questions[str(question.id)] = question
+  return [*questions.values()]
+
+
+def check(
+  path: str, questions: Sequence[Question], missing: str = "error", ways: str = "text"
+) -> Candidates:
+  """Returns the checked candidates of questions; `ways` is how answers are compared.
+
+  A candidate counts as it is marked, even if its answer is marked otherwise elsewhere. Raises
+  EvaluationError for a candidate that is missing, not scored or not judged.
+  """
+  rows: list[list[Candidate | None]] = []
+  texts: list[list[str | None]] = []  # of the answers
+  notes = collections.Counter()
+  for question in questions:
+    row = [c if c and c.scores != [] else None for c in question.candidates]
+    own = [_answer_text(c.answer) if c else None for c in row]
+    if ways == "math":
+      from bis_jax.evaluation import answers  # here, because steps do not need it
+
+      own = answers.merged(own)
     judged = collections.defaultdict(set)
-    for candidate in filter(None, row):
+    for k, (candidate, answer) in enumerate(zip(row, own, strict=True)):
+      if candidate is None:
+        continue
+      if candidate.scores is None:
+        raise EvaluationError(
+          f"{path}: question {question.id} candidate {k} has no `scores`: name a model that "
+          "scores its `steps` with --checkpoint"
+        )
+      if candidate.correct is None:
+        candidate.correct = _judged(path, question, k, answer, ways)
       notes["numbers as answers"] += isinstance(candidate.answer, int | float)
       notes["0 or 1 as correct"] += not isinstance(candidate.correct, bool)
-      answer = candidate.answer = _answer_text(candidate.answer)
       judged[answer].add(bool(candidate.correct))
     notes["answers judged both right and wrong"] += sum(
       answer is not None and len(found) > 1 for answer, found in judged.items()
     )
     rows.append(row)
+    texts.append(own)
   notes = {note: count for note, count in notes.items() if count}
   for note, count in notes.items():
     log.warning("%s: %d %s; every candidate keeps its own judgement", path, count, note)
   longest = max(map(len, rows), default=0)
   if not longest:
     raise EvaluationError(f"{path} holds no candidate")
-  rows = [row + [None] * (longest - len(row)) for row in rows]
+  for row in (*rows, *texts):
+    row.extend([None] * (longest - len(row)))
   gaps = [(q, k) for q, row in enumerate(rows) for k, entry in enumerate(row) if entry is None]
   if gaps and missing == "error":
-    named = "; ".join(f"question {ids[q]} candidate {k}" for q, k in gaps[:10])
+    named = "; ".join(f"question {questions[q].id} candidate {k}" for q, k in gaps[:10])
     raise EvaluationError(
       f"{path}: {len(gaps)} candidates of {len(rows)} questions x {longest} are missing or have no "
       f"steps: {named}. Sample them again, or count them as the worst with --missing=worst"
     )
   return Candidates(
     correct=np.array([[c is not None and bool(c.correct) for c in row] for row in rows]),
-    answers=[[c and c.answer for c in row] for row in rows],
-    scores=[[c and np.array(c.scores, np.float64) for c in row] for row in rows],
+    answers=texts,
+    scores=[[np.array(c.scores, np.float64) if c else None for c in row] for row in rows],
     notes=notes,
   )
+
+
+def _judged(path: str, question: Question, k: int, answer: str | None, ways: str) -> bool:
+  wanted = _answer_text(question.answer)
+  if wanted is None:
+    raise EvaluationError(
+      f"{path}: question {question.id} candidate {k} has no `correct`, and its question no `answer`"
+    )
+  if answer is None:
+    return False
+  if ways == "text":
+    return wanted == answer
+  from bis_jax.evaluation import answers
+
+  return answers.same(wanted, answer)
 
 
 def _answer_text(answer: str | float | None) -> str | None:
@@ -148,6 +198,20 @@ def majority(answers: Sequence[Sequence[str | None]], n: int) -> np.ndarray:
   return np.array(winners, np.int64)
 
 
+def weighted_majority(
+  answers: Sequence[Sequence[str | None]], values: np.ndarray, n: int
+) -> np.ndarray:
+  """Returns int64[Q]: the first candidate with the answer of the largest sum of values, or -1."""
+  winners = []
+  for row, weights in zip(answers, values, strict=True):
+    votes: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for answer, weight in zip(row[:n], weights[:n], strict=True):
+      if answer is not None:
+        votes[answer] += weight
+    winners.append(row.index(max(votes, key=votes.__getitem__)) if votes else -1)
+  return np.array(winners, np.int64)
+
+
 def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int = 0) -> dict:
   """Returns how often the pick is right over N = 1, 2, 4, ... and all candidates, as JSON values.
 
@@ -164,6 +228,9 @@ def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int =
   for name in AGGREGATIONS:
     values = aggregate(candidates.scores, name)
     right[name] = [_right(candidates, pick(values, n)) for n in sizes]
+    if name in VOTES:
+      chosen = [weighted_majority(candidates.answers, values, n) for n in sizes]
+      right[f"{name}_vote"] = [_right(candidates, one) for one in chosen]
   weights = draw_items(questions, bootstrap_draws, seed) / questions
   curve = {}
   for name, by_size in right.items():

@@ -92,12 +92,15 @@ def best_of_n(result: Mapping[str, Any]) -> bytes:
   curve = result["curve"]
   aggregations = [name for name in curve if name not in _BASELINES]
   best = max(aggregations, key=lambda name: curve[name]["values"][-1])
-  labels = {
-    name: (name.replace("_", " of "), style.LINES[i]) for i, name in enumerate(aggregations)
-  }
+  votes = [name for name in aggregations if name.endswith("_vote")]
+  colours = dict(zip([n for n in aggregations if n not in votes], style.LINES, strict=True))
+  labels = {name: (name.replace("_", " of "), colour) for name, colour in colours.items()}
+  for name in votes:
+    weight = name.removesuffix("_vote")
+    labels[name] = (f"vote by {weight}", colours[weight])
   for name, line in curve.items():
     label, colour = (labels | _BASELINES)[name]
-    dash = "--" if name in _BASELINES else "-"
+    dash = "--" if name in _BASELINES else ":" if name in votes else "-"
     width = 2.4 if name == best else 1.4
     values = 100 * np.array(line["values"])
     marks = {"marker": "o", "markersize": 3.5, "linestyle": dash, "linewidth": width}

@@ -1,46 +1,53 @@
-"""Scores Best-of-N candidates, whose lines `bis_jax.evaluation.best_of_n` defines."""
+"""Scores Best-of-N candidates that have steps but no scores."""
 
-import functools
-import json
-from typing import Any
+from collections.abc import Sequence
 
+import msgspec
 from etils import epath
 
 from bis_jax import files
+from bis_jax.evaluation import vlmevalkit
+from bis_jax.evaluation.best_of_n import Candidate, Question
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.scoring import solutions, step_scorer
 from bis_jax.scoring.solution_files import read_image
 from bis_jax.scoring.solutions import Record, Solution, SolutionError
 
 
-def score_file(checkpoint: str, source: epath.Path, target: epath.Path) -> None:
-  """Writes the lines of `source` with step scores at the candidates that have only steps.
+def add_scores(
+  checkpoint: str, questions: Sequence[Question], source: epath.Path, images_tsv: str = ""
+) -> None:
+  """Sets `scores` of the candidates with steps alone; images are in the TSV file or beside `source`.
 
-  Images are below the folder of `source`. Raises EvaluationError for a candidate that can't be
-  scored.
+  Raises EvaluationError that names the question and candidate that can't be scored.
   """
-  lines = list(files.read_jsonl(source, EvaluationError))
-  wanted: list[tuple[int, dict[str, Any], Solution]] = []
-  for number, record in lines:
-    shared = record if isinstance(record, dict) else {}
-    for one in shared.get("candidates") or ():
-      if isinstance(one, dict) and one.get("steps") and not one.get("scores"):
-        wanted.append((number, one, _solution(source, number, shared, one)))
+  inline = vlmevalkit.images(images_tsv, [str(q.id) for q in questions]) if images_tsv else {}
+  waiting: list[tuple[str, Candidate, Solution]] = []
+  for question in questions:
+    shared = {"question": question.question, "image": question.image, "images": question.images}
+    for k, candidate in enumerate(question.candidates):
+      if candidate is None or candidate.scores or not candidate.steps:
+        continue
+      where = f"{source}: question {question.id} candidate {k}"
+      try:
+        record = Record.of(shared | {"steps": candidate.steps})
+        encoded = inline.get(str(question.id))
+        if encoded is None:
+          encoded = [read_image(source.parent, name) for name in record.named_images]
+        one = Solution.of(question.question, candidate.steps, encoded)
+      except SolutionError as error:
+        raise EvaluationError(f"{where}: {error}") from error
+      waiting.append((where, candidate, one))
   scorer = step_scorer.load(checkpoint)
-  found = solutions.score(scorer, [solution for *_, solution in wanted])
-  for (number, one, _), scores in zip(wanted, found, strict=True):
-    if isinstance(scores, SolutionError):
-      raise EvaluationError(f"{source} line {number}: {scores}")
-    one["scores"] = scores.tolist()
-  files.write_text(target, "".join(json.dumps(record) + "\n" for _, record in lines))
+  results = solutions.score(scorer, [one for *_, one in waiting]) if waiting else []
+  for (where, candidate, _), result in zip(waiting, results, strict=True):
+    if isinstance(result, SolutionError):
+      raise EvaluationError(f"{where}: {result}")
+    candidate.scores = result.tolist()
 
 
-def _solution(
-  source: epath.Path, number: int, record: dict[str, Any], candidate: dict[str, Any]
-) -> Solution:
-  shared = {key: record[key] for key in ("question", "image", "images") if key in record}
-  try:
-    asked = Record.of(shared | {"steps": candidate["steps"]})
-    return asked.solution(functools.partial(read_image, source.parent)).check_images()
-  except SolutionError as error:
-    raise EvaluationError(f"{source} line {number}: {error}") from error
+def write(path: str, questions: Sequence[Question]) -> None:
+  """Writes questions as JSON lines that `evaluate --candidates` reads."""
+  files.write_text(
+    path, "".join(msgspec.json.encode(question).decode() + "\n" for question in questions)
+  )

@@ -96,6 +96,7 @@ def read_line(raw: bytes, root: epath.Path) -> tuple[object, Solution | Solution
 
 
 def read_image(root: epath.Path, name: str) -> bytes:
+  """Returns an image file below `root`; raises SolutionError."""
   try:
     path = files.real_path(root / name)
     if path.is_relative_to(files.real_path(root)) and path.is_file():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bis_jax.evaluation import best_of_n
+from bis_jax.evaluation import answers, best_of_n
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.reports import plots
 
@@ -110,6 +110,72 @@ def test_ties_go_to_the_first_candidate():
   ]
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=QUESTIONS, name=st.sampled_from(best_of_n.VOTES))
+def test_a_weighted_vote_is_its_definition(tmp_path_factory, rows, name):
+  """Mutation caught: a vote counts candidates, or the largest value of an answer."""
+  path = write(tmp_path_factory.getbasetemp() / "votes.jsonl", rows)
+  candidates = best_of_n.load(path, missing="worst")
+  values = best_of_n.aggregate(candidates.scores, name)
+  n = len(values[0])
+  right = []
+  for row, weights in zip(candidates.answers, values, strict=True):
+    sums = {}
+    for answer, weight in zip(row, weights, strict=True):
+      if answer is not None:
+        sums[answer] = sums.get(answer, 0.0) + weight
+    first = next((a for a in row if a is not None and sums[a] == max(sums.values())), None)
+    right.append(first == "1")
+  result = best_of_n.evaluate(candidates, bootstrap_draws=0)
+  assert result["n"][-1] == n
+  assert result["curve"][f"{name}_vote"]["values"][-1] == np.mean(right)
+
+
+def test_two_certain_voters_lose_to_one_more_certain_answer():
+  answers = [["a", "b", "b", None]]
+  weights = np.array([[0.9, 0.3, 0.5, np.nan]])
+  assert best_of_n.weighted_majority(answers, weights, 4).tolist() == [0]
+  assert best_of_n.weighted_majority(answers, weights + 0.2, 4).tolist() == [1]
+  assert best_of_n.weighted_majority([[None]], np.array([[np.nan]]), 1).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "equal"),
+  [
+    ("52", "52.0", True),
+    ("1/2", "0.5", True),
+    ("$0.5$", r"\frac{1}{2}", True),
+    (r"\frac12", r"$\dfrac{1}{2}$", True),
+    ("1,000", "1000", True),
+    ("50%", "0.5", True),
+    (r"2\sqrt{3}", r"\sqrt{12}", True),
+    (r"2\sqrt{3}", "2", False),
+    ("(B)", "b", True),
+    ("B", "C", False),
+    ("Yes.", "yes", True),
+    ("3 cm", "3 m", False),
+    ("x = 3", "3 apples", False),
+    ("3", "4", False),
+  ],
+)
+def test_answers_are_the_same_as_mathematics(first, second, equal):
+  assert answers.same(first, second) == answers.same(second, first) == equal
+
+
+def test_equal_answers_vote_together_and_are_judged_by_the_questions(tmp_path):
+  """Mutation caught: 0.5 and 1/2 are two answers, so the majority is another."""
+  row = [{"answer": a, "scores": [0.5]} for a in ("3", "1/2", "0.5", r"\frac{1}{2}", "3.0", None)]
+  (tmp_path / "c").write_text(json.dumps({"id": 1, "answer": "0.50", "candidates": row}))
+  found = best_of_n.load(str(tmp_path / "c"), ways="math")
+  assert found.answers == [["3", "1/2", "1/2", "1/2", "3", None]]
+  assert found.correct.tolist() == [[False, True, True, True, False, False]]
+  assert best_of_n.evaluate(found, bootstrap_draws=0)["majority_vote"] == 1
+  assert not best_of_n.load(str(tmp_path / "c")).correct.any()  # as text, none is right
+  (tmp_path / "c").write_text(json.dumps({"id": 1, "candidates": row}))
+  with pytest.raises(EvaluationError, match="candidate 0 has no `correct`, and its question no"):
+    best_of_n.load(str(tmp_path / "c"))
+
+
 def test_an_empty_solution_never_wins_under_a_log(tmp_path):
   rows = [[{"answer": "1", "scores": []}, {"answer": "2", "scores": [0.0, 0.1]}]]
   result = best_of_n.evaluate(best_of_n.load(write(tmp_path / "c", rows), "worst"))
@@ -128,7 +194,7 @@ def test_an_empty_solution_never_wins_under_a_log(tmp_path):
       [[{"answer": "1", "scores": [1.5]}]],
       r"line 1: .*<= 1.0 - at `\$.candidates\[0\].scores\[0\]`",
     ),
-    ([[{"answer": "1", "scores": None}]], r"got `null` - at `\$.candidates\[0\].scores`"),
+    ([[{"answer": "1", "scores": None}]], "question 0 candidate 0 has no `scores`: name"),
     ([[{"answer": [1], "scores": [1]}]], r"got `array` - at `\$.candidates\[0\].answer`"),
     ([[], []], "holds no candidate"),
   ],

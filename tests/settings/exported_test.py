@@ -160,7 +160,7 @@ def test_best_of_n_scores_candidates_with_the_folder(config, folder, expected, c
   lines[1]["images"] = ["gone.png"]
   source.write_text("".join(json.dumps(line) + "\n" for line in lines))
   ended = command("bis_jax.evaluate", *flags, f"--save_scores={tmp_path / 'more.jsonl'}")
-  assert "candidates.jsonl line 2: image 'gone.png' is not below" in ended.stderr
+  assert "candidates.jsonl: question 1 candidate 0: image 'gone.png' is not below" in ended.stderr
 
 
 def test_importing_bis_jax_imports_nothing_heavy():
