@@ -1,14 +1,17 @@
 """Soaks the scoring server: clients of mixed requests, a tenth of them broken, then SIGTERM.
 
-  python benchmarks/server_soak.py WORKDIR --benchmark=DIR [--seconds=60] [--clients=4]
+  python -m benchmarks.server_soak WORKDIR --benchmark=DIR [--seconds=180] [--clients=64]
 
 WORKDIR is a run's, DIR a benchmark of the same kind (the toy run's is in its corpus cache). The
 right answers are computed first, one at a time with the same model in this process. Then the
 server's process is started. Throughput: rounds of one-at-a-time calls here and of `--burst` clients
 there alternate, so that both meet the same machine. Soak: `--clients` threads for `--seconds`;
-every answer is compared. Broken requests: bad base64, an image of 12,000 x 12,000 pixels, 10,000
-steps, a body that stops half way. Texts with special tokens are good requests. At the end a SIGTERM
-arrives while requests are in flight. Results: benchmarks/RESULTS.md.
+every answer is compared. Requests are of all forms: `/score` of one solution, with data: URIs and of
+lists, `/pooling` and `/get_reward`. A tenth is broken: bad base64, an image of 12,000 x 12,000 pixels,
+10,000 steps, a body that stops half way, an unknown key, a message without a role, prompts that are
+not in their queries. Texts with special tokens are good requests. At the end a SIGTERM arrives while
+requests are in flight. Lists: rounds of 16 solutions of one question and image in one request and in
+16 requests at a time alternate. Results: benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -24,6 +27,8 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
@@ -44,15 +49,18 @@ def huge_png() -> bytes:
 
 
 BROKEN = {
-  "bad base64": {"question": "q", "steps": ["s"], "images": ["@@@"]},
-  "huge image": {
-    "question": "q",
-    "steps": ["s"],
-    "images": [base64.b64encode(huge_png()).decode()],
-  },
-  "10,000 steps": {"question": "q", "steps": ["s"] * 10_000},
+  "bad base64": ("/score", {"question": "q", "steps": ["s"], "images": ["@@@"]}),
+  "huge image": (
+    "/score",
+    {"question": "q", "steps": ["s"], "images": [base64.b64encode(huge_png()).decode()]},
+  ),
+  "10,000 steps": ("/score", {"question": "q", "steps": ["s"] * 10_000}),
+  "unknown key": ("/score", {"question": "q", "solutions": [{"step": ["s"]}]}),
+  "no role": ("/pooling", {"messages": [{"content": "q"}]}),
+  "other prompt": ("/get_reward", {"query": ["a"], "prompts": ["b"]}),
   "slow body": None,
 }
+PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def good_solutions(folder: str, count: int) -> list[Solution]:
@@ -67,17 +75,53 @@ def good_solutions(folder: str, count: int) -> list[Solution]:
   return found
 
 
-def body_of(solution: Solution) -> bytes:
-  """Returns the request's body."""
-  images = [base64.b64encode(image).decode() for image in solution.images]
-  record = {"question": solution.question, "steps": solution.steps, "images": images}
-  return json.dumps(record).encode()
+Request = tuple[str, bytes, Callable[[dict], list]]  # path, body, scores of an answer
 
 
-def post(body: bytes) -> tuple[int, dict]:
+def requests_of(solution: Solution) -> dict[str, Request]:
+  """Returns a request of each form, whose answer holds the same scores."""
+  encoded = [base64.b64encode(image).decode() for image in solution.images]
+  uris = [f"data:image/png;base64,{base64.encodebytes(i).decode()}" for i in solution.images]
+  record = {"question": solution.question, "steps": solution.steps}
+  listed = {"question": solution.question, "images": uris, "solutions": [record] * 3}
+  parts = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+  parts.append({"type": "text", "text": solution.question})
+  marked = "".join(step + "<prm>" for step in solution.steps)
+  prompt = PROMPT.format(solution.question)
+  reward = {
+    "query": [prompt + "\n\n".join(solution.steps) + "<|im_end|>"],
+    "prompts": [prompt],
+    "labels": [{"images": encoded}],
+  }
+  messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": marked}]
+  forms = {
+    "score": ("/score", record | {"images": encoded}, lambda answer: answer["scores"]),
+    "data: URIs": ("/score", record | {"images": uris}, lambda answer: answer["scores"]),
+    "list": (
+      "/score",
+      listed,
+      lambda answer: np.mean([s["scores"] for s in answer["solutions"]], 0),
+    ),
+    "pooling": (
+      "/pooling",
+      {"messages": messages},
+      lambda answer: [pair[0] for pair in answer["data"][0]["data"]],
+    ),
+    "reward": ("/get_reward", reward, lambda answer: answer["rewards"]),
+  }
+  return {
+    name: (path, json.dumps(body).encode(), read) for name, (path, body, read) in forms.items()
+  }
+
+
+def wanted_of(form: str, scores: np.ndarray) -> np.ndarray:
+  return scores.min(keepdims=True) if form == "reward" else scores
+
+
+def post(body: bytes, path: str = "/score") -> tuple[int, dict]:
   """Returns (status, answer)."""
-  connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
-  connection.request("POST", "/score", body)
+  connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
+  connection.request("POST", path, body)
   response = connection.getresponse()
   answer = json.loads(response.read())
   connection.close()
@@ -103,8 +147,10 @@ def resident_mb(pid: int) -> float:
 class Clients:
   """Threads that send requests until they are stopped, and the result of every request."""
 
-  def __init__(self, bodies: list[bytes], wanted: list[np.ndarray], broken_share: float):
-    self._bodies, self._wanted, self._broken_share = bodies, wanted, broken_share
+  def __init__(
+    self, requests: list[dict[str, Request]], wanted: list[np.ndarray], broken_share: float
+  ):
+    self._requests, self._wanted, self._broken_share = requests, wanted, broken_share
     self._stop, self._lock = threading.Event(), threading.Lock()
     self.outcomes = collections.Counter()
     self.seconds = []
@@ -126,21 +172,59 @@ class Clients:
     draw = random.Random(seed)
     while not self._stop.is_set():
       start = time.perf_counter()
-      if draw.random() < self._broken_share:
-        kind = draw.choice(list(BROKEN))
-        body = BROKEN[kind]
-        status, answer = (
-          post_half(self._bodies[0]) if body is None else post(json.dumps(body).encode())
-        )
-        right = 400 <= status < 500 and answer.get("error")
+      good = draw.random() >= self._broken_share
+      if good:
+        i = draw.randrange(len(self._requests))
+        kind = draw.choice(list(self._requests[i]))
+        path, body, read = self._requests[i][kind]
+        status, answer = post(body, path)
+        wanted = wanted_of(kind, self._wanted[i])
+        right = status == 200 and np.allclose(read(answer), wanted, rtol=0, atol=1e-5)
       else:
-        kind, i = "good", draw.randrange(len(self._bodies))
-        status, answer = post(self._bodies[i])
-        right = status == 200 and np.allclose(answer["scores"], self._wanted[i], rtol=0, atol=1e-5)
+        kind = draw.choice(list(BROKEN))
+        path, body = BROKEN[kind] or ("", None)
+        status, answer = (
+          post_half(self._requests[0]["score"][1])
+          if body is None
+          else post(json.dumps(body).encode(), path)
+        )
+        right = 400 <= status < 500 and bool(answer.get("error"))
       with self._lock:
-        self.outcomes[kind, "as wanted" if right else f"WRONG {status} {answer}"[:120]] += 1
-        if kind == "good":
+        self.outcomes[kind, "as wanted" if right else f"WRONG {status} {answer}"[:160]] += 1
+        if good:
           self.seconds.append(time.perf_counter() - start)
+
+
+def lists(solutions_of_one: list[Solution], rounds: int = 5, times: int = 4) -> None:
+  """Prints how many solutions a second are scored in one request, and in one request each."""
+  image = base64.b64encode(solutions_of_one[0].images[0]).decode()
+  question = solutions_of_one[0].question
+  steps = [list(one.steps) for one in solutions_of_one]
+  shared = {"question": question, "images": [image]}
+  one = json.dumps(shared | {"solutions": [{"steps": own} for own in steps]}).encode()
+  each = [json.dumps(shared | {"steps": own}).encode() for own in steps]
+
+  def alone() -> list[list[float]]:
+    with ThreadPoolExecutor(len(each)) as pool:
+      return [answer["scores"] for _, answer in pool.map(post, each)]
+
+  def together() -> list[list[float]]:
+    return [entry["scores"] for entry in post(one)[1]["solutions"]]
+
+  for a, b in zip(alone(), together(), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  ratios = []
+  for _ in range(rounds):
+    seconds = []
+    for ask in (alone, together):
+      start = time.perf_counter()
+      for _ in range(times):
+        ask()
+      seconds.append((time.perf_counter() - start) / times)
+    ratios.append(seconds[0] / seconds[1])
+    rates = [len(each) / second for second in seconds]
+    print(f"{len(each)} requests {rates[0]:.1f}/s, one request {rates[1]:.1f}/s: {ratios[-1]:.2f}")
+  print(f"one request: median {np.median(ratios):.2f} times as many solutions a second")
 
 
 def start_server(workdir: str) -> subprocess.Popen:
@@ -161,7 +245,7 @@ def start_server(workdir: str) -> subprocess.Popen:
 def throughput(
   scorer: step_scorer.Scorer,
   chosen: list[Solution],
-  bodies: list[bytes],
+  requests: list[dict[str, Request]],
   wanted: list[np.ndarray],
   clients: int,
   rounds: int = 4,
@@ -175,10 +259,10 @@ def throughput(
       solutions.score(scorer, [chosen[done % len(chosen)]])
       done += 1
     alone = done / wall
-    burst = Clients(bodies, wanted, 0.0)
+    burst = Clients([{"score": forms["score"]} for forms in requests], wanted, 0.0)
     wall = burst.run(clients, seconds)
-    served = burst.outcomes["good", "as wanted"] / wall
-    assert burst.outcomes.total() == burst.outcomes["good", "as wanted"], burst.outcomes
+    served = burst.outcomes["score", "as wanted"] / wall
+    assert burst.outcomes.total() == burst.outcomes["score", "as wanted"], burst.outcomes
     ratios.append(served / alone)
     print(f"one at a time {alone:6.1f}/s, server with {clients} clients {served:6.1f}/s", end=", ")
     print(f"{ratios[-1]:.1f} times as many")
@@ -190,8 +274,8 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("workdir")
   parser.add_argument("--benchmark", required=True)
-  parser.add_argument("--seconds", type=float, default=60)
-  parser.add_argument("--clients", type=int, default=4)
+  parser.add_argument("--seconds", type=float, default=180)
+  parser.add_argument("--clients", type=int, default=64)
   parser.add_argument("--burst", type=int, default=32)
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
@@ -199,11 +283,18 @@ def main() -> None:
   scorer = step_scorer.load(args.workdir, workers=0)
   scorer.warm_up()
   wanted = [solutions.score(scorer, [solution])[0] for solution in chosen]
-  bodies = [body_of(solution) for solution in chosen]
+  requests = [requests_of(solution) for solution in chosen]
   process = start_server(args.workdir)
-  throughput(scorer, chosen, bodies, wanted, args.burst)
+  if args.burst:
+    throughput(scorer, chosen, requests, wanted, args.burst)
+  largest = max(range(len(chosen)), key=lambda i: sum(map(len, chosen[i].images)))
+  beginnings = [
+    chosen[largest].with_texts(chosen[largest].question, [f"{k}.", *chosen[largest].steps])
+    for k in range(16)
+  ]
+  lists(beginnings)
 
-  soak, memory = Clients(bodies, wanted, 0.1), []
+  soak, memory = Clients(requests, wanted, 0.1), []
   watching = threading.Event()
 
   def watch() -> None:
@@ -222,7 +313,7 @@ def main() -> None:
   print("resident MB:", " ".join(f"{mb:.0f}" for mb in memory))
 
   # Every client has just sent a request when the signal arrives.
-  last = Clients(bodies, wanted, 0.0)
+  last = Clients(requests, wanted, 0.0)
   last.run(args.clients, 0.05, at_end=lambda: process.send_signal(signal.SIGTERM))
   print("in flight at SIGTERM:", dict(last.outcomes), "exit code", process.wait(timeout=60))
 

@@ -13,7 +13,7 @@ BACKBONES = ("qwen2_5_vl", "internvl")
 # 12,900 before chips had settings of their own and the HBM traffic was counted by operands,
 # 13,400 before the server spoke what callers speak and Best-of-N read VLMEvalKit's files, 14,200
 # before solutions of a question shared its prefix.
-MOST_CODE_LINES = 14_700
+MOST_CODE_LINES = 14_900
 MOST_DOCSTRINGS = 0.12
 
 
