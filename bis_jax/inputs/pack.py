@@ -183,20 +183,21 @@ class _Packer:
     rank = np.arange(len(examples)) - leads[unit]
     many = ~alone[unit]
     own[unit[many], rank[many]] = lengths[by_length][many]
-    waiting = {
-      "whole": np.where(alone, costs[leads, 0], 0),
-      "shared": shared,
-      "own": own,
-      "behind": own.sum(axis=1),
-      "patches": costs[leads, 1],
-      "markers": np.add.reduceat(costs[:, 2], leads),
-    }
+    # Tokens of groups of one, of prefixes and of all streams, patches, markers, tokens of each stream.
+    waiting = np.stack(
+      [
+        np.where(alone, costs[leads, 0], 0),
+        shared,
+        own.sum(axis=1),
+        costs[leads, 1],
+        np.add.reduceat(costs[:, 2], leads),
+        *own.T,
+      ],
+      axis=1,
+    )
     units, splits, streams, row_units = self._fill(waiting)
-    self.used += [
-      waiting["whole"].sum() + shared.sum() + own.sum(),
-      waiting["patches"].sum(),
-      waiting["markers"].sum(),
-    ]
+    taken = waiting.sum(axis=0)
+    self.used += [taken[:3].sum(), *taken[3:5]]
     order = np.concatenate([np.arange(*offsets[u : u + 2]) for u in units])
     number = np.arange(len(units)) - np.repeat(np.cumsum(row_units) - row_units, row_units)
     placed = np.repeat(np.arange(len(units)), sizes[units])
@@ -224,67 +225,64 @@ class _Packer:
     starts |= (markers > self._layout.budgets[2])[group]  # too many together
     return order[by_first], np.append(np.flatnonzero(starts), n)
 
-  def _fill(
-    self, units: dict[str, np.ndarray]
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  def _fill(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns (groups in row order, their splits and streams, groups per row)."""
     number, length = self._layout.streams
     budgets, first = self._layout.budgets, self._layout.prefix_tokens
-    n = len(units["whole"])
+    n = len(units)
     size = min(self._lookahead, n)
     waiting = np.arange(size)  # indices into the order; n if none is left
-    near = {name: array[:size].copy() for name, array in units.items()}
+    near = units[:size].T.copy()
+    whole, shared, behind, patches, markers = near[:5]
     order, splits = np.empty(n, np.int64), np.empty(n, np.int64)
     streams, row_sizes = np.full((n, max(1, number)), -1, np.int64), []
     upcoming, in_row, placed = size, 0, 0
-    left, (room, patches, markers) = np.full(number, length), (first, *budgets[1:])
+    left, (room, room_patches, room_markers) = np.full(number, length), (first, *budgets[1:])
     while placed < n:
-      deepest = np.sort(left)[::-1]
-      most = deepest[0] if number else 0
-      whole, shared = near["whole"], near["shared"]
-      # What a group of one has before the streams: as full as the streams, if it can.
-      even = (room * number * length - (left.sum() - whole) * first) // (first + number * length)
-      before = np.where(
-        whole > 0, np.clip(even, np.maximum(0, whole - most), np.minimum(whole, room)), shared
-      )
+      before = whole
+      if number:
+        deepest = np.sort(left)[::-1]
+        # What a group of one has before the streams: as full as the streams, if it can.
+        even = (room * number * length - (left.sum() - whole) * first) // (first + number * length)
+        least, most = np.maximum(0, whole - deepest[0]), np.minimum(whole, room)
+        before = np.where(whole > 0, np.clip(even, least, most), shared)
       if in_row == 0:
         place = int(waiting.argmin())
       else:
-        fits = (near["patches"] <= patches) & (near["markers"] <= markers) & (shared <= room)
-        fits &= (whole <= room + most) & (near["own"] <= deepest).all(axis=1)
-        behind = np.where(whole > 0, whole - before, near["behind"])
-        rest = ((room - before) / first) ** 2 + ((patches - near["patches"]) / budgets[1]) ** 2
-        rest += ((left.sum() - behind) / max(1, number * length)) ** 2
+        fits = (patches <= room_patches) & (markers <= room_markers)
+        rest = ((room - before) / first) ** 2 + ((room_patches - patches) / budgets[1]) ** 2
+        if number:
+          fits &= (shared <= room) & (whole <= room + deepest[0])
+          fits &= (near[5:] <= deepest[:, None]).all(axis=0)
+          beyond = np.where(whole > 0, whole - before, behind)
+          rest += ((left.sum() - beyond) / (number * length)) ** 2
+        else:
+          fits &= whole <= room
         place = int(np.where(fits, rest, np.inf).argmin())
         if not fits[place]:
           row_sizes.append(in_row)
           in_row, left = 0, np.full(number, length)
-          room, patches, markers = first, *budgets[1:]
+          room, room_patches, room_markers = first, *budgets[1:]
           continue
-      own = near["own"][place]
-      if whole[place]:
-        own = np.array([whole[place] - before[place]])
-      own = own[own > 0]
-      into = np.argsort(-left, kind="stable")[: len(own)]
-      left[into] -= own
-      order[placed], splits[placed], streams[placed, : len(into)] = (
-        waiting[place],
-        before[place],
-        into,
-      )
-      room, patches, markers = (
-        room - before[place],
-        patches - near["patches"][place],
-        markers - near["markers"][place],
-      )
+      if number:
+        lengths = near[5:, place]
+        if whole[place]:
+          lengths = whole[place : place + 1] - before[place]
+        lengths = lengths[lengths > 0]
+        into = np.argsort(-left, kind="stable")[: len(lengths)]
+        left[into] -= lengths
+        streams[placed, : len(into)] = into
+      order[placed], splits[placed] = waiting[place], before[place]
+      room -= before[place]
+      room_patches -= patches[place]
+      room_markers -= markers[place]
       placed, in_row = placed + 1, in_row + 1
       if upcoming < n:
         waiting[place] = upcoming
-        for name, array in units.items():
-          near[name][place] = array[upcoming]
+        near[:, place] = units[upcoming]
         upcoming += 1
       else:
         waiting[place] = n
-        near["whole"][place] = 2 * budgets[0]  # fits nowhere
+        whole[place] = 2 * budgets[0]  # fits nowhere
     row_sizes.append(in_row)
     return order, splits, streams, np.array(row_sizes, np.int64)
