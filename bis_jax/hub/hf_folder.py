@@ -40,7 +40,8 @@ def write(
   if out.exists() and any(out.iterdir()):
     raise FileExistsError(f"{out} is not empty: name a new or an empty folder, nothing was changed")
   special = processor.prompt.special
-  preprocessor = backbones.get(config.backbone).preprocessor_json(processor.images)
+  backbone = backbones.get(config.backbone)
+  preprocessor = backbone.preprocessor_json(processor.images)
   with files.new_folder(out) as part:
     files.write_json(part / "config.json", hugging_face_config(config, processor, dtype, base))
     weights.save(
@@ -56,11 +57,21 @@ def write(
     with files.written_locally(part) as local:
       processor.tokenizer.save_pretrained(local)
       _rename_for_transformers_4(local / "tokenizer_config.json")
+      _add(local, backbone.serving_files(config, processor, _base_json(base)))
     files.write_json(part / "preprocessor_config.json", preprocessor)
     files.write_json(part / VLLM, _vllm(special.prm))
     for name, content in (run or {}).items():
       files.write_json(part / name, content)
     files.write_text(part / "README.md", card)
+
+
+def _add(folder: pathlib.Path, contents: Mapping[str, Any]) -> None:
+  for name, content in contents.items():
+    if isinstance(content, str):
+      files.write_text(folder / name, content)
+    else:
+      held = files.read_json(folder / name, "") if (folder / name).exists() else {}
+      files.write_json(folder / name, held | content)
 
 
 def _vllm(marker: int) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Backbone:
   layout: Callable[[Any, Mapping[str, Any]], Layout]  # from model config and the file's config.json
   config_json: Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]  # model, processor, base
   preprocessor_json: Callable[[Any], dict[str, Any]]  # from the image processor
+  # From the same, {name: text or content to add to a JSON file} that servers read.
+  serving_files: Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]
   is_plain: Callable[[Any, Mapping[str, Any]], bool]  # (model, base): loads without foreign code
   # From a config.json, the keys of a run's config with which a published reward model scores.
   published: Callable[[Mapping[str, Any]], dict[str, Any]]

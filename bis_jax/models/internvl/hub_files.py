@@ -1,5 +1,6 @@
 """The JSON files of an exported InternVL."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from bis_jax.models.backbone import Processor
 from bis_jax.models.internvl.config import InternVLConfig
 from bis_jax.models.internvl.images import MEAN, STD, TOKEN_PATCHES, InternVLImages
+from bis_jax.models.internvl.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 
 _RELEASE = {  # classes of its code
   "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
@@ -57,3 +59,42 @@ def preprocessor_json(images: InternVLImages) -> dict[str, Any]:
     image_std=list(STD),
   )
   return processor.to_dict() | {"processor_class": "InternVLProcessor"}
+
+
+# A chat as our prompt: images, then the texts of the user and the assistant, each on a new line.
+_CHAT = """\
+{{ "<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n<|im_start|>user\\n<|im_end|>\\n<|im_start|>assistant\\n" }}
+{%- set shown = namespace(images=0) %}
+{%- for message in messages %}
+{%- for part in ([{"text": message.content}] if message.content is string else message.content) %}
+{%- if part.type == "image" %}{{ ("\\n" if shown.images else "") + "IMAGE" }}
+{%- set shown.images = shown.images + 1 %}
+{%- else %}{{ "\\n" + part.text }}
+{%- endif %}
+{%- endfor %}
+{%- endfor %}"""
+
+
+def serving_files(
+  config: InternVLConfig, processor: Processor, base: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns what vLLM reads with Transformers' InternVLProcessor; nothing for the release's code."""
+  if not is_plain(config, base):
+    return {}
+  images, kind = processor.images, {"processor_class": "InternVLProcessor"}
+  system = json.dumps(processor.prompt.system, ensure_ascii=False)
+  return {
+    "chat_template.jinja": _CHAT.replace("SYSTEM", system).replace("IMAGE", IMAGE_CONTEXT),
+    "processor_config.json": kind | {"image_seq_length": config.vision.side**2 // TOKEN_PATCHES},
+    "video_preprocessor_config.json": kind
+    | {"video_processor_type": "InternVLVideoProcessor"}
+    | {"size": {"height": images.tile, "width": images.tile}},
+    "tokenizer_config.json": {
+      "extra_special_tokens": {
+        "start_image_token": IMAGE_START,
+        "end_image_token": IMAGE_END,
+        "context_image_token": IMAGE_CONTEXT,
+        "video_token": "<|video_pad|>",  # of Qwen2.5; never in a prompt
+      }
+    },
+  }

@@ -109,6 +109,7 @@ INTERNVL = Backbone(
   layout=layout,
   config_json=hub_files.config_json,
   preprocessor_json=hub_files.preprocessor_json,
+  serving_files=hub_files.serving_files,
   is_plain=hub_files.is_plain,
   published=_published,
   card="internvl/card.md",

@@ -70,6 +70,7 @@ QWEN2_5_VL = Backbone(
   layout=layout,
   config_json=hub_files.config_json,
   preprocessor_json=hub_files.preprocessor_json,
+  serving_files=lambda model, processor, base: {},
   is_plain=lambda model, base: True,
   published=lambda raw: {},
   card="qwen2_5_vl/card.md",
