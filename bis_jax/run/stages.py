@@ -41,6 +41,7 @@ from bis_jax.scoring.restore import save_tokenizer
 from bis_jax.selection import bis, strategies
 from bis_jax.selection.manifest import Manifest, ManifestError
 from bis_jax.selection.rule import select
+from bis_jax.settings import exported
 from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
 from bis_jax.settings.workdir import OWNER, claim, release
@@ -131,6 +132,8 @@ def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> Proces
     _, shapes = backbones.shapes(model_config)
     folder = weights.find_checkpoint(locations.checkpoint)
     weights.check(folder, model_config, shapes, processor.prompt.special.prm)
+    for line in exported.differences(folder, config):
+      log.warning("%s", line)
   return processor
 
 

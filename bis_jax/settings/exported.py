@@ -87,6 +87,20 @@ def read(folder: epath.Path) -> tuple[ConfigDict, Exported] | None:
   return nest(checked(path, _defaults() | renamed(flatten(held.config)), remedy)), held
 
 
+def differences(folder: epath.Path, config: ConfigDict) -> list[str]:
+  """Returns a line for each setting of the inputs in which a run differs from the export it starts from."""
+  found = read(folder)
+  if not found:
+    return []
+  theirs, ours = flatten(found[0]), flatten(config)
+  keys = ["inputs.separator", *(key for key in ours if key.startswith(f"{config.model.backbone}."))]
+  return [
+    f"config.{key} is {ours[key]!r}, {folder} was trained with {theirs[key]!r}"
+    for key in keys
+    if ours[key] != theirs[key]
+  ]
+
+
 def _defaults() -> dict[str, Any]:
   return {key: setting.default for key, setting in all_settings().items()}
 

@@ -200,3 +200,14 @@ def test_training_on_starts_from_the_folders_parameters(config, folder, place):
   params = train_state.first_params(model, shapes, epath.Path(folder), special, seed=5)
   for path, value in load_run(str(place)).params.items():
     np.testing.assert_array_equal(params[path], value, err_msg=path)
+
+
+def test_a_run_that_reads_its_inputs_otherwise_is_told(config, folder):
+  place = epath.Path(folder)
+  assert exported.differences(place, config) == []
+  assert exported.differences(place.parent, config) == []
+  other = config.copy_and_resolve_references()
+  with other.unlocked():
+    other.inputs.separator = ""
+  (line,) = exported.differences(place, other)
+  assert line.startswith("config.inputs.separator is '', ") and "was trained with '\\n\\n'" in line
