@@ -61,17 +61,21 @@ def preprocessor_json(images: InternVLImages) -> dict[str, Any]:
   return processor.to_dict() | {"processor_class": "InternVLProcessor"}
 
 
-# A chat as our prompt: images, then the texts of the user and the assistant, each on a new line.
+# A chat as our prompt: images, then the texts of the user and the assistant, each on a new line. vLLM
+# sees by the loop over `message['content']` that parts are to be given as parts.
 _CHAT = """\
 {{ "<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n<|im_start|>user\\n<|im_end|>\\n<|im_start|>assistant\\n" }}
 {%- set shown = namespace(images=0) %}
 {%- for message in messages %}
-{%- for part in ([{"text": message.content}] if message.content is string else message.content) %}
-{%- if part.type == "image" %}{{ ("\\n" if shown.images else "") + "IMAGE" }}
+{%- if message['content'] is string %}{{ "\\n" + message['content'] }}
+{%- else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == "image" %}{{ ("\\n" if shown.images else "") + "IMAGE" }}
 {%- set shown.images = shown.images + 1 %}
-{%- else %}{{ "\\n" + part.text }}
+{%- else %}{{ "\\n" + part['text'] }}
 {%- endif %}
 {%- endfor %}
+{%- endif %}
 {%- endfor %}"""
 
 
@@ -84,7 +88,7 @@ def serving_files(
   images, kind = processor.images, {"processor_class": "InternVLProcessor"}
   system = json.dumps(processor.prompt.system, ensure_ascii=False)
   return {
-    "chat_template.jinja": _CHAT.replace("SYSTEM", system).replace("IMAGE", IMAGE_CONTEXT),
+    "chat_template.jinja": _CHAT.replace("IMAGE", IMAGE_CONTEXT).replace("SYSTEM", system),
     "processor_config.json": kind | {"image_seq_length": config.vision.side**2 // TOKEN_PATCHES},
     "video_preprocessor_config.json": kind
     | {"video_processor_type": "InternVLVideoProcessor"}
