@@ -12,7 +12,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bis_jax.corpus.score_table import ScoreTable, Statistics
-from bis_jax.selection.cut import read_on_host
 
 _MOST_STEPS = 64  # of a rollout in a block; others are counted on the host
 
@@ -78,7 +77,8 @@ def read(
   """Yields each block with its statistics; see `ScoreTable.statistics` and `ScoreTable.unit`."""
   most_steps = table.most_steps
   if not unit or not slices or most_steps > _MOST_STEPS:
-    yield from read_on_host(table, slices, tau, unmeasured, unit)
+    for rows in slices:
+      yield (block := table.take(rows)), block.statistics(tau, unmeasured)
     return
   mesh = Mesh(np.array(jax.local_devices()), ("rows",), axis_types=(AxisType.Auto,))
   most = _padded(max(rows.stop - rows.start for rows in slices))

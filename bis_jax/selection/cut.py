@@ -4,8 +4,10 @@ Scores that follow from counts have few values, whose ranks are looked up by (n,
 histogram finds the cut. Other scores are 64-bit keys, whose digits take several passes.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +61,7 @@ class Ranking:
   """The rows of a table that this process ranks by a rule; see `rule.select`."""
 
   def __init__(self, table: ScoreTable, rule: "Rule", *, devices: bool = False):
-    self.processes, self._read, self._block = Processes(), read_on_host, min(BLOCK, CHUNK)
+    self.processes, self._read, self._block = Processes(), None, min(BLOCK, CHUNK)
     if devices:
       import jax  # and Grain: starting them takes longer than a selection from half a million rows
 
@@ -133,47 +135,56 @@ class Ranking:
     return self._make_blocks() if self._held is None else self._held
 
   def _make_blocks(self) -> Iterator[_Keys]:
-    table, rule = self._table, self._rule
-    for rows, block, s, scores in self._scored():
-      ranked = rule.ranked(block, s)
-      if self._ranks is None:
-        key, possible = sort_keys(scores), scores > -np.inf
-      else:
-        rank = self._ranks[s.n, s.n_pos, (s.score_sum * self._unit).astype(np.int32)]
-        key, possible = rank.astype(np.uint64), ranked & (rank >= 0)
+    table, rule, parts = self._table, self._rule, self._parts()
+    if self._read and not self._strategy.among:
+      slices = [rows for rows, _ in parts]
+      read = self._read(table, slices, rule.tau, rule.unmeasured, self._unit)
+      made = map(self._make_block, parts, read)
+    elif len(table) <= _HELD and rule.strategy in strategies.STRATEGIES:
+      with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        made = list(threads.map(self._make_block, parts))
+    else:
+      made = map(self._make_block, parts)
+    for keys, ranked, checksum in made:
       if not self._counted:
-        self.ranked += np.bincount(block.source[ranked], minlength=self.ranked.size)
-        self.checksum += block.row_hash_sum(s)
-      group = block.source if rule.scope == "per_source" else np.int16(0)
-      yield _Keys(rows, key, np.where(possible, group, np.int16(self._groups)))
+        self.ranked += ranked
+        self.checksum += checksum
+      yield keys
       table.release()
     self._counted = True
 
-  def _scored(self) -> Iterator[tuple[slice, ScoreTable, Statistics, np.ndarray]]:
-    """Yields blocks with their statistics, and their scores, none if ranks are looked up."""
-    table, rule, mine = self._table, self._rule, self.rows
-    if not self._strategy.among:
+  def _parts(self) -> list[tuple[slice, slice]]:
+    """Returns the rows of each block, and those that their scores depend on."""
+    table, mine, among = self._table, self.rows, self._strategy.among
+    if not among:
       starts = range(mine.start, mine.stop, self._block)
       slices = [slice(start, min(start + self._block, mine.stop)) for start in starts]
-      read = self._read(table, slices, rule.tau, rule.unmeasured, self._unit)
-      for rows, (block, s) in zip(slices, read, strict=True):
-        yield rows, block, s, rule.scores(block, s) if self._ranks is None else np.zeros(0)
-      return
-    for span in table.spans() if self._strategy.among == "source" else [slice(0, len(table))]:
-      rows = slice(max(span.start, mine.start), min(span.stop, mine.stop))
-      if rows.start < rows.stop:
-        whole = table.take(span)
-        s = whole.statistics(rule.tau, rule.unmeasured)
-        at = slice(rows.start - span.start, rows.stop - span.start)
-        yield rows, whole.take(at), s.take(at), rule.scores(whole, s)[at]
+      return [(rows, rows) for rows in slices]
+    spans = table.spans() if among == "source" else [slice(0, len(table))]
+    both = [(slice(max(s.start, mine.start), min(s.stop, mine.stop)), s) for s in spans]
+    return [(rows, span) for rows, span in both if rows.start < rows.stop]
 
-
-def read_on_host(
-  table: ScoreTable, slices: list[slice], tau: float, unmeasured: str, unit: int
-) -> Iterator[tuple[ScoreTable, Statistics]]:
-  """Yields each block with its statistics."""
-  for rows in slices:
-    yield (block := table.take(rows)), block.statistics(tau, unmeasured)
+  def _make_block(
+    self, part: tuple[slice, slice], read: tuple[ScoreTable, Statistics] | None = None
+  ) -> tuple[_Keys, np.ndarray, int]:
+    """Returns the keys of a part, its ranked rollouts by source, and its checksum."""
+    rule, (rows, span) = self._rule, part
+    whole = self._table.take(span) if read is None else read[0]
+    s = whole.statistics(rule.tau, rule.unmeasured) if read is None else read[1]
+    at = slice(rows.start - span.start, rows.stop - span.start)
+    if self._ranks is None:
+      scores = rule.scores(whole, s)[at]
+      key, possible = sort_keys(scores), scores > -np.inf
+      whole, s = whole.take(at), s.take(at)
+      ranked = rule.ranked(whole, s)
+    else:
+      ranked = rule.ranked(whole, s)
+      rank = self._ranks[s.n, s.n_pos, (s.score_sum * self._unit).astype(np.int32)]
+      key, possible = rank.astype(np.uint64), ranked & (rank >= 0)
+    group = whole.source if rule.scope == "per_source" else np.int16(0)
+    counts = np.bincount(whole.source[ranked], minlength=self.ranked.size)
+    checksum = 0 if self._counted else whole.row_hash_sum(s)
+    return _Keys(rows, key, np.where(possible, group, np.int16(self._groups))), counts, checksum
 
 
 def _inside(block: _Keys, cut: np.ndarray, shift: int) -> _Keys:
