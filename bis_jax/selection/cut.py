@@ -169,21 +169,21 @@ class Ranking:
   ) -> tuple[_Keys, np.ndarray, int]:
     """Returns the keys of a part, its ranked rollouts by source, and its checksum."""
     rule, (rows, span) = self._rule, part
-    whole = self._table.take(span) if read is None else read[0]
-    s = whole.statistics(rule.tau, rule.unmeasured) if read is None else read[1]
-    at = slice(rows.start - span.start, rows.stop - span.start)
+    block = self._table.take(span) if read is None else read[0]
+    s = block.statistics(rule.tau, rule.unmeasured) if read is None else read[1]
+    scores = rule.scores(block, s) if self._ranks is None else np.zeros(0)
+    if rows != span:
+      at = slice(rows.start - span.start, rows.stop - span.start)
+      block, s, scores = block.take(at), s.take(at), scores[at]
+    ranked = rule.ranked(block, s)
     if self._ranks is None:
-      scores = rule.scores(whole, s)[at]
       key, possible = sort_keys(scores), scores > -np.inf
-      whole, s = whole.take(at), s.take(at)
-      ranked = rule.ranked(whole, s)
     else:
-      ranked = rule.ranked(whole, s)
       rank = self._ranks[s.n, s.n_pos, (s.score_sum * self._unit).astype(np.int32)]
       key, possible = rank.astype(np.uint64), ranked & (rank >= 0)
-    group = whole.source if rule.scope == "per_source" else np.int16(0)
-    counts = np.bincount(whole.source[ranked], minlength=self.ranked.size)
-    checksum = 0 if self._counted else whole.row_hash_sum(s)
+    group = block.source if rule.scope == "per_source" else np.int16(0)
+    counts = np.bincount(block.source[ranked], minlength=self.ranked.size)
+    checksum = 0 if self._counted else block.row_hash_sum(s)
     return _Keys(rows, key, np.where(possible, group, np.int16(self._groups))), counts, checksum
 
 
