@@ -29,6 +29,12 @@ _TOPOLOGY = flags.DEFINE_string(
 _ROLLOUT_TOKENS = flags.DEFINE_float(
   "rollout_tokens", None, "mean token slots per rollout; default: as measured for the backbone"
 )
+_GROUP = flags.DEFINE_integer(
+  "rollouts_per_group",
+  None,
+  "rollouts with the same images and question; default: 3 if the config selects all, else 1",
+  lower_bound=1,
+)
 _SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, rematerialization, micro-batches")
 
 
@@ -36,9 +42,12 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
   mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
   yield (
     f"{topology}, mesh {mesh}, remat {step.remat}: {step.rows} rows of "
-    f"{config.inputs.row_tokens} tokens and {config.inputs.row_patches} patches per step in "
+    f"{step.layout.budgets[0]} tokens and {step.layout.budgets[1]} patches per step in "
     f"{step.micro_batches} micro-batches, {step.rollouts:.0f} rollouts"
   )
+  if step.layout.streams[0]:
+    number, length = step.layout.streams
+    yield f"a row: {step.layout.prefix_tokens} tokens of prefixes, {number} streams of {length}"
   yield f"traced in {step.lower_seconds:.0f} s, compiled in {step.compile_seconds:.0f} s"
   yield f"memory per device, of {step.chip.hbm_bytes / 1e9:.1f} GB:"
   for name, size in {**step.memory, "total": step.total}.items():
@@ -79,7 +88,8 @@ def main(argv: list[str]) -> None:
         print(step_search.row(trial), file=sys.stderr, flush=True)  # progress
       print(*step_search.table(trials), sep="\n")
     else:
-      print(*report(config, topology, compile_step(config, topology, tokens)), sep="\n")
+      step = compile_step(config, topology, tokens, _GROUP.value)
+      print(*report(config, topology, step), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bis_jax.compilation import hlo
-from bis_jax.inputs import pack
+from bis_jax.inputs import layout, pack
 from bis_jax.inputs.rows import device_arrays, empty_batch
 from bis_jax.models import backbones
 from bis_jax.models.chip_settings import micro_batches, run_mesh
@@ -26,6 +27,8 @@ from bis_jax.training import train_state
 from bis_jax.training.train_step import step_of
 
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
+_GROUP = 3  # rollouts of a question in VisualPRM400K, about
+_GROUPS = 400  # that are drawn
 _STEPS = 100  # of the schedule, whose length does not change the program
 
 
@@ -36,6 +39,7 @@ class CompiledStep:
   chip: Chip
   mesh: Mapping[str, int]  # axis -> size
   rows: int
+  layout: pack.Layout  # of each
   micro_batches: int
   remat: str
   rollouts: float  # mean
@@ -87,25 +91,28 @@ class CompiledStep:
 
 
 def compile_step(
-  config: ConfigDict, topology: str, rollout_tokens: float | None = None
+  config: ConfigDict,
+  topology: str,
+  rollout_tokens: float | None = None,
+  rollouts_per_group: int | None = None,
 ) -> CompiledStep:
   """Compiles the training step of a config for a slice such as "v5p:2x2x4".
 
   `rollout_tokens` is the mean number of token slots of a row per rollout; None: as measured for the
-  backbone. Raises TopologyError, MeshError, or jax.errors.JaxRuntimeError if the compiler fails,
-  for lack of memory for example.
+  backbone. `rollouts_per_group` have the same images and question; None: 3 if the config selects all
+  rollouts, else 1. Raises TopologyError, MeshError, or jax.errors.JaxRuntimeError if the compiler
+  fails, for lack of memory for example.
   """
-  inputs = config.inputs
-  rollout_tokens = rollout_tokens or backbones.get(config.model.backbone).rollout_tokens
+  inputs, packed = config.inputs, packed_rows(config, rollout_tokens, rollouts_per_group)
   mesh = run_mesh(config, slice_devices(topology))
-  rows = step_rows(config, rollout_tokens)
+  rows = step_rows(config, packed)
   accumulate = micro_batches(config, mesh, rows)
   train_state.check_rows(rows, accumulate, mesh)
-  rollouts = rows * inputs.row_tokens / rollout_tokens
+  rollouts = rows * inputs.row_tokens / packed.rollout_tokens
 
   model = _model_config(config)
   step = step_of(config, model, mesh, _STEPS)
-  row = empty_batch(image_processor(config), 1, pack.row_budgets(inputs))
+  row = empty_batch(image_processor(config), 1, *packed.layout)
   batch = {
     key: jax.ShapeDtypeStruct(
       (accumulate, rows // accumulate, *array.shape[1:]), array.dtype, sharding=batch_sharding(mesh)
@@ -127,18 +134,14 @@ def compile_step(
     chip=chip_of(topology),
     mesh=dict(mesh.shape),
     rows=rows,
+    layout=packed.layout,
     micro_batches=accumulate,
     remat=model.remat,
     rollouts=rollouts,
     memory=_memory_uses(memory, (step.state.params, step.frozen), step.state.opt_state, batch),
-    model_flops=step_flops(
-      model,
-      stages,
-      [rollout_tokens] * round(rollouts),
-      [rows * inputs.row_patches / rollouts] * round(rollouts),
-    ),
+    model_flops=packed.model_flops(model, stages, round(rollouts)),
     executed_flops=mesh.size * program.matmul_flops()
-    + _attention_flops(model, stages, rows, inputs),
+    + _attention_flops(model, stages, rows, packed.layout),
     operations=program.operations(),
     collectives=program.collectives(),
     lower_seconds=lower_seconds,
@@ -146,11 +149,57 @@ def compile_step(
   )
 
 
-def step_rows(config: ConfigDict, rollout_tokens: float) -> int:
-  inputs = config.inputs
-  return train_state.rows_per_step(
-    inputs.row_tokens / rollout_tokens, config.train, inputs.row_multiple
-  )
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+  """Rows of groups of `group` rollouts, each of a prefix and `own` more tokens on average."""
+
+  layout: pack.Layout
+  rollout_tokens: float  # token slots per rollout
+  prefix: float  # tokens
+  own: float
+  group: int
+  patches: float  # slots of a group's images
+
+  def model_flops(self, model: Any, stages: set[str], rollouts: int) -> dict[str, float]:
+    if not self.layout.streams[0]:
+      whole = [self.prefix + self.own] * rollouts
+      return step_flops(model, stages, whole, [self.patches] * rollouts)
+    groups = rollouts // self.group
+    pieces = [self.prefix] * groups + [self.own] * rollouts
+    before = [0.0] * groups + [self.prefix] * rollouts
+    return step_flops(model, stages, pieces, [self.patches] * groups, before)
+
+
+def packed_rows(
+  config: ConfigDict, rollout_tokens: float | None = None, rollouts_per_group: int | None = None
+) -> PackedRows:
+  """Returns the rows of a run of a config; arguments as of `compile_step`.
+
+  Without streams, a row holds its tokens divided by `rollout_tokens`. With them, as many as fit on
+  average, of drawn rollouts: own lengths vary as in the released corpus.
+  """
+  inputs, backbone = config.inputs, backbones.get(config.model.backbone)
+  tokens = rollout_tokens or backbone.rollout_tokens
+  group = rollouts_per_group or (_GROUP if config.selection.fraction == 1 else 1)
+  prefix = min(backbone.prefix_tokens, 0.9 * tokens)
+  patches = inputs.row_patches * tokens / inputs.row_tokens
+  rng = np.random.default_rng(0)
+  numbers = np.repeat(np.arange(_GROUPS), group)
+  prefixes = (prefix * rng.uniform(0.8, 1.2, _GROUPS)).astype(int)[numbers]
+  lengths = (tokens - prefix) * np.exp(rng.normal(-0.125, 0.5, len(numbers))).clip(0.2, 4)
+  slots = np.full(len(numbers), round(patches))
+  costs = np.stack([prefixes + lengths.astype(int) + 1, slots, np.full(len(numbers), 8)], axis=1)
+  drawn = layout.Costs(costs, prefixes, numbers)
+  rows, _ = layout.choose(drawn, inputs, image_processor(config).slot_multiple)
+  slots = tokens
+  if rows.streams[0]:
+    slots = drawn.rows(rows, inputs.lookahead) * inputs.row_tokens / len(numbers)
+  return PackedRows(rows, slots, prefix, tokens - prefix, group, patches)
+
+
+def step_rows(config: ConfigDict, packed: PackedRows) -> int:
+  rollouts = config.inputs.row_tokens / packed.rollout_tokens
+  return train_state.rows_per_step(rollouts, config.train, config.inputs.row_multiple)
 
 
 def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
@@ -191,9 +240,11 @@ def _device_bytes(tree: Any) -> int:
   )
 
 
-def _attention_flops(model: Any, stages: set[str], rows: int, inputs: ConfigDict) -> float:
+def _attention_flops(model: Any, stages: set[str], rows: int, layout: pack.Layout) -> float:
   # Of whole rows, because the kernels do not skip the blocks that only segments mask.
-  flops = step_flops(model, stages, [inputs.row_tokens] * rows, [inputs.row_patches] * rows)
+  (number, length), first = layout.streams, layout.prefix_tokens
+  tokens, before = [first] + [length] * number, [0] + [first] * number
+  flops = step_flops(model, stages, tokens * rows, [float(layout.budgets[1])] * rows, before * rows)
   text, vision = flops["text attention"], flops["vision attention"]
   repeated = text / 3 + (vision / 3 if tower_trained(model, stages) else 0)
   return text + vision + (repeated if model.remat == "full" else 0)

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 import jax
 from ml_collections import ConfigDict
 
-from bis_jax.compilation.compiled_step import CompiledStep, compile_step, resident_bytes, step_rows
+from bis_jax.compilation.compiled_step import (
+  CompiledStep,
+  compile_step,
+  packed_rows,
+  resident_bytes,
+  step_rows,
+)
 from bis_jax.models.layers import REMATS
 from bis_jax.parallel.devices import chip_of, slice_devices
 from bis_jax.parallel.sharding import MeshError
@@ -46,7 +52,8 @@ def search(
   device. `compile` replaces `compile_step` in tests. Raises TopologyError, or MeshError if the rows
   of a step do not divide over any mesh.
   """
-  devices, rows = slice_devices(topology), step_rows(config, rollout_tokens)
+  devices = slice_devices(topology)
+  rows = step_rows(config, packed_rows(config, rollout_tokens))
   meshes = [
     {"data": data, "fsdp": len(devices) // (data * tensor), "tensor": tensor}
     for tensor in (1, 2, 4, 8)

@@ -43,7 +43,8 @@ class Backbone:
   load_tokenizer: Callable[[str], Any]  # from a folder or hub id
   make_prompt: Callable[[Any, str, ConfigDict], Prompt]  # from tokenizer, separator, own section
   make_images: Callable[[Any, ConfigDict], ImageProcessor]  # from model config and own section
-  rollout_tokens: int  # slots of packed rows per rollout of VisualPRM400K, padding included
+  rollout_tokens: int  # slots of packed rows per rollout of VisualPRM400K, padding included,
+  prefix_tokens: int  # of which the images and the question take about
 
   # The config.
   settings: Mapping[str, Setting]  # the own section, by key

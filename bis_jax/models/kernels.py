@@ -18,12 +18,8 @@ from bis_jax.parallel.sharding import split_attention
 # Of splash attention's output and row sums, which `layers.rematerialized` saves if it saves products.
 CHECKPOINT_NAME = "splash_attention"
 
-_BLOCKS = (
-  1024,
-  512,
-  256,
-  128,
-)  # tokens per block of splash; rows are padded to a multiple of the last
+_BLOCK = 128  # blocks of splash are multiples; rows are padded to one
+_LARGEST_BLOCK = 1024  # tokens
 
 _Kernel = Callable[..., jax.Array]
 
@@ -48,7 +44,7 @@ def _on_each_device(kernel: _Kernel) -> _Kernel:
       padded = (
         jnp.pad(
           x,
-          ((0, 0), (0, -x.shape[1] % _BLOCKS[-1]), *((0, 0),) * (x.ndim - 2)),
+          ((0, 0), (0, -x.shape[1] % _BLOCK), *((0, 0),) * (x.ndim - 2)),
           constant_values=-1 if x.ndim == 2 else 0,
         )
         for x in arrays
@@ -80,7 +76,8 @@ def splash_attention(q_BTNH, k_BSKH, v_BSKH, segment_BT, segment_BS, offset, int
 
 def _splash_kernel(heads: int, shape: tuple[int, int], offset: int | None, interpret: bool) -> Any:
   """The kernel of one shape, for queries [N, T, H] and keys [K, S, H] of one row."""
-  q_block, kv_block = (next(block for block in _BLOCKS if n % block == 0) for n in shape)
+  blocks = range(_BLOCK, _LARGEST_BLOCK + 1, _BLOCK)
+  q_block, kv_block = (max(block for block in blocks if n % block == 0) for n in shape)
   mask = splash.FullMask(shape) if offset is None else splash.CausalMask(shape, offset)
   sizes = splash.BlockSizes(
     block_q=q_block,

@@ -100,6 +100,7 @@ INTERNVL = Backbone(
   make_prompt=_make_prompt,
   make_images=lambda model, own: InternVLImages(own.max_tiles, model.vision.image_size),
   rollout_tokens=1398,  # 20,000 rollouts in 3,414 rows of 8192 tokens (benchmarks/packing.py)
+  prefix_tokens=1130,
   settings=_SETTINGS,
   model_settings=("drop_path",),
   config_faults=_config_faults,

@@ -62,6 +62,7 @@ QWEN2_5_VL = Backbone(
   make_prompt=lambda tokenizer, separator, own: QwenPrompt(tokenizer, separator=separator),
   make_images=lambda model, own: QwenImages(own.min_pixels, own.max_pixels),
   rollout_tokens=618,  # 565,149 rollouts in 42,602 rows of 8192 tokens (benchmarks/packing.py)
+  prefix_tokens=350,
   settings=_SETTINGS,
   config_faults=_config_faults,
   row_patches=24_576,
