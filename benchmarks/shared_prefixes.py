@@ -60,11 +60,11 @@ def case_of(name: str) -> Case:
       depth=4, hidden_size=192, intermediate_size=512, num_heads=4, full_attention_period=4
     )
     model = qwen.Qwen2_5_VLConfig(text, vision, remat="dots")
-    return Case(model, QwenImages(28 * 28, 448 * 448), (448, 448), 350, 8192, 14336)
+    return Case(model, QwenImages(28 * 28, 448 * 448), (448, 448), 350, 4096, 7168)
   text = internvl.TextConfig(152_064, 256, 1024, 8, 2, 1)
   vision = internvl.VisionConfig(4, 192, 512, 4)
   model = internvl.InternVLConfig(text, vision, remat="dots")
-  return Case(model, InternVLImages(max_tiles=3), (448, 1344), 1130, 8192, 24 * 1024)
+  return Case(model, InternVLImages(max_tiles=3), (448, 1344), 1130, 4096, 12 * 1024)
 
 
 def draw(case: Case, groups: int, size: int) -> tuple[list[Sample], Any, layout.Costs]:

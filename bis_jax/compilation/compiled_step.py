@@ -28,7 +28,7 @@ from bis_jax.training.train_step import step_of
 
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
 _GROUP = 3  # rollouts of a question in VisualPRM400K, about
-_GROUPS = 400  # that are drawn
+_GROUPS = 200  # that are drawn
 _STEPS = 100  # of the schedule, whose length does not change the program
 
 

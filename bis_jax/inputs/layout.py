@@ -20,6 +20,8 @@ _SLACK = 1.03  # of patch slots: more leave room for the last image of a row
 # Kernels of attention read blocks: a layout of smaller blocks must save this much more.
 _BLOCKS = {512: 1.0, 128: 1.01, 8: 1.02}
 _LENGTHS = (0.94, 1.0, 1.06)  # of streams, times what fills them like the part before them
+_STREAMS, _PREFIXES = 8, 0.25  # of rows for solutions that are not known yet: streams, and the rest
+_SHORTEST = 128  # tokens of such a stream
 _PADDING = 1.15  # times the price without any padding: rows do not often have more
 
 
@@ -53,6 +55,7 @@ def choose(
   totals: Sequence[int] = (1,),
   shards: int = 1,
   known: Sequence[Layout] = (),
+  only_known: bool = False,
 ) -> tuple[Layout, float]:
   """Returns the layout of rows, as `inputs.row_streams` and `stream_tokens` ask for it.
 
@@ -65,6 +68,7 @@ def choose(
     totals: factors of `inputs.row_tokens` that a row with streams may have.
     shards: rows that are computed together.
     known: layouts to prefer if they leave no more padding than is usual.
+    only_known: no other has streams.
   """
   plain = Layout(pack.row_budgets(inputs))
   left_out = pack.over_budget(costs.costs, plain.budgets)
@@ -86,13 +90,17 @@ def choose(
       full = sample.rows(layout, inputs.lookahead) - shards  # the last rows are rarely full
       if _price(layout, full, shards) <= _PADDING * least * share:
         return layout, 1 - least / without
-  candidates = [
-    layout
-    for streams in tried
-    if streams.price <= _PADDING * least
-    for total in totals
-    for layout in streams.layouts(inputs, total, slot_multiple)
-  ]
+  candidates = (
+    [*known]
+    if only_known
+    else [
+      layout
+      for streams in tried
+      if streams.price <= _PADDING * least
+      for total in totals
+      for layout in streams.layouts(inputs, total, slot_multiple)
+    ]
+  )
   fitting = [layout for layout in candidates if (most <= layout.largest).all()]
   if not fitting:
     if asked:
@@ -109,6 +117,15 @@ def choose(
   best = min(fitting, key=lambda layout: price[id(layout)])
   saved = 1 - price[id(best)] / price[id(plain)]
   return (best if asked or saved >= _LEAST else plain), saved
+
+
+def ahead(inputs: ConfigDict, slot_multiple: int) -> list[Layout]:
+  """Returns the layouts with streams for solutions that are not known yet; none of short rows."""
+  tokens, unit = inputs.row_tokens, int(np.lcm(64, slot_multiple))
+  length = int(tokens * (1 - _PREFIXES) / _STREAMS / 8) * 8
+  patches = min(-(-inputs.row_patches // (2 * unit)) * unit, inputs.row_patches)
+  budgets = np.array([tokens, patches, inputs.row_markers], np.int64)
+  return [Layout(budgets, (_STREAMS, length))] if length >= _SHORTEST else []
 
 
 class _Streams:

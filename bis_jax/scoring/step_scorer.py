@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from bis_jax.console import progress_bar
 from bis_jax.errors import UserError
 from bis_jax.images import decode
-from bis_jax.inputs import pack, pipeline
+from bis_jax.inputs import layout, pack, pipeline
 from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Examples
 from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
@@ -27,6 +27,8 @@ from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_row
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings.keys import SETTINGS
 
+# Layouts with streams that are compiled for one scorer, and the rows that are worth compiling one.
+_MOST_LAYOUTS, _WORTHWHILE = 3, 8
 _TOTALS = (1, 2, 4)  # times row_tokens, of rows with streams: many solutions then fill them evenly
 
 
@@ -115,20 +117,27 @@ class Scorer:
     """Returns the layout of rows for the examples `chosen`, with streams if that is faster."""
     inputs = self._inputs.copy_and_resolve_references()
     with inputs.unlocked():
-      inputs.row_streams, inputs.stream_tokens = 0 if self._fixed else -1, 0
+      inputs.row_streams, inputs.stream_tokens = -1, 0
+    few = measured.costs[chosen, 0].sum() < _WORTHWHILE * inputs.row_tokens
     rows, _ = measured.layout(
-      inputs, only=chosen, totals=_TOTALS, shards=self._sizes[0], known=self._layouts
+      inputs,
+      only=chosen,
+      totals=[total for total in _TOTALS if total * self._sizes[0] <= self._sizes[-1]],
+      shards=self._sizes[0],
+      known=self._layouts,
+      only_known=self._fixed or len(self._layouts) == _MOST_LAYOUTS or few,
     )
     if rows.streams[0] and not any(rows is known for known in self._layouts):
       self._layouts.append(rows)
     return rows
 
   def warm_up(self) -> None:
-    """Compiles the step; after that, scoring compiles no other layout of rows."""
-    self._fixed = True
-    for rows in self._sizes:
-      batch = empty_batch(self._processor.images, rows, pack.row_budgets(self._inputs))
-      jax.block_until_ready(self._scores_of(batch))
+    """Compiles the step for rows without streams and with; scoring then compiles no other layout."""
+    images, self._fixed = self._processor.images, True
+    self._layouts = layout.ahead(self._inputs, images.slot_multiple)
+    for rows in (pack.Layout(pack.row_budgets(self._inputs)), *self._layouts):
+      for count in self._sizes:
+        jax.block_until_ready(self._scores_of(empty_batch(images, count, *rows)))
 
   def batch_rows(self, rows: int, most: int | None = None) -> list[int]:
     """Returns the sizes of the batches that hold `rows` packed rows, decreasing, up to `most` each.

@@ -13,13 +13,14 @@ import pytest
 
 from bis_jax import aot
 from bis_jax.compilation import compiled_step
+from bis_jax.compilation.compiled_step import packed_rows
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.parallel import devices
 from bis_jax.parallel.devices import TopologyError
 from bis_jax.parallel.sharding import MeshError, make_mesh
-from configs import internvl3_14b_bis10, qwen_bis10
+from configs import internvl3_14b_bis10, qwen_bis10, qwen_full
 from tests.commands import run_command
 
 needs_libtpu = pytest.mark.skipif(
@@ -97,6 +98,19 @@ def test_internvl_compiles(monkeypatch):
   assert optimizer == pytest.approx(2 * (4 * (2 * layer + projector) / 8 + whole), rel=0.01)
   assert optimizer / 2 < parameters < 1.05 * optimizer / 2 + 4 * 26e6 / 8
   assert step.total < 0.9 * step.chip.hbm_bytes and 0 < step.model_seconds < step.seconds
+
+
+def test_a_full_recipe_shares_prefixes_and_a_tenth_does_not():
+  """Three rollouts per question, against one."""
+  full, tenth = (packed_rows(r.get_config()) for r in (qwen_full, qwen_bis10))
+  assert full.layout.streams[0] and full.rollout_tokens < 0.75 * 618
+  assert full.layout.budgets[1] < 0.7 * tenth.layout.budgets[1]
+  assert tenth.layout.streams == (0, 0) and tenth.rollout_tokens == 618
+  flops = [
+    sum(rows.model_flops(QWEN_SIZES["7b"], {"language_model"}, 300).values())
+    for rows in (full, tenth)
+  ]
+  assert 1.4 < flops[1] / flops[0] < 1.7  # 1,854 tokens against 1,154, and a third of the images
 
 
 SLICES = [("v5p:2x2x2", 8, 1), ("v5e:4x4", 16, 2)]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -109,6 +110,25 @@ def test_a_relative_workdir_trains_resumes_and_scores(small_config, tmp_path, mo
     "runs/relative", solutions, tmp_path / "scores.jsonl", root=tmp_path, chunk=8
   )
   assert len(json.loads((tmp_path / "scores.jsonl").read_text())["scores"]) == 2
+
+
+def test_a_run_shares_prefixes_and_resumes_exactly(small_config, tmp_path, caplog):
+  """All rollouts, about three per question, in rows as they are proposed."""
+  with small_config.unlocked():
+    config = small_config.copy_and_resolve_references()
+  config.unlock()
+  config.selection.strategy, config.selection.fraction = "full", 1.0
+  config.inputs.row_streams, config.inputs.row_tokens, config.inputs.row_patches = -1, 512, 256
+  config.evaluation.benchmark, config.pretrain.steps = "", 0
+  config.train.steps, config.train.checkpoint_every = 3, 1
+  one, other = tmp_path / "run", tmp_path / "again"
+  with caplog.at_level("INFO"):
+    stages.run(config, str(one))
+  assert re.search(r"shared prefixes: rows of \d+ tokens of prefixes and \d streams", caplog.text)
+  shutil.copytree(one, other)
+  shutil.rmtree(other / "checkpoints" / "3")
+  stages.run(config, str(other))
+  _assert_bit_equal(one, other)
 
 
 def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_config, tmp_path):
