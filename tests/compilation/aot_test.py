@@ -110,7 +110,8 @@ def test_a_full_recipe_shares_prefixes_and_a_tenth_does_not():
     sum(rows.model_flops(QWEN_SIZES["7b"], {"language_model"}, 300).values())
     for rows in (full, tenth)
   ]
-  assert 1.4 < flops[1] / flops[0] < 1.7  # 1,854 tokens against 1,154, and a third of the images
+  # 1,854 tokens against 1,154, and a third of the images.
+  assert 1.6 < flops[1] / flops[0] < 1.8
 
 
 SLICES = [("v5p:2x2x2", 8, 1), ("v5e:4x4", 16, 2)]

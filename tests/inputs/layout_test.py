@@ -76,3 +76,16 @@ def test_a_scorer_keeps_its_compiled_layouts():
   assert first.streams[0] >= 8
   again, _ = choose(costs_of([15, 16, 14] * 9), totals=(1, 2, 4), known=[first])
   assert again is first
+
+
+def test_a_server_uses_only_the_rows_that_it_compiled():
+  """Requests for one question share them, others do not, and large ones fit rows without."""
+  (rows,) = layout.ahead(ConfigDict(INPUTS), 64)
+  assert rows.streams == (8, 192) and rows.budgets.tolist() == [2048, 2048, 128]
+  options = dict(totals=(1, 2), known=[rows], only_known=True)
+  assert choose(costs_of([16, 16]), **options)[0] is rows
+  assert choose(costs_of([1] * 20), **options)[0].streams == (0, 0)
+  large = costs_of([8, 8])
+  large.costs[0, 0] = 900
+  assert choose(large, **options)[0].streams == (0, 0)
+  assert layout.ahead(ConfigDict(INPUTS | {"row_tokens": 256}), 64) == []

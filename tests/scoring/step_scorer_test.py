@@ -16,7 +16,6 @@ from PIL import Image
 
 from bis_jax.errors import UserError
 from bis_jax.evaluation import visual_process_bench
-from bis_jax.inputs import pipeline
 from bis_jax.models import backbones
 from bis_jax.models.param_tree import split
 from bis_jax.models.processor import make_processor
@@ -140,29 +139,6 @@ def test_solutions_of_a_question_share_its_prefix(place, small_config, some, cap
       assert str(scores[at]) == str(wanted[5])
     else:
       np.testing.assert_allclose(scores[at], wanted[i], rtol=0, atol=1e-5)
-
-
-def test_a_warm_scorer_compiles_no_other_rows(place, some):
-  """As the server's: requests for the same question share its prefix in the rows that it knows."""
-  warm = step_scorer.load(str(place), row_tokens=2048, batch_rows=8)
-  warm.warm_up()
-  (rows,) = warm._layouts
-  compiled = warm._step.jitted._cache_size()
-  used = []
-  plan_rows = pipeline.Measured.plan_rows
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      pipeline.Measured,
-      "plan_rows",
-      lambda *of, rows, **options: used.append(rows) or plan_rows(*of, rows=rows, **options),
-    )
-    many = [dataclasses.replace(some[0], steps=some[i % 20].steps) for i in range(400)]
-    scores = solutions.score(warm, many)
-    few = solutions.score(warm, some)
-  assert used[0] is rows and not used[1].streams[0]
-  assert warm._step.jitted._cache_size() == compiled
-  assert_close(scores[:20], scores[20:40])
-  assert_close([scores[0]], [few[0]])
 
 
 def test_few_sizes_of_batches_hold_any_number_of_rows(place, small_config):
