@@ -221,6 +221,7 @@ class VisualPRMPrompt(Prompt):
       after=[end, *line, start, *assistant],
       before=[right[-1], end, *line, start],
     )
+    self.system = system
     self._head = [*tokenizer.beginning, start, *system_ids, end, *line, start]
     image = [special.vision_start, special.image_pad, special.vision_end]
     self._first_image, self._next_image = [*user, *image], [*line, *image]
