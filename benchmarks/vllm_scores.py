@@ -40,7 +40,7 @@ _RECIPE = flags.DEFINE_enum("recipe", "qwen_bis10", export_transformers.RECIPES,
 _VLLM = flags.DEFINE_string("vllm", "vllm", "the program of the other environment")
 _ITEMS = flags.DEFINE_integer("items", 60, "solutions to score")
 _CLIENTS = flags.DEFINE_integer("clients", 8, "requests at the same time")
-_STARTS = flags.DEFINE_integer("start_seconds", 600, "in which a server must answer")
+_START_SECONDS = 600  # in which a server must answer
 
 TOLERANCE = 1e-4
 _ON_CPU = {
@@ -151,7 +151,7 @@ def main(_: list[str]) -> None:
       ("bis_jax", lambda port: [*python, f"--port={port}"]),
     ):
       port = free_port()
-      with serving(command(port), port, root / f"{name}.log", _STARTS.value):
+      with serving(command(port), port, root / f"{name}.log", _START_SECONDS):
         asked = folder if name == "vLLM" else None
         scores, rate = measured(
           lambda chat, port=port, asked=asked: pooled(port, chat, asked), chats, _CLIENTS.value
