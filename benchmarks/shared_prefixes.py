@@ -111,7 +111,9 @@ def parameters(shapes: dict[str, Any]) -> dict[str, jax.Array]:
 
 def training(case: Case, batch: Batch, mesh: Any) -> tuple[Callable[[], None], int]:
   """Returns (one step, bytes) of training on rows one by one."""
-  step = train_step.step_of(common.get_config(), case.model, mesh, 100)
+  config = common.get_config()
+  config.model.backbone = case.model.backbone
+  step = train_step.step_of(config, case.model, mesh, 100)
   params = parameters(step.state.params | step.frozen)
   frozen = {path: params.pop(path) for path in step.frozen}
   state = train_state.first_state(step.optimizer, params, step.state)
