@@ -1,7 +1,7 @@
 """Our scores from vLLM: the same numbers, and the throughput of both servers in one run.
 
   python -m benchmarks.vllm_scores --vllm=VENV/bin/vllm
-  python -m benchmarks.vllm_scores --vllm=VENV/bin/vllm --recipe=internvl_bis10 --clients=8
+  python -m benchmarks.vllm_scores --vllm=VENV/bin/vllm --exported=internvl_bis10 --clients=8
 
 A random model of the recipe's toy form, with heads of 32 (vLLM has none of 16 on a CPU), is exported in
 float32. Items of the toy benchmark, images included, go as messages to POST /pooling of `vllm serve
@@ -36,7 +36,7 @@ from bis_jax.evaluation import visual_process_bench
 from bis_jax.hub import hf_folder
 from bis_jax.toy import drawing
 
-_RECIPE = flags.DEFINE_enum("recipe", "qwen_bis10", export_transformers.RECIPES, "of configs/")
+_RECIPE = flags.DEFINE_enum("exported", "qwen_bis10", export_transformers.RECIPES, "of configs/")
 _VLLM = flags.DEFINE_string("vllm", "vllm", "the program of the other environment")
 _ITEMS = flags.DEFINE_integer("items", 60, "solutions to score")
 _CLIENTS = flags.DEFINE_integer("clients", 8, "requests at the same time")
