@@ -119,7 +119,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(place, small_config, scorer,
 
 def test_solutions_of_a_question_share_its_prefix(place, small_config, some, caplog):
   """Best of 6 to 20, mixed and with one that is too long, against every solution alone."""
-  shared = scorer_with(place, small_config)
+  shared = scorer_with(place, small_config, jax.devices()[:1])
   steps = [step for solution in some for step in solution.steps]
   asked = [
     dataclasses.replace(some[k], steps=tuple(steps[(7 * i + j) % 40] for j in range(1 + i % 4)))
