@@ -109,6 +109,8 @@ def requests_of(solution: Solution) -> dict[str, Request]:
     ),
     "reward": ("/get_reward", reward, lambda answer: answer["rewards"]),
   }
+  if SPECIAL in solution.steps[0]:  # markers and end tokens mean something in these texts
+    del forms["pooling"], forms["reward"]
   return {
     name: (path, json.dumps(body).encode(), read) for name, (path, body, read) in forms.items()
   }
