@@ -239,9 +239,8 @@ class _Packer:
     upcoming, in_row, placed = size, 0, 0
     left, (room, room_patches, room_markers) = np.full(number, length), (first, *budgets[1:])
     while placed < n:
-      before = whole
+      before, deepest = whole, np.sort(left)[::-1]
       if number:
-        deepest = np.sort(left)[::-1]
         # What a group of one has before the streams: as full as the streams, if it can.
         even = (room * number * length - (left.sum() - whole) * first) // (first + number * length)
         least, most = np.maximum(0, whole - deepest[0]), np.minimum(whole, room)
