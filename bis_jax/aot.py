@@ -5,7 +5,8 @@
 
 Every key of the config can be overridden (--config.mesh.tensor=2). --search tries mesh shapes,
 rematerialization and micro-batches, and lists the settings that leave 10 % of memory free first, by
-predicted rate. Needs `pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
+predicted rate. Both stop before the compiler generates machine code, unless --whole is given. Needs
+`pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
 """
 
 import sys
@@ -16,7 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from bis_jax.compilation import step_search
-from bis_jax.compilation.compiled_step import CompiledStep, compile_step
+from bis_jax.compilation.compiled_step import CompiledStep, compile_step, plan_step
 from bis_jax.console import command
 from bis_jax.models import backbones
 from bis_jax.settings import recipe
@@ -35,6 +36,9 @@ _GROUP = flags.DEFINE_integer(
   "rollouts with the same images and question; default: 3 if the config selects all, else 1",
   lower_bound=1,
 )
+_WHOLE = flags.DEFINE_bool(
+  "whole", False, "generate machine code too: ten times as long, but no kernel is left uncompiled"
+)
 _SEARCH = flags.DEFINE_bool("search", False, "try mesh shapes, rematerialization, micro-batches")
 
 
@@ -50,15 +54,16 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
     yield f"a row: {step.layout.prefix_tokens} tokens of prefixes, {number} streams of {length}"
   yield f"traced in {step.lower_seconds:.0f} s, compiled in {step.compile_seconds:.0f} s"
   yield f"memory per device, of {step.chip.hbm_bytes / 1e9:.1f} GB:"
-  for name, size in {**step.memory, "total": step.total}.items():
+  total = "total" if "program" in step.memory else "total, without machine code"
+  for name, size in {**step.memory, total: step.total}.items():
     yield f"  {name:32}{size / 1e9:8.2f} GB"
   yield f"  {'free':32}{step.free_memory:8.1%}"
   yield "FLOPs per step, all devices:"
-  total = {
+  flops = {
     "model": sum(step.model_flops.values()),
     "with recomputed and masked": step.executed_flops,
   }
-  for name, count in {**step.model_flops, **total}.items():
+  for name, count in {**step.model_flops, **flops}.items():
     yield f"  {name:32}{count / 1e12:12.1f} TFLOP"
   yield f"HBM traffic per device, loops in full: about {step.hbm_bytes / 1e9:.0f} GB; the most by"
   for operation in step.operations[:5]:
@@ -80,15 +85,16 @@ def main(argv: list[str]) -> None:
   with command("aot", argv, "--search"):
     config = recipe.from_flags()
     check(config)
+    compile = compile_step if _WHOLE.value else plan_step
     tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens
     if _SEARCH.value:
       trials = []
-      for trial in step_search.search(config, topology, tokens):
+      for trial in step_search.search(config, topology, tokens, compile):
         trials.append(trial)
         print(step_search.row(trial), file=sys.stderr, flush=True)  # progress
       print(*step_search.table(trials), sep="\n")
     else:
-      step = compile_step(config, topology, tokens, _GROUP.value)
+      step = compile(config, topology, tokens, _GROUP.value)
       print(*report(config, topology, step), sep="\n")
 
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from bis_jax.compilation.compiled_step import (
   CompiledStep,
-  compile_step,
   packed_rows,
+  plan_step,
   resident_bytes,
   step_rows,
 )
@@ -44,12 +44,12 @@ class Trial:
 
 
 def search(
-  config: ConfigDict, topology: str, rollout_tokens: float, compile: Callable = compile_step
+  config: ConfigDict, topology: str, rollout_tokens: float, compile: Callable = plan_step
 ) -> Iterator[Trial]:
   """Yields every candidate once it is compiled, or known to be no better without compiling.
 
   The tensor axis goes up to 8, the data axis up to 4; micro-batches have at least one row per
-  device. `compile` replaces `compile_step` in tests. Raises TopologyError, or MeshError if the rows
+  device. `compile` may be `compile_step`. Raises TopologyError, or MeshError if the rows
   of a step do not divide over any mesh.
   """
   devices = slice_devices(topology)
