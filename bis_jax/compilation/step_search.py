@@ -28,6 +28,10 @@ OPTIONS = (
   "xla_tpu_enable_async_collective_fusion_multiple_steps=true",
 )
 
+_TOO_LARGE = re.compile(
+  r"(?:Used|temporaries) \(?([\d.]+\w)\)? (?:of|exceeds available HBM) \(?([\d.]+\w)"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -110,7 +114,7 @@ def _try(
   try:
     step = compile(config, topology, rollout_tokens)
   except (jax.errors.JaxRuntimeError, MeshError, ValueError, NotImplementedError) as error:
-    if used := re.search(r"Used (\S+) of (\S+) hbm", str(error)):
+    if used := _TOO_LARGE.search(str(error)):
       return Trial(config, reason=f"needs {used[1]} of {used[2]}", too_large=True)
     return Trial(config, reason=str(error).splitlines()[0][:100])
   if step.free_memory < MIN_FREE_MEMORY:

@@ -1,22 +1,26 @@
 """The real TPU compiler builds the real step: two layers of the 7B model, at full width.
 
-Machine code, nine tenths of the time, is generated for the small programs of `plan_test.py` only.
+Machine code, nine tenths of the time, is generated for attention alone.
 """
 
 import dataclasses
 import functools
 import importlib.util
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from bis_jax import aot
 from bis_jax.compilation import compiled_step, plan
 from bis_jax.compilation.compiled_step import packed_rows
+from bis_jax.models.attention import attention
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.parallel import devices
-from bis_jax.parallel.devices import TopologyError
+from bis_jax.parallel.devices import TopologyError, slice_devices
 from bis_jax.parallel.sharding import MeshError, make_mesh
 from configs import internvl3_14b_bis10, qwen_bis10, qwen_full
 from tests.commands import run_command
@@ -138,12 +142,13 @@ def test_the_step_compiles_and_fits(topology, chips, tensor):
 
 
 # (slice, tensor) -> HBM bytes and bytes of collectives of a step on one device, in GB.
-BUDGET = {("v5p:2x2x2", 1): (22.6, 3.18), ("v5e:4x4", 2): (11.8, 1.73)}
+BUDGET = {("v5p:2x2x2", 1): (21.5, 3.18), ("v5e:4x4", 2): (8.34, 3.90)}
 
 
 @needs_libtpu
 @pytest.mark.parametrize("topology, chips, tensor", SLICES)
 def test_the_step_moves_no_more_than_its_budget(topology, chips, tensor):
+  """Mutation caught: windowed products, with which the first one moves 47.0 and 6.41 GB."""
   step = _step(topology, tensor)
   sent = sum(size for _, size in step.collectives.values())
   for found, budget in zip((step.hbm_bytes, sent), BUDGET[topology, tensor], strict=True):
@@ -156,6 +161,27 @@ def test_a_step_computes_every_product_once():
   step = _step("v5p:2x2x2", 1)
   products = step.model_flops["text"] + step.model_flops["vision"]
   assert products < step.executed_flops < 1.15 * products
+
+
+def _attention_code():
+  device = SingleDeviceSharding(slice_devices("v6e:2x2")[0])
+  shapes = [
+    jax.ShapeDtypeStruct((1, 1024, heads, 128), jnp.bfloat16, sharding=device)
+    for heads in (4, 1, 1)
+  ]
+  segments = jax.ShapeDtypeStruct((1, 1024), jnp.int32, sharding=device)
+
+  def total(q, k, v, segments):
+    out = attention(q, k, v, segments, causal=True, backend="splash")
+    return out.astype(jnp.float32).sum()
+
+  return plan.whole(jax.jit(jax.grad(total, (0, 1, 2))).lower(*shapes, segments)).code
+
+
+@needs_libtpu
+def test_attention_becomes_machine_code():
+  """Forward and backward; the plans of the other tests end before that."""
+  assert plan.in_child(_attention_code) > 0
 
 
 @needs_libtpu

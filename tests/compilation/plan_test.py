@@ -15,8 +15,8 @@ from bis_jax.parallel.devices import TopologyError, slice_devices
 
 def _lowered(rows):
   device = SingleDeviceSharding(slice_devices("v6e:2x2")[0])
-  shapes = [jax.ShapeDtypeStruct((rows, 8192), jnp.bfloat16, sharding=device)] * 2
-  return jax.jit(lambda x, y: jnp.tanh(jax.nn.softmax(x @ y.T) @ y).sum(0)).lower(*shapes)
+  shapes = [jax.ShapeDtypeStruct((rows, 128), jnp.bfloat16, sharding=device)] * 2
+  return jax.jit(lambda x, y: jax.nn.softmax(x @ y.T) @ y).lower(*shapes)
 
 
 def _both(rows):
@@ -34,7 +34,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 def test_a_plan_is_the_whole_program_without_machine_code():
-  planned, whole = plan.in_child(_both, 8192)
+  planned, whole = plan.in_child(_both, 16_384)
   assert planned.code == 0 < whole.code
   assert planned.total == whole.total - whole.code
   ours, theirs = hlo.Program(planned.text), hlo.Program(whole.text)
@@ -43,7 +43,7 @@ def test_a_plan_is_the_whole_program_without_machine_code():
 
 @needs_libtpu
 def test_a_program_that_does_not_fit_is_the_compilers_error():
-  with pytest.raises(jax.errors.JaxRuntimeError, match=r"Used \S+ of \S+ hbm"):
+  with pytest.raises(jax.errors.JaxRuntimeError, match="exceeds available HBM"):
     plan.in_child(_planned, 524_288)
 
 

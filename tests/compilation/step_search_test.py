@@ -70,6 +70,24 @@ def test_a_candidate_that_fails_is_a_row(searched):
   assert any(row.endswith("| less than 10% free |") for row in rows)
 
 
+@pytest.mark.parametrize(
+  "message",
+  [
+    "Used 20.3G of 15.75G hbm. Exceeded",
+    "the total memory required for HLO temporaries (20.3G) exceeds available HBM (15.75G).",
+  ],
+)
+def test_both_messages_of_the_compiler_say_too_large(monkeypatch, message):
+  """Mutation caught: the second one alone was taken for another failure, and all was compiled."""
+  monkeypatch.setattr(step_search, "resident_bytes", lambda config, devices: 0)
+
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+  trial = step_search._try(qwen_bis10.get_config(), "v5e:2x4", 618, [], fail)
+  assert trial.too_large and trial.reason == "needs 20.3G of 15.75G"
+
+
 def test_what_can_only_be_worse_is_not_compiled(searched):
   """Nothing larger than what did not fit, and nothing that keeps less than what fits."""
   tried, compiled = searched
