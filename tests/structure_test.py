@@ -14,8 +14,9 @@ BACKBONES = ("qwen2_5_vl", "internvl")
 # 13,400 before the server spoke what callers speak and Best-of-N read VLMEvalKit's files, 14,200
 # before solutions of a question shared its prefix, 14,700 before Best-of-N compared answers as
 # mathematics, 14,950 before exports were checkpoints, VisualPRM-8B scored, and vLLM read an export,
-# 15,000 before AOT and the server knew rows with shared prefixes.
-MOST_CODE_LINES = 15_100
+# 15,000 before AOT and the server knew rows with shared prefixes, 15,100 before `aot` ended the
+# compiler before machine code.
+MOST_CODE_LINES = 15_150
 MOST_DOCSTRINGS = 0.12
 
 
