@@ -7,7 +7,6 @@ code of a checkpoint.
 import collections
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
@@ -205,11 +204,12 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
 def read_config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
   """Returns a checkpoint's config.json, {} if it cannot be read, and its problems."""
   try:
-    return json.loads((folder / "config.json").read_text()), []
-  except FileNotFoundError:
+    found = files.parse_json((folder / "config.json").read_bytes())
+  except (FileNotFoundError, NotADirectoryError):
     return {}, ["missing file: config.json"]
   except ValueError as error:
     return {}, [f"config.json: {error}"]
+  return (found, []) if isinstance(found, dict) else ({}, ["config.json: it is no JSON object"])
 
 
 def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -218,8 +218,8 @@ def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredT
   problems, index, weight_map = [], folder / _INDEX, None
   if index.exists():
     try:
-      weight_map = json.loads(index.read_text())["weight_map"]
-    except (KeyError, ValueError) as error:
+      weight_map = dict(files.parse_json(index.read_bytes())["weight_map"])
+    except (KeyError, TypeError, ValueError) as error:
       problems.append(f"corrupt file: {_INDEX} ({error}); download it again")
   names = set(weight_map.values() if weight_map else [p.name for p in folder.glob("*.safetensors")])
   if not names:

@@ -83,7 +83,7 @@ class DecoderLayer(nnx.Module):
     x_BTD: jax.Array,
     rope: tuple[jax.Array, jax.Array],
     segment_BT: jax.Array,
-    streams: tuple[int, int],
+    streams: tuple[int, int] = (0, 0),
   ) -> jax.Array:
     x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, streams)
     return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
