@@ -61,8 +61,8 @@ def export_run(
 ) -> None:
   """Writes the latest checkpoint of a run into a new or empty folder; see `hf_folder.write`.
 
-  `license` as in `model_card`. `base` is a folder or hub id of the checkpoint with the LM head's other rows; "": they are zero;
-  None: the initial checkpoint of the run.
+  `license` as in `model_card`. `base` is a folder or hub id of the checkpoint with the LM head's
+  other rows; "": they are zero; None: the initial checkpoint of the run.
   """
   run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # not the run's own mesh
   place = files.absolute(workdir)

@@ -209,7 +209,7 @@ def read_config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
     return {}, ["missing file: config.json"]
   except ValueError as error:
     return {}, [f"config.json: {error}"]
-  return (found, []) if isinstance(found, dict) else ({}, ["config.json: it is no JSON object"])
+  return (found, []) if isinstance(found, dict) else ({}, ["config.json: not a JSON object"])
 
 
 def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredTensor], list[str]]:

@@ -62,8 +62,8 @@ def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRu
   found = exported.read(path)
   if not found and any(path.glob("*.safetensors")):
     raise WorkdirError(
-      f"{checkpoint} holds weights but no {exported.FILE}, so it is no export of a reward model: export "
-      "its run (again) with python -m bis_jax.export"
+      f"{checkpoint} holds weights but no {exported.FILE}, so it is not an exported reward model: "
+      "export its run again with python -m bis_jax.export"
     )
   config, held = found or (read_config(path), None)
   # The run's were for the machine that it ran on.

@@ -175,7 +175,7 @@ def test_other_folders_are_named(folder, tmp_path):
   plain = tmp_path / "plain"
   shutil.copytree(folder, plain)
   (plain / exported.FILE).unlink()
-  with pytest.raises(WorkdirError, match=r"no bis_jax.json, so it is no export"):
+  with pytest.raises(WorkdirError, match=r"no bis_jax.json, so it is not an exported reward model"):
     step_scorer.load(str(plain))
   (plain / exported.FILE).write_text('{"config": 3}')
   with pytest.raises(WorkdirError, match=r"bis_jax.json is damaged .*: export the run again"):
