@@ -93,7 +93,7 @@ def _room(config: ConfigDict, device: Any, sharing: int) -> float | None:
     return None
   text = _text(config)
   layer = text.hidden_size * (
-    2 * (text.hidden_size + _key_width(text)) + 3 * text.intermediate_size
+    2 * (text.query_width + _key_width(text)) + 3 * text.intermediate_size
   )
   parameters = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
   return _PRODUCTS * (0.9 * CHIPS[chip].hbm_bytes - _STATE_BYTES * parameters / sharing)
@@ -102,7 +102,7 @@ def _room(config: ConfigDict, device: Any, sharing: int) -> float | None:
 def _row_bytes(config: ConfigDict) -> int:
   """Bytes of a row's products in bfloat16: queries, attention and its output, keys, values, MLP."""
   text = _text(config)
-  width = 3 * text.hidden_size + 2 * _key_width(text) + 2 * text.intermediate_size
+  width = 2 * text.query_width + text.hidden_size + 2 * (_key_width(text) + text.intermediate_size)
   return 2 * text.num_hidden_layers * width * config.inputs.row_tokens
 
 

@@ -134,13 +134,15 @@ class GatedMLP(nnx.Module):
 class MLP(nnx.Module):
   """Returns fc2(gelu(fc1(x))), width D to F to E."""
 
+  approximate = False  # gelu by tanh
+
   def __init__(self, width: int, hidden: int, out: int, config: ModelConfig, rngs: nnx.Rngs):
     self.fc1 = Linear(width, hidden, config, rngs, use_bias=True)
     self.fc2 = Linear(hidden, out, config, rngs, use_bias=True)
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     x_BTF = checkpoint_name(self.fc1(x_BTD), _MLP)
-    return self.fc2(jax.nn.gelu(x_BTF, approximate=False))
+    return self.fc2(jax.nn.gelu(x_BTF, approximate=self.approximate))
 
 
 def projection(x_BTE: jax.Array) -> jax.Array:

@@ -28,9 +28,18 @@ class TextConfig:
     return self.hidden_size // self.num_attention_heads
 
   @property
+  def query_width(self) -> int:
+    return self.num_attention_heads * self.head_dim
+
+  @property
   def attention_bias(self) -> bool:
     """On queries, keys and values."""
     return True
+
+  @property
+  def qk_norm(self) -> bool:
+    """RMSNorm over each head of the queries and of the keys."""
+    return False
 
 
 def shared_fields(config_class: type, *own: str) -> list[str]:

@@ -47,7 +47,7 @@ def step_flops(
   causal = text.num_hidden_layers * (np.square(tokens) / 2 + tokens * before).sum()
   return {
     "text": flops.pop(_TEXT),
-    "text attention": 3 * 4 * text.hidden_size * causal,
+    "text attention": 3 * 4 * text.query_width * causal,
     "vision": sum(flops.values()),
     "vision attention": back * 4 * config.vision.hidden_size * pairs,
   }

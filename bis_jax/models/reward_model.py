@@ -38,7 +38,10 @@ class RewardModel(nnx.Module):
 
   @abc.abstractmethod
   def image_features(self, batch: Batch) -> jax.Array:
-    """Returns the image features [B, M, D] of a batch."""
+    """Returns the image features [B, M, D] of a batch, or [B, M, (1 + F) D].
+
+    The further F parts are added to the image tokens after each of the first F layers.
+    """
 
   @abc.abstractmethod
   def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,12 +54,14 @@ class RewardModel(nnx.Module):
 
   def states(self, batch: Batch) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
-    features_BMD = self.image_features(batch)
+    features, index_BT = self.image_features(batch), batch["image_index"]
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
-    x_BTD = place_features(x_BTD, features_BMD, batch["image_index"])
+    features_BMD, *more = jnp.split(features, features.shape[-1] // x_BTD.shape[-1], axis=-1)
+    added = (jnp.stack(more), index_BT) if more else None
+    x_BTD = place_features(x_BTD, features_BMD, index_BT)
     _, *streams = batch["stream_ids"].shape if "stream_ids" in batch else (0, 0, 0)
     rope = self.rope(batch["positions"])
-    return self.language_model(x_BTD, rope, batch["segment_ids"], (streams[0], streams[1]))
+    return self.language_model(x_BTD, rope, batch["segment_ids"], (streams[0], streams[1]), added)
 
   def next_token_logits(self, batch: Batch) -> jax.Array:
     """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding."""

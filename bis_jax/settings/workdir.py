@@ -50,6 +50,10 @@ def _stored(path: epath.Path) -> dict[str, Any]:
 def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Returns {key: value} of a config of any version under today's keys."""
   flat = {RENAMED.get(k, k): v for k, v in flat.items()}
+  sections = {key.split(".")[0] for key in flat}
+  for name in {*BACKBONES} - sections:  # of backbones that came later
+    for key, setting in BACKBONES[name].settings.items():
+      flat[f"{name}.{key}"] = setting.default
   flat.setdefault("train.compiler_options", "")
   flat.setdefault("internvl.prompt", "step_markers")
   flat.setdefault("inputs.row_streams", 0)

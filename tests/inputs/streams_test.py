@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 from bis_jax.inputs import pack, pipeline
 from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.qwen2_5_vl.images import QwenImages
+from bis_jax.models.qwen3_vl.images import Qwen3Images
 from tests import streams
 from tests.in_memory import in_memory
 from tests.inputs.pipeline_test import encoded_image
 
 PROCESSORS = {
   "qwen": QwenImages(28 * 28, 112 * 112),
+  "qwen3": Qwen3Images(32 * 32, 128 * 128),
   "internvl": InternVLImages(max_tiles=2, tile=56),
 }
 BUDGETS, STREAMS = np.array([100, 256, 16]), (3, 20)

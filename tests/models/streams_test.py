@@ -15,6 +15,8 @@ from bis_jax.models.kernels import splash_attention, tokamax_attention
 from bis_jax.models.param_tree import merge, split
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.images import QwenImages
+from bis_jax.models.qwen3_vl.config import SIZES as QWEN3_SIZES
+from bis_jax.models.qwen3_vl.images import Qwen3Images
 from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings
 from bis_jax.training.train_step import loss_and_grads
 from tests import streams
@@ -22,6 +24,7 @@ from tests.training.train_step_test import run_two_processes
 
 MODELS = {
   "qwen": (QWEN_SIZES["tiny"].with_vocabulary(256), QwenImages(28 * 28, 112 * 112)),
+  "qwen3": (QWEN3_SIZES["tiny"].with_vocabulary(256), Qwen3Images(32 * 32, 128 * 128)),
   "internvl": (INTERNVL_SIZES["tiny"].with_vocabulary(256), InternVLImages(2, 56)),
 }
 GROUPS = (3, 1, 20, 2, 7, 1)

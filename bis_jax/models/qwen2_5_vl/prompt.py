@@ -1,9 +1,9 @@
-"""The prompt of Qwen2.5-VL:
+"""The prompt of Qwen2.5-VL and Qwen3-VL:
 
     user turn:       <images>Question: {question}
     assistant turn:  Process: {step 1}<prm>\\n\\n{step 2}<prm>\\n\\n...{step n}<prm>
 
-wrapped by the tokenizer's own chat template with its default system prompt.
+wrapped by the tokenizer's own chat template, which of Qwen2.5-VL has a default system prompt.
 """
 
 import functools
@@ -47,7 +47,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
   """Returns the ids of the special tokens; raises TokenizerError naming those that are missing."""
   images, vocabulary = (IMAGE_PAD, VISION_START, VISION_END), tokenizer.get_vocab()
   needed = (STEP_MARKER, *images, POSITIVE, NEGATIVE)
-  check_vocabulary(vocabulary, needed, tokenizer.name_or_path, "Qwen2.5-VL")
+  check_vocabulary(vocabulary, needed, tokenizer.name_or_path, "Qwen2.5-VL or Qwen3-VL")
   return SpecialTokens.of(vocabulary, *images)
 
 
@@ -77,7 +77,7 @@ class QwenPrompt(Prompt):
     if text.count(_QUESTION_SLOT) != 1 or text.count(_PROCESS_SLOT) != 1:
       raise TokenizerError(
         f"The chat template of the tokenizer in {tokenizer.name_or_path!r} does not render a user "
-        "turn followed by an assistant turn; use the template released with Qwen2.5-VL."
+        "turn followed by an assistant turn; use the template released with the weights."
       )
     added = "|".join(re.escape(token.content) for token in tokenizer.added_tokens_decoder.values())
     *parts, last = re.split(f"({added})", text.partition(_PROCESS_SLOT)[0])

@@ -1,5 +1,8 @@
 """The record of Qwen2.5-VL."""
 
+import functools
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from bis_jax.models.backbone import Backbone
@@ -29,18 +32,19 @@ _SETTINGS = {
 }
 
 
-def _config_faults(config: ConfigDict, images: QwenImages) -> list[str]:
-  inputs, faults, tokens = config.inputs, [], images.max_pixels // UNIT**2
-  allows = f"config.qwen2_5_vl.max_pixels ({images.max_pixels}) allows images of"
+def pixel_faults(name: str, unit: int, config: ConfigDict, images: Any) -> list[str]:
+  """Returns the faults of the limits of pixels in a section; an image token is `unit` pixels wide."""
+  inputs, faults, tokens = config.inputs, [], images.max_pixels // unit**2
+  allows = f"config.{name}.max_pixels ({images.max_pixels}) allows images of"
   if images.min_pixels > images.max_pixels:
     faults.append(
-      f"config.qwen2_5_vl.min_pixels ({images.min_pixels}) must not exceed "
-      f"config.qwen2_5_vl.max_pixels ({images.max_pixels})"
+      f"config.{name}.min_pixels ({images.min_pixels}) must not exceed "
+      f"config.{name}.max_pixels ({images.max_pixels})"
     )
   if tokens >= inputs.max_length:
     faults.append(
       f"{allows} {tokens} tokens, more than config.inputs.max_length ({inputs.max_length}) holds: "
-      f"lower max_pixels to at most {(inputs.max_length // 2) * UNIT**2} or raise max_length"
+      f"lower max_pixels to at most {(inputs.max_length // 2) * unit**2} or raise max_length"
     )
   if UNIT_PATCHES * tokens > inputs.row_patches:
     faults.append(
@@ -64,7 +68,7 @@ QWEN2_5_VL = Backbone(
   rollout_tokens=618,  # 565,149 rollouts in 42,602 rows of 8192 tokens (benchmarks/packing.py)
   prefix_tokens=350,
   settings=_SETTINGS,
-  config_faults=_config_faults,
+  config_faults=functools.partial(pixel_faults, "qwen2_5_vl", UNIT),
   row_patches=24_576,
   toy_row_patches=128,
   checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",

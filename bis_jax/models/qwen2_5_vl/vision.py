@@ -27,13 +27,14 @@ from bis_jax.models.layers import (
   scan,
   stack,
 )
+from bis_jax.models.model_config import ModelConfig
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 
 
 class VisionAttention(nnx.Module):
   """Attention inside windows, or inside whole images if `full`."""
 
-  def __init__(self, config: Qwen2_5_VLConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     width = config.vision.hidden_size
     self.qkv = Linear(width, 3 * width, config, rngs, use_bias=True)
     self.proj = Linear(width, width, config, rngs, use_bias=True)
@@ -127,7 +128,7 @@ class VisionTower(nnx.Module):
   ) -> jax.Array:
     vision = self.config.vision
     period = vision.full_attention_period
-    rope = _rope(patch_position_BP2, vision.head_dim, vision.rope_theta)
+    rope = axial_rope(patch_position_BP2, vision.head_dim, vision.rope_theta)
 
     def apply(full: bool, block: VisionBlock, x_BPD: jax.Array) -> jax.Array:
       return block(x_BPD, rope, patch_window_BP, patch_segment_BP, full)
@@ -148,10 +149,11 @@ class VisionTower(nnx.Module):
     return self.merger(x_BPD)
 
 
-def _rope(
+def axial_rope(
   patch_position_BP2: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-  # Returns [B, P, h]: the first half of the angles from the row, the rest from the column.
+  """Returns cosines and sines [B, P, h]: the first half of the angles from the row, the rest from
+  the column."""
   frequencies_f = inverse_frequencies(head_dim // 2, theta)
   position_BP21 = patch_position_BP2.astype(jnp.float32)[..., None]
   angles_BPh = (position_BP21 * frequencies_f[None, None, None]).reshape(
