@@ -1,5 +1,6 @@
 """The record of a backbone; docs/new_backbone.md says how to add one."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,3 +66,4 @@ class Backbone:
   card: str  # template of the model card, a path in models/
 
   model_settings: tuple[str, ...] = ()  # keys of the own section that the model config has, too
+  refused: Mapping[str, str] = dataclasses.field(default_factory=dict)  # published sizes: why

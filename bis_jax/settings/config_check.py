@@ -57,8 +57,9 @@ def _contradictions(c: ConfigDict) -> list[str]:
   """Returns a sentence for each pair of values, each in its range, that do not go together."""
   toy, backbone = c.corpus.name == "toy", BACKBONES[c.model.backbone]
   if c.model.size not in backbone.sizes:
-    sizes = ", ".join(backbone.sizes)
-    return [f"config.model.size is {c.model.size!r}; it must be one of {sizes} ({backbone.name})"]
+    sizes, why = ", ".join(backbone.sizes), backbone.refused.get(c.model.size)
+    size = f"{c.model.size!r}, which is refused: {why}" if why else repr(c.model.size)
+    return [f"config.model.size is {size}; it must be one of {sizes} ({backbone.name})"]
   published = bool(backbone.sizes[c.model.size].text.vocab_size)
   rules = (
     (

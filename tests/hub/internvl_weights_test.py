@@ -222,7 +222,9 @@ def _count(shapes):
 
 @pytest.mark.parametrize(
   ("size", "released"),
-  [("2.5-8b", 8_075_365_376), ("3-8b", 7_944_373_760),
+  [("2.5-1b", 938_193_024), ("2.5-2b", 2_205_754_368), ("2.5-4b", 3_712_637_952),
+   ("2.5-8b", 8_075_365_376), ("2.5-26b", 25_514_186_112), ("2.5-38b", 38_388_164_992),
+   ("2.5-78b", 78_408_318_336), ("3-2b", 2_088_957_440), ("3-8b", 7_944_373_760),
    ("3-14b", 15_117_256_704)],
 )  # fmt: skip
 def test_parameter_counts_are_transformers_own(size, released):
@@ -241,3 +243,8 @@ def test_parameter_counts_are_transformers_own(size, released):
   row = config.text.hidden_size
   assert total == released
   assert _count(_shapes(config)) == total - theirs.lm_head.weight.numel() + row
+
+
+@pytest.mark.parametrize("size", ["1b", "38b", "78b"])
+def test_internvl3_has_these_sizes_of_internvl2_5(size):
+  assert INTERNVL_SIZES[f"3-{size}"] == INTERNVL_SIZES[f"2.5-{size}"]

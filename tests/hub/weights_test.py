@@ -64,8 +64,18 @@ def _assert_equal(a, b):
       dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, vocab_size=152064,
            num_attention_heads=28, num_key_value_heads=4),
     ),
+    (
+      QWEN_SIZES["32b"],
+      dict(hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, vocab_size=152064,
+           num_attention_heads=40, num_key_value_heads=8),
+    ),
+    (
+      QWEN_SIZES["72b"],
+      dict(hidden_size=8192, intermediate_size=29568, num_hidden_layers=80, vocab_size=152064,
+           num_attention_heads=64, num_key_value_heads=8),
+    ),
   ],
-  ids=["3b", "7b"],
+  ids=["3b", "7b", "32b", "72b"],
 )  # fmt: skip
 def test_parameter_counts_are_transformers_own(lab, size, reference):
   """Exact; ours has two columns where theirs has the LM head (none of its own if tied)."""
@@ -73,7 +83,11 @@ def test_parameter_counts_are_transformers_own(lab, size, reference):
   rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
   torch_config = TorchConfig(
     text_config={**reference, "rope_parameters": rope, "rms_norm_eps": 1e-6},
-    vision_config={"hidden_size": 1280, "out_hidden_size": reference["hidden_size"]},
+    vision_config={
+      "hidden_size": 1280,
+      "out_hidden_size": reference["hidden_size"],
+      "intermediate_size": 3420 if reference["hidden_size"] < 5000 else 3456,
+    },
     tie_word_embeddings=tied,
   )
   with torch.device("meta"):

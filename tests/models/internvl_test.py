@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import InternVLConfig as TorchConfig
 from transformers import InternVLForConditionalGeneration
@@ -294,6 +295,34 @@ def test_every_stage_equals_transformers(lab, tile_counts):
   assert not ours or not len(sample.tiles) and all("t" in name for name in ours)
   print(f"\n{lab.config.text.architecture} {tile_counts}: worst {max(errors.values()):.1e}")
   assert max(errors.values()) < 1e-5, errors
+
+
+def test_the_tower_of_internvit_6b(tmp_path):
+  """RMSNorm, queries and keys normed and without bias; in Transformers' layout and the release's."""
+  config = tiny(VOCAB, "qwen2")
+  own = {"qkv_bias": False, "qk_normalization": True, "norm_type": "rms_norm"}
+  config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **own))
+  torch_model = _torch_model(config)
+  torch_model.save_pretrained(tmp_path)
+  params = _load(tmp_path, config)
+  sample = _draw(1, (3, 2))
+  ours = _stages(types.SimpleNamespace(config=config, model=_model(config, params)),
+                 _assemble([[sample]]))  # fmt: skip
+  for name, value in _reference_stages(torch_model, sample).items():
+    length = len(sample.ids) if name.startswith(("emb", "layer", "final")) else len(value)
+    row = np.asarray(ours[name])[0][:length]
+    assert _relative_error(row, value.reshape(row.shape)) < 1e-5, name
+  release = tmp_path / "release"
+  release.mkdir()
+  (release / "config.json").write_text(json.dumps(config.to_hugging_face("hub")))
+  tokens = {"yes_token": YES, "no_token": NO}
+  weights.save(release, params, config, **tokens, base=None, dtype="float32")
+  again = _load(release, config)
+  for path, value in params.items():
+    np.testing.assert_array_equal(np.asarray(again[path]), np.asarray(value), err_msg=path)
+  with safe_open(release / "model.safetensors", "np") as opened:
+    keys = {key.removeprefix("vision_model.encoder.layers.0.attn.") for key in opened.keys()}  # noqa: SIM118
+  assert {"qkv.weight", "q_norm.weight", "k_norm.weight"} <= keys and "qkv.bias" not in keys
 
 
 def test_gradients_of_the_reward_loss(lab):

@@ -13,6 +13,7 @@ from bis_jax.models.internvl.images import InternVLImages
 from bis_jax.models.model_flops import step_flops, trained_stages
 from bis_jax.models.param_tree import merge, split
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen3_vl.config import SIZES as QWEN3_SIZES
 
 ALL = {"visual.patch_embed", "visual.blocks", "visual.merger.mlp.0", "visual.merger.mlp.2"}
 
@@ -55,6 +56,17 @@ def test_a_tile_of_internvl_costs_its_kernels_and_a_sequence_of_1025():
   )
   trained = step_flops(config, {"vision_model.layers", *stages}, [100.0], [3 * 1024.0])
   assert trained["vision attention"] == 3 * flops["vision attention"]
+
+
+def test_qwen3_counts_its_heads_and_the_mergers_of_earlier_blocks():
+  """4B, all but the decoder frozen: heads are wider than the model, four mergers run once."""
+  flops = step_flops(QWEN3_SIZES["4b"], {"language_model"}, [100.0], [256.0])
+  layer = 2 * 2560 * 4096 + 2 * 2560 * 1024 + 3 * 2560 * 9728
+  assert flops["text"] == 6 * 100 * 36 * layer
+  assert flops["text attention"] == 36 * 3 * 4 * 4096 * 100 * 100 / 2
+  blocks = 2 * 256 * (1536 * 1024 + 24 * (4 * 1024**2 + 2 * 1024 * 4096))
+  assert flops["vision"] == blocks + 4 * 2 * 64 * (4096**2 + 4096 * 2560)
+  assert flops["vision attention"] == 4 * 24 * 1024 * 256**2
 
 
 def test_stages_follow_the_learning_rates():

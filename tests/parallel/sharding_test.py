@@ -39,12 +39,12 @@ def test_sizes_that_do_not_divide_name_both_numbers(sizes):
 
 @pytest.mark.parametrize(
   ("backbone", "size"),
-  [
-    (name, size)
+  {
+    config: (name, size)
     for name, record in backbones.BACKBONES.items()
     for size, config in record.sizes.items()
     if config.text.vocab_size
-  ],
+  }.values(),
 )
 def test_every_parameter_has_a_rule_and_big_ones_are_split(backbone, size):
   config = backbones.get(backbone).sizes[size]

@@ -91,6 +91,7 @@ def test_images_that_cannot_fit_are_refused():
     ),
     ({"inputs.row_patches": 8000}, r"row_patches \(8000\) .* make it 8 \* 1024"),
     ({"model.size": "7b"}, r"model.size is '7b'; it must be one of .*2\.5-8b"),
+    ({"model.size": "3-9b"}, r"is '3-9b', which is refused: .* InternLM3.*; it must be one of "),
     ({"model.backbone": "qwen2_5_vl", "internvl.system": "Hi"}, "qwen2_5_vl does not read"),
     (
       {"model.backbone": "qwen2_5_vl", "internvl.drop_path": 0.1, "model.size": "7b"},

@@ -39,6 +39,11 @@ class VisionConfig:
   qkv_bias: bool = True  # on queries, keys and values
   qk_normalization: bool = False  # RMSNorm over all heads of the queries and of the keys
   layer_norm_eps: float = 1e-6
+  norm_type: str = "layer_norm"  # or "rms_norm"
+
+  def __post_init__(self):
+    if self.norm_type not in ("layer_norm", "rms_norm"):
+      raise ValueError(f"norm_type is {self.norm_type!r}, not 'layer_norm' or 'rms_norm'")
 
   @property
   def head_dim(self) -> int:
@@ -54,7 +59,7 @@ class VisionConfig:
 
 
 _VISION_FIELDS = shared_fields(
-  VisionConfig, "image_size", "patch_size", "qkv_bias", "qk_normalization"
+  VisionConfig, "image_size", "patch_size", "qkv_bias", "qk_normalization", "norm_type"
 )
 
 
@@ -92,11 +97,11 @@ class InternVLConfig(ModelConfig):
         patch_size=_side(vision["patch_size"]),
         qkv_bias=vision["qkv_bias" if hub else "attention_bias"],
         qk_normalization=vision["qk_normalization" if hub else "use_qk_norm"],
+        norm_type=vision.get("norm_type", "layer_norm"),
       ),
       tie_word_embeddings=raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
     )
     expected = {
-      "norm_type": ("layer_norm", vision.get("norm_type", "layer_norm")),
       "hidden_act of the tower": ("gelu", vision.get("hidden_act", "gelu")),
       "hidden_act of the decoder": ("silu", text.get("hidden_act", "silu")),
       "bias of the decoder": (False, text.get("bias", False)),
@@ -124,7 +129,8 @@ class InternVLConfig(ModelConfig):
       vision |= {"model_type": "internvl_vision", "hidden_act": "gelu"}
       vision |= {"image_size": [size, size], "patch_size": [patch, patch]}
       vision |= {"attention_bias": self.vision.qkv_bias}
-      vision |= {"use_qk_norm": self.vision.qk_normalization, "norm_type": "layer_norm"}
+      vision |= {"use_qk_norm": self.vision.qk_normalization}
+      vision |= {"norm_type": self.vision.norm_type}
       return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
@@ -138,8 +144,8 @@ class InternVLConfig(ModelConfig):
     if self.text.architecture == "internlm2":
       text |= {"architectures": ["InternLM2ForCausalLM"], "bias": False}
     vision |= {"architectures": ["InternVisionModel"]}
-    vision |= {"model_type": "intern_vit_6b", "hidden_act": "gelu", "norm_type": "layer_norm"}
-    for field in ("image_size", "patch_size", "qkv_bias", "qk_normalization"):
+    vision |= {"model_type": "intern_vit_6b", "hidden_act": "gelu"}
+    for field in ("image_size", "patch_size", "qkv_bias", "qk_normalization", "norm_type"):
       vision[field] = getattr(self.vision, field)
     return {
       "architectures": ["InternVLChatModel"],
@@ -161,7 +167,15 @@ def _side(size: int | list[int]) -> int:
   return sides[0]
 
 
-_QWEN2 = functools.partial(TextConfig, architecture="qwen2", rms_norm_eps=1e-6)
+_QWEN2 = functools.partial(TextConfig, 151675, architecture="qwen2", rms_norm_eps=1e-6)
+_INTERNVIT_6B = VisionConfig(
+  45, 3200, 12800, 25, qkv_bias=False, qk_normalization=True, norm_type="rms_norm"
+)
+
+
+def _released(text: TextConfig, vision: VisionConfig = VisionConfig()) -> InternVLConfig:  # noqa: B008
+  return InternVLConfig(text, vision, dtype="bfloat16")
+
 
 SIZES = {
   # The smallest model that has every part, with tiles of 56 x 56 pixels, for tests.
@@ -174,10 +188,18 @@ SIZES = {
     TextConfig(0, 128, 256, 3, 4, 2, architecture="qwen2"),
     VisionConfig(1, 48, 96, 4, image_size=56),
   ),
-  # InternViT-300M with InternLM2.5-7B, Qwen2.5-7B and Qwen2.5-14B.
-  "2.5-8b": InternVLConfig(
-    TextConfig(92554, 4096, 14336, 32, 32, 8), VisionConfig(), dtype="bfloat16"
-  ),
-  "3-8b": InternVLConfig(_QWEN2(151675, 3584, 18944, 28, 28, 4), VisionConfig(), dtype="bfloat16"),
-  "3-14b": InternVLConfig(_QWEN2(151675, 5120, 13824, 48, 40, 8), VisionConfig(), dtype="bfloat16"),
+  # InternViT-300M, or InternViT-6B from 26B on, with InternLM2.5 and Qwen2.5 of about the size's name.
+  "2.5-1b": _released(_QWEN2(896, 4864, 24, 14, 2)),
+  "2.5-2b": _released(TextConfig(92554, 2048, 8192, 24, 16, 8)),
+  "2.5-4b": _released(_QWEN2(2048, 11008, 36, 16, 2)),
+  "2.5-8b": _released(TextConfig(92554, 4096, 14336, 32, 32, 8)),
+  "2.5-26b": _released(TextConfig(92554, 6144, 16384, 48, 48, 8), _INTERNVIT_6B),
+  "2.5-38b": _released(_QWEN2(5120, 27648, 64, 40, 8), _INTERNVIT_6B),
+  "2.5-78b": _released(_QWEN2(8192, 29568, 80, 64, 8), _INTERNVIT_6B),
+  "3-1b": _released(_QWEN2(896, 4864, 24, 14, 2)),
+  "3-2b": _released(_QWEN2(1536, 8960, 28, 12, 2)),
+  "3-8b": _released(_QWEN2(3584, 18944, 28, 28, 4)),
+  "3-14b": _released(_QWEN2(5120, 13824, 48, 40, 8)),
+  "3-38b": _released(_QWEN2(5120, 27648, 64, 40, 8), _INTERNVIT_6B),
+  "3-78b": _released(_QWEN2(8192, 29568, 80, 64, 8), _INTERNVIT_6B),
 }

@@ -103,6 +103,7 @@ INTERNVL = Backbone(
   prefix_tokens=1130,
   settings=_SETTINGS,
   model_settings=("drop_path",),
+  refused={"3-9b": "its decoder and tokenizer are InternLM3's, which are not implemented"},
   config_faults=_config_faults,
   row_patches=28 * 1024,  # as full of tiles as of tokens
   toy_row_patches=192,

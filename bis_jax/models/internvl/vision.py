@@ -66,8 +66,8 @@ class VisionLayer(nnx.Module):
 
   def __init__(self, config: InternVLConfig, rngs: nnx.Rngs):
     vision, width = config.vision, config.vision.hidden_size
-    self.norm1 = LayerNorm(width, vision.layer_norm_eps, config)
-    self.norm2 = LayerNorm(width, vision.layer_norm_eps, config)
+    norm = LayerNorm if vision.norm_type == "layer_norm" else RMSNorm
+    self.norm1, self.norm2 = (norm(width, vision.layer_norm_eps, config) for _ in range(2))
     self.attn = VisionAttention(config, rngs)
     self.mlp = MLP(width, vision.intermediate_size, width, config, rngs)
     self.ls1 = nnx.Param(jnp.full((width,), 0.1, config.param_dtype))

@@ -138,6 +138,7 @@ class Qwen2_5_VLConfig(ModelConfig):
 _TINY_VISION = VisionConfig(
   depth=4, hidden_size=32, intermediate_size=48, num_heads=2, full_attention_period=2
 )
+_LARGE_VISION = VisionConfig(intermediate_size=3456)
 _TOY_VISION = VisionConfig(
   depth=1, hidden_size=48, intermediate_size=96, num_heads=4, full_attention_period=1
 )
@@ -156,5 +157,11 @@ SIZES = {
   ),
   "7b": Qwen2_5_VLConfig(
     TextConfig(152064, 3584, 18944, 28, 28, 4), VisionConfig(), dtype="bfloat16"
+  ),
+  "32b": Qwen2_5_VLConfig(
+    TextConfig(152064, 5120, 27648, 64, 40, 8), _LARGE_VISION, dtype="bfloat16"
+  ),
+  "72b": Qwen2_5_VLConfig(
+    TextConfig(152064, 8192, 29568, 80, 64, 8), _LARGE_VISION, dtype="bfloat16"
   ),
 }

@@ -59,4 +59,7 @@ QWEN3_VL = Backbone(
   is_plain=lambda model, base: True,
   published=lambda raw: {},
   card="qwen3_vl/card.md",
+  refused=dict.fromkeys(
+    ("30b-a3b", "235b-a22b"), "its decoder mixes experts, which is not implemented"
+  ),
 )
