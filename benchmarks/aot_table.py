@@ -15,7 +15,14 @@ import jax
 from absl import app, flags
 
 from bis_jax.compilation.compiled_step import compile_step, plan_step
-from configs import internvl3_14b_bis10, internvl_bis10, internvl_full, qwen_bis10, qwen_full
+from configs import (
+  internvl3_14b_bis10,
+  internvl_bis10,
+  internvl_full,
+  qwen3vl_bis10,
+  qwen_bis10,
+  qwen_full,
+)
 
 _ONLY = flags.DEFINE_string("only", None, "one slice of the table")
 _RECIPE = flags.DEFINE_string("recipe", None, "a recipe of the table")
@@ -37,6 +44,8 @@ CASES = (
   (internvl_bis10, "v6e:4x4", 8192),
   (internvl3_14b_bis10, "v5e:8x8", 8192),
   (internvl3_14b_bis10, "v5p:2x2x4", 8192),
+  (qwen3vl_bis10, "v5e:8x8", 4096),
+  (qwen3vl_bis10, "v6e:4x4", 4096),
   # With shared prefixes: three rollouts per question.
   (qwen_full, "v5e:8x8", 8192),
   (qwen_full, "v6e:4x4", 8192),

@@ -3,7 +3,7 @@
   python -m benchmarks.export_transformers
   python -m benchmarks.export_transformers --python=/path/to/venv/bin/python --tokenizer=FOLDER
 
-Small random models of both backbones are exported in float32. The code of the card runs once in this
+Small random models of every backbone are exported in float32. The code of the card runs once in this
 Python and once in each that `--python` names, on images of every kind (EXIF, transparent, grey, too
 large, too small), on several and none, one solution at a time and all in one padded batch. Exit code
 1 if a step probability differs from bis_jax.score by more than 1e-5.
@@ -37,7 +37,7 @@ _PYTHON = flags.DEFINE_multi_string("python", [], "Python with another Transform
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "tokenizer of Qwen2.5-VL; default: the toy's")
 
 TOLERANCE = 1e-5
-RECIPES = ("qwen_bis10", "internvl_bis10")
+RECIPES = ("qwen_bis10", "qwen3vl_bis10", "internvl_bis10")
 # Run by the other Python: [folder of the export, solutions, file to write] are its arguments.
 PROGRAM = """
 import json, sys

@@ -20,7 +20,9 @@ from bis_jax.models.qwen2_5_vl.record import QWEN2_5_VL
 from bis_jax.models.qwen3_vl.record import QWEN3_VL
 from bis_jax.parallel.sharding import P, parameter_shardings
 
-BACKBONES: dict[str, Backbone] = {record.name: record for record in (QWEN2_5_VL, QWEN3_VL, INTERNVL)}
+BACKBONES: dict[str, Backbone] = {
+  record.name: record for record in (QWEN2_5_VL, QWEN3_VL, INTERNVL)
+}
 
 
 class BackboneError(UserError):

@@ -57,7 +57,9 @@ def _layer(layer, x, rope, segment):
 def _stages(lab, model, batch):
   """The model's computation layer by layer, one named output per stage."""
   tower, decoder, config, out = model.visual, model.language_model, model.config, {}
-  rope = vision.axial_rope(batch["patch_position"], config.vision.head_dim, config.vision.rope_theta)
+  rope = vision.axial_rope(
+    batch["patch_position"], config.vision.head_dim, config.vision.rope_theta
+  )
   x = out["patch_embed"] = tower.patch_embed["proj"](batch["patches"])
   for i in range(config.vision.depth):
     block = jax.tree.map(lambda array, i=i: array[i], tower.blocks)

@@ -165,17 +165,16 @@ def _stages(model, batch):
   vision = model.config.vision
   rope = axial_rope(batch["patch_position"], vision.head_dim, vision.rope_theta)
   out["patch_embed"] = tower.patch_embed["proj"](batch["patches"])
-  x = out["embedded"] = tower.embed(
-    batch["patches"], batch["patch_position"], batch["patch_grid"]
-  )
-  deep = []
+  x = out["embedded"] = tower.embed(batch["patches"], batch["patch_position"], batch["patch_grid"])
+  deep, mergers = [], iter(range(len(vision.deepstack_visual_indexes)))
   for i in range(vision.depth):
     x = jax.tree.map(lambda array, i=i: array[i], tower.blocks)(x, rope, batch["patch_segment"])
     out[f"block {i}"] = x
     if i in vision.deepstack_visual_indexes:
-      merger = jax.tree.map(lambda a, i=len(deep): a[i], tower.deepstack_merger_list)
-      out[f"deepstack {len(deep)}"] = merger(x)
+      number = next(mergers)
+      merger = jax.tree.map(lambda a, i=number: a[i], tower.deepstack_merger_list)
       deep.append(merger(x))
+      out[f"deepstack {number}"] = deep[-1]
   features = out["merger"] = tower.merger(x)
   x = decoder.embed_tokens(batch["tokens"])
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
@@ -284,7 +283,9 @@ def test_gradients_of_the_reward_loss(config, torch_model, case):
     if path == REWARD_HEAD_PATH:
       reference = theirs["lm_head.weight"][[YES, NO]]
     elif stack:
-      parts = [theirs["model." + name.replace(f"{stack}.", f"{stack}.{i}.")] for i in range(len(ours))]
+      parts = [
+        theirs["model." + name.replace(f"{stack}.", f"{stack}.{i}.")] for i in range(len(ours))
+      ]
       reference = np.stack(parts)
     else:
       reference = theirs["model." + name]
@@ -295,10 +296,9 @@ def test_gradients_of_the_reward_loss(config, torch_model, case):
   assert max(errors.values()) < 1e-4, errors
 
 
-@pytest.mark.parametrize("remat", ["mlp", "full"])
-def test_remat_changes_no_gradient(config, params, case, remat):
+def test_remat_changes_no_gradient(config, params, case):
   _, targets, batch, gradient = case
-  graph, _ = backbones.shapes(dataclasses.replace(config, remat=remat))
+  graph, _ = backbones.shapes(dataclasses.replace(config, remat="full"))
   again = param_tree.split(_gradient(param_tree.merge(graph, params), batch, targets))[1]
   for path, value in gradient.items():
     assert error(again[path], value) < 1e-5, path
@@ -338,7 +338,7 @@ def test_a_wrong_mask_order_or_position_shows(model, torch_model, mutate):
 @pytest.mark.parametrize(
   "change",
   [
-    lambda c: dataclasses.replace(c.text, mrope_section=(5, 6, 5)),
+    lambda c: dataclasses.replace(c.text, mrope_section=(8, 4, 4)),
     lambda c: dataclasses.replace(c.text, rope_theta=1e6),
     lambda c: dataclasses.replace(c.vision, deepstack_visual_indexes=(0, 2)),
     lambda c: dataclasses.replace(c.vision, rope_theta=1e3),

@@ -166,9 +166,7 @@ SIZES = {
     tie_word_embeddings=True,
     dtype="bfloat16",
   ),
-  "8b": Qwen3VLConfig(
-    TextConfig(151936, 4096, 12288, 36, 32, 8), VisionConfig(), dtype="bfloat16"
-  ),
+  "8b": Qwen3VLConfig(TextConfig(151936, 4096, 12288, 36, 32, 8), VisionConfig(), dtype="bfloat16"),
   "32b": Qwen3VLConfig(
     TextConfig(151936, 5120, 25600, 64, 64, 8), VisionConfig(), dtype="bfloat16"
   ),
