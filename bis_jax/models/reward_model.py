@@ -56,7 +56,8 @@ class RewardModel(nnx.Module):
     """Returns the states [B, T, D] after the last layer, before the last norm."""
     features, index_BT = self.image_features(batch), batch["image_index"]
     x_BTD = self.language_model.embed_tokens(batch["tokens"])
-    features_BMD, *more = jnp.split(features, features.shape[-1] // x_BTD.shape[-1], axis=-1)
+    parts = features.shape[-1] // x_BTD.shape[-1]
+    features_BMD, *more = jnp.split(features, parts, axis=-1) if parts > 1 else [features]
     added = (jnp.stack(more), index_BT) if more else None
     x_BTD = place_features(x_BTD, features_BMD, index_BT)
     _, *streams = batch["stream_ids"].shape if "stream_ids" in batch else (0, 0, 0)
