@@ -90,7 +90,10 @@ FLAGS = [
   ("inputs.row_markers=0", "inputs.row_markers is 0; it must be"),
   ("inputs.workers=-1", "inputs.workers is -1; it must be"),
   ("inputs.prefetch=0", "inputs.prefetch is 0; it must be"),
-  ("model.backbone=llava", "model.backbone is 'llava'; it must be one of qwen2_5_vl, qwen3_vl, internvl"),
+  (
+    "model.backbone=llava",
+    "model.backbone is 'llava'; it must be one of qwen2_5_vl, qwen3_vl, internvl",
+  ),
   ("model.dtype=float8", "model.dtype is 'float8'; it must be one of float32, bfloat16"),
   ("model.remat=all", "model.remat is 'all'; it must be one of auto, full"),
   ("model.attention=flash", "model.attention is 'flash'; it must be one of auto"),
