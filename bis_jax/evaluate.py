@@ -2,21 +2,22 @@
 
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --out=evaluation.json
     python -m bis_jax.evaluate --benchmark=DIR --checkpoint=RUN --out=evaluation.json
+    python -m bis_jax.evaluate --benchmark=DIR1,DIR2 --checkpoint=RUN --out=evaluation.json --page=DIR
     python -m bis_jax.evaluate --benchmark=DIR --scores=FILE --baseline=FILE --out=comparison.json
     python -m bis_jax.evaluate --candidates=FILE --out=best_of_n.json --plot=best_of_n.png
     python -m bis_jax.evaluate --candidates=FILE --checkpoint=RUN --save_scores=FILE --out=best_of_n.json
     python -m bis_jax.evaluate --candidates=SAMPLE1.xlsx,SAMPLE2.xlsx --images_tsv=BENCHMARK.tsv \\
       --answers=math --checkpoint=RUN --save_scores=FILE --out=best_of_n.json
 
-The first measures scores on VisualProcessBench or ProcessBench, the second computes them with a
-reward model (workdir of a run, exported folder or hub id), the third compares them with another
-run's, the others are Best-of-N, of scored candidates, of those to score, and of VLMEvalKit's results.
+The first measures scores on VisualProcessBench, ProcessBench or PRMBench, the second computes them
+with a reward model (workdir of a run, exported folder or hub id), the third on several benchmarks, the
+fourth compares them with another run's, the others are Best-of-N, of scored candidates, of those to score, and of VLMEvalKit's results.
 Other files are JSON lines, defined in `bis_jax/evaluation/score_files.py` and `best_of_n.py`.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 from absl import app, flags
 from etils import epath
 
@@ -26,14 +27,22 @@ from bis_jax.errors import UserError
 from bis_jax.evaluation import (
   benchmarks,
   best_of_n,
+  published,
   score_files,
   step_evaluation,
   visual_process_bench,
 )
-from bis_jax.evaluation.visual_process_bench import MODES, BenchmarkItem
+from bis_jax.evaluation.visual_process_bench import MODES
 
-_BENCHMARK = flags.DEFINE_string("benchmark", "", "benchmark folder, or dataset id on the hub")
-_SCORES = flags.DEFINE_string("scores", "", 'JSON lines {"index": i, "scores": [...]}')
+if TYPE_CHECKING:  # imported where it is used: it needs JAX
+  from bis_jax.scoring.step_scorer import Scorer
+
+_BENCHMARK = flags.DEFINE_string(
+  "benchmark", "", "benchmark folder, or dataset id on the hub; several: A,B"
+)
+_SCORES = flags.DEFINE_string(
+  "scores", "", 'JSON lines {"index": i, "scores": [...]}; one file per benchmark'
+)
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir, exported folder or hub id of the model that scores"
 )
@@ -67,6 +76,7 @@ _DRAWS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the bootstrap", lower_bound=0)
 
+_LISTS = ("benchmark", "scores", "save_scores")  # flags with a value per benchmark
 _SHOWN = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 
 
@@ -97,63 +107,111 @@ def main(argv: list[str]) -> None:
       for name in ("config.json", "manifest.json", "metrics.jsonl")
     }
     files.refuse_overwriting(
-      {f"--{flag.name}": flag.value for flag in outputs},
-      {f"--{flag.name}": flag.value for flag in inputs} | candidates | run,
-      {"--benchmark": _BENCHMARK.value},
+      _named(*outputs),
+      _named(*inputs) | candidates | run,
+      _named(_BENCHMARK),
     )
-    for flag in (_OUT, _PLOT, _SAVE_SCORES):
-      if flag.value and files.absolute(flag.value).is_dir():
-        raise UserError(f"--{flag.name}={flag.value} is a folder: name a file")
+    for name, path in _named(_OUT, _PLOT, _SAVE_SCORES).items():
+      if files.absolute(path).is_dir():
+        raise UserError(f"{name}={path} is a folder: name a file")
     files.write_json(_OUT.value, _best_of_n() if _CANDIDATES.value else _steps())
   print(f"wrote {_OUT.value}")
 
 
+def _named(*of: flags.FlagHolder[str]) -> dict[str, str]:
+  """Returns {"--flag": path}, of a flag with several paths "--flag, path" each."""
+  found = {}
+  for flag in of:
+    paths = flag.value.split(",") if flag.name in _LISTS else [flag.value]
+    several = {f"--{flag.name}, {path}": path for path in paths}
+    found |= several if len(paths) > 1 else {f"--{flag.name}": flag.value}
+  return {name: path for name, path in found.items() if path}
+
+
 def _steps() -> dict:
-  items = benchmarks.load(_BENCHMARK.value)
-  known: Mapping[str, float] = {}
+  names = _BENCHMARK.value.split(",")
+  found = [benchmarks.find(name) for name in names]
+  scorer = None
   if _CHECKPOINT.value:
-    scores, known = _checkpoint_scores(items)
+    # Here, because the evaluation of a score file needs neither JAX nor Transformers.
+    from bis_jax.scoring import step_scorer
+
+    for benchmark in found:
+      visual_process_bench.check_images(benchmark.items)
+    scorer = step_scorer.load(_CHECKPOINT.value)
+  if len(names) == 1:
+    return _one(names[0], found[0], scorer, _SCORES.value, _SAVE_SCORES.value, _PAGE.value)
+  scores, saved = _each(_SCORES, names), _each(_SAVE_SCORES, names)
+  if _BASELINE.value or _HELD_OUT.value:
+    raise UserError("--baseline and --held_out are of one benchmark: give one --benchmark")
+  evaluations, pages = {}, {}
+  for at, (name, benchmark) in enumerate(zip(names, found, strict=True)):
+    page = f"{at}-{benchmark.kind}"
+    pages[name] = page
+    folder = str(files.absolute(_PAGE.value) / page) if _PAGE.value else ""
+    print(f"{benchmark.kind}, {name}:")
+    evaluations[name] = _one(name, benchmark, scorer, scores[at], saved[at], folder)
+  if _PAGE.value:
+    from bis_jax.reports import benchmarks_page  # here, as for one benchmark
+
+    benchmarks_page.write(_PAGE.value, _SCORES.value or _CHECKPOINT.value, evaluations, pages)
+  return {"benchmarks": evaluations}
+
+
+def _each(flag: flags.FlagHolder[str], names: list[str]) -> list[str]:
+  """Returns the files of a flag, one for each benchmark; "" for each if it is not given."""
+  paths = flag.value.split(",") if flag.value else [""] * len(names)
+  if len(paths) != len(names):
+    raise UserError(f"--{flag.name} names {len(paths)} files for {len(names)} benchmarks")
+  return paths
+
+
+def _one(
+  name: str,
+  benchmark: benchmarks.Benchmark,
+  scorer: "Scorer | None",
+  path: str,
+  saved: str,
+  folder: str,
+) -> dict:
+  """Returns the evaluation of scores of a file, or of a model, on one benchmark."""
+  items = benchmark.items
+  known: Mapping[str, float] = {}
+  if scorer is not None:
+    from bis_jax.scoring.benchmark_examples import benchmark_examples
+
+    scores = scorer.score(benchmark_examples(items, _IMAGES.value))
+    known = scorer.thresholds
+    if saved:
+      score_files.write_scores(saved, scores)
   else:
-    scores = score_files.read_scores(_SCORES.value, items)
+    scores = score_files.read_scores(path, items)
   bootstrap = {"bootstrap_draws": _DRAWS.value, "seed": _SEED.value}
   if _BASELINE.value:
     baseline = score_files.read_scores(_BASELINE.value, items)
     comparison = step_evaluation.compare(items, scores, baseline, **bootstrap)
-    for name in ("fixed_0.5", "tuned_on_test"):
-      gain = comparison[name]["overall_source_weighted"]
+    for at in ("fixed_0.5", "tuned_on_test"):
+      gain = comparison[at]["overall_source_weighted"]
       interval = [round(100 * end, 2) for end in gain["interval"] or ()]
       difference = f"overall_source_weighted {100 * gain['difference']:+.2f}"
-      print(f"{name:14} {difference}  95 % interval {interval}")
+      print(f"{at:14} {difference}  95 % interval {interval}")
     return comparison
   dev = score_files.read_held_out(_HELD_OUT.value) if _HELD_OUT.value else None
   evaluation = step_evaluation.evaluate(
     items, scores, dev=dev, tuned_on_dev=known.get("tuned_on_dev"), **bootstrap
   )
-  for name, block in evaluation["thresholds"].items():
-    metrics = "  ".join(f"{metric} {_percent(block[metric])}" for metric in _SHOWN)
-    print(f"{name:14} t = {block['threshold']:.4f}  {metrics}")
-  if _PAGE.value:
+  evaluation["published"] = published.measures(benchmark.kind, evaluation)
+  main = published.MAIN[benchmark.kind]
+  for at, block in evaluation["thresholds"].items():
+    shown = "  ".join(f"{metric} {_percent(block[metric])}" for metric in _SHOWN)
+    own = f"{main} {_percent(evaluation['published'][at][main])}"
+    print(f"{at:14} t = {block['threshold']:.4f}  {shown}  {own}")
+  if folder:
     from bis_jax.reports import run_page  # here, because only a page needs Matplotlib
 
-    title = f"{epath.Path(_SCORES.value or _CHECKPOINT.value).name} on {_BENCHMARK.value}"
-    run_page.write_page(_PAGE.value, title=title, items=items, scores=scores, evaluation=evaluation)
+    title = f"{epath.Path(path or _CHECKPOINT.value).name} on {name}"
+    run_page.write_page(folder, title=title, items=items, scores=scores, evaluation=evaluation)
   return evaluation
-
-
-def _checkpoint_scores(
-  items: list[BenchmarkItem],
-) -> tuple[list[np.ndarray], Mapping[str, float]]:
-  """Returns the step scores, and the thresholds that the model was evaluated with before."""
-  # Here, because the evaluation of a score file needs neither JAX nor Transformers.
-  from bis_jax.scoring import step_scorer
-  from bis_jax.scoring.benchmark_examples import benchmark_examples
-
-  visual_process_bench.check_images(items)
-  scorer = step_scorer.load(_CHECKPOINT.value)
-  scores = scorer.score(benchmark_examples(items, _IMAGES.value))
-  if _SAVE_SCORES.value:
-    score_files.write_scores(_SAVE_SCORES.value, scores)
-  return scores, scorer.thresholds
 
 
 def _best_of_n() -> dict:

@@ -1,7 +1,7 @@
 """Prepares a corpus for training: `python -m bis_jax.prepare --annotations=... --images=... --out=...`.
 
-Reads raw annotations (a folder of JSON lines files or annotations.zip) and images (a folder or
-images.zip, not extracted), rejects bad records with a reason each, and writes TFDS datasets and the
+Reads annotations in any format of docs/data_formats.md and images (a folder or images.zip, not
+extracted; none for rollouts of text alone), rejects bad records with a reason each, and writes TFDS datasets and the
 score table. If it is run again and no input file has changed, it reuses the prepared corpus.
 """
 
@@ -9,13 +9,22 @@ from absl import app, flags
 
 from bis_jax import files
 from bis_jax.console import command
+from bis_jax.corpus import formats
 from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
 
 _ANNOTATIONS = flags.DEFINE_string(
-  "annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of such files"
+  "annotations", "", "folder, zip or file of records, or a dataset id of the hub"
 )
-_IMAGES = flags.DEFINE_string("images", "", "image root: a folder, or images.zip")
+_ANNOTATIONS_FORMAT = flags.DEFINE_enum(
+  "annotations_format",
+  formats.AUTO,
+  formats.NAMES,
+  "of the records; auto: recognized by their keys",
+)
+_IMAGES = flags.DEFINE_string(
+  "images", "", "image root: a folder, or images.zip; none for text alone"
+)
 _OUT = flags.DEFINE_string("out", "", "folder of the prepared corpus")
 _MAX_REJECTED = flags.DEFINE_float(
   "max_rejected_fraction",
@@ -34,8 +43,10 @@ _BEAM = flags.DEFINE_multi_string(
 
 def main(argv: list[str]) -> None:
   with command("prepare", argv, "--out=DIR"):
-    if not (_ANNOTATIONS.value and _IMAGES.value and _OUT.value):
-      raise UserError("set --annotations, --images and --out")
+    if not (_ANNOTATIONS.value and _OUT.value):
+      raise UserError(
+        "set --annotations and --out, and --images unless all rollouts are text alone"
+      )
     files.refuse_overwriting(
       {"--out": _OUT.value},
       {},
@@ -45,6 +56,7 @@ def main(argv: list[str]) -> None:
       _ANNOTATIONS.value,
       _IMAGES.value,
       _OUT.value,
+      format=_ANNOTATIONS_FORMAT.value,
       max_rejected_fraction=_MAX_REJECTED.value,
       workers=_WORKERS.value,
       beam=_BEAM.value,

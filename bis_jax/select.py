@@ -3,7 +3,7 @@
   python -m bis_jax.select --annotations=DIR_OR_ZIP --strategy=bis --fraction=0.1 --alpha=0.2 \\
       --out=subset.jsonl --report=subset_report --table=scores.npz
 
-Annotation files are those of VisualPRM400K-v1.1-Raw, plain, gzip or zstd. Kept records are written
+Annotation files have any format of docs/data_formats.md. Kept records are written
 in file-name order and in the order of their file. Beside OUT are its manifest (which rollouts were
 kept, by which rule) and, if any line was invalid, the rejected lines with their reasons.
 
@@ -27,6 +27,7 @@ from etils import epath
 
 from bis_jax import files
 from bis_jax.console import command
+from bis_jax.corpus import formats
 from bis_jax.corpus.rejections import REASONS, write_jsonl
 from bis_jax.corpus.score_table import ScoreTable
 from bis_jax.errors import UserError
@@ -37,7 +38,15 @@ if TYPE_CHECKING:  # imported where they are used: that takes longer than a sele
   from bis_jax.corpus.reading import AnnotationFile
   from bis_jax.corpus.scan import Scan
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", "", "folder of *.jsonl[.gz|.zst], or a zip of it")
+_ANNOTATIONS = flags.DEFINE_string(
+  "annotations", "", "folder, zip or file of records, or a dataset id of the hub"
+)
+_ANNOTATIONS_FORMAT = flags.DEFINE_enum(
+  "annotations_format",
+  formats.AUTO,
+  formats.NAMES,
+  "of the records; auto: recognized by their keys",
+)
 _IMAGES = flags.DEFINE_string(
   "images", "", "image root; records whose image is missing are rejected"
 )
@@ -64,7 +73,10 @@ _UNMEASURED = flags.DEFINE_enum(
   "unmeasured", "negative", ["negative", "ignore"], "how to treat steps without continuations"
 )
 _FORMAT = flags.DEFINE_enum(
-  "format", "raw", ["raw", "conversations", "dataset", "manifest"], "form of OUT; dataset: a folder"
+  "format",
+  "raw",
+  ["raw", "conversations", "trl", "openrlhf", "dataset", "parquet", "manifest"],
+  "form of OUT; dataset: a folder",
 )
 _ADAPTIVE = flags.DEFINE_integer(
   "adaptive",
@@ -123,9 +135,9 @@ def run() -> None:
   )
   annotations = []
   if _ANNOTATIONS.value:
-    from bis_jax.corpus.reading import annotation_files
+    from bis_jax.corpus.containers import sources
 
-    annotations = annotation_files(_ANNOTATIONS.value)
+    annotations = sources(_ANNOTATIONS.value, _ANNOTATIONS_FORMAT.value)
   needs_records = _FORMAT.value != "manifest" and not _ADAPTIVE.value
   if not annotations and (needs_records or not _TABLE.value):
     raise UserError(
@@ -228,7 +240,7 @@ def score_table(annotations: "Sequence[AnnotationFile]") -> ScoreTable:
 
   encode = _ENCODER.value and semdedup.encoder(_ENCODER.value)
   started = time.perf_counter()
-  found = scan(_ANNOTATIONS.value, workers=_WORKERS.value)
+  found = scan(_ANNOTATIONS.value, format=_ANNOTATIONS_FORMAT.value, workers=_WORKERS.value)
   if _IMAGES.value:
     found = found.reject_missing_images(ImageRoot(_IMAGES.value))
   seconds = time.perf_counter() - started

@@ -11,7 +11,7 @@ import pathlib
 import sys
 
 from bis_jax.corpus import records
-from bis_jax.corpus.reading import annotation_files
+from bis_jax.corpus.containers import sources
 from bis_jax.corpus.scan import scan
 from bis_jax.selection import subset
 from bis_jax.selection.rule import select
@@ -33,7 +33,7 @@ def main(annotations: str, out: str, fraction: float = 0.1) -> None:
   table = scan(annotations).table()
   manifest = select(table, strategy="bis", fraction=fraction, alpha=0.2)
   with pathlib.Path(out).open("w", encoding="utf-8") as file:
-    lines = subset.kept_lines(annotation_files(annotations), table, manifest)
+    lines = subset.kept_lines(sources(annotations), table, manifest)
     for source, number, line in lines:
       rollout = records.parse_rollout(records.load_object(line), source, number)
       file.write(json.dumps(row(rollout)) + "\n")

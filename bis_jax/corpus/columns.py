@@ -11,8 +11,8 @@ import hashlib
 import itertools
 import operator
 import zlib
-from collections.abc import Container, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Container, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,12 +23,12 @@ from bis_jax.corpus.rejections import BadRecord
 from bis_jax.corpus.score_table import PAPER_OK, PAPER_SKIPS, STRICT_OK, as_counts, mix64
 
 MOST_LISTED = 100_000  # rejected lines of a span or a compressed file; others are counted
-_ABSENT = -(1 << 40)  # a count that is not given
+ABSENT = -(1 << 40)  # a count that is not given
 _IS_SPACE = np.isin(np.arange(256), list(b" \t\n\r\v\f\x1c\x1d\x1e\x1f"))
 
 
-# One image as its reference, several as a tuple.
-_ImageSet = str | tuple[str, ...]
+# One image as its reference, none or several as a tuple.
+ImageSet = str | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Columns:
 
   line: np.ndarray  # int32[rows], 0-based line numbers
   offset: np.ndarray  # int64[rows], byte where the line starts
-  length: np.ndarray  # int32[rows], bytes of the line without its line end
+  length: np.ndarray  # int32[rows], bytes of the line without its line end; -1: see `containers`
   fingerprint: np.ndarray  # uint64[rows], equal for equal lines
   steps: np.ndarray  # int32[rows], steps with a numeric score
   correct: np.ndarray  # uint16[sum(steps)]; this and the next two are of `score_table.as_counts`
@@ -71,7 +71,7 @@ class BlockReader:
   def __init__(self, source: str, *, whole_lines: bool):
     """With `whole_lines` fingerprints hash every byte of a line, not samples."""
     self.lines = 0
-    self.image_sets: dict[_ImageSet, int] = {}
+    self.image_sets: dict[ImageSet, int] = {}
     self.rejections: list[tuple[int, str, str]] = []
     self.unlisted: collections.Counter[str] = collections.Counter()
     self._source, self._whole_lines = source, whole_lines
@@ -80,8 +80,13 @@ class BlockReader:
   def columns(self) -> Columns:
     return concatenate(self._parts)
 
-  def read(self, offset: int, block: bytes, *, marked: bool = False) -> None:
-    """Reads whole lines that begin at byte `offset`, after a byte order mark if `marked`."""
+  def read(
+    self, offset: int, block: bytes, *, marked: bool = False, numbered: bool = False
+  ) -> None:
+    """Reads whole lines that begin at byte `offset`, after a byte order mark if `marked`.
+
+    If they are `numbered`, `offset` is the number of the first, and lengths are -1.
+    """
     starts, ends = _line_bounds(block)
     rows = _read_typed(block, starts, ends, self.image_sets)
     if rows.line.size < starts.size:
@@ -99,12 +104,43 @@ class BlockReader:
     if marked:
       rows.flags[rows.line == 0] |= PAPER_SKIPS
     start, length = starts[rows.line], (ends - starts)[rows.line]
-    correct, total, scores = as_counts(rows.scores, rows.totals)
     mark = (_hashes if self._whole_lines else _samples)(block, start, length)
+    if numbered:
+      start, length = rows.line, np.full(rows.line.size, -1)
+    self._add(rows, offset + start, length, mark)
+    self.lines += starts.size
+
+  def read_table(self, offset: int, batch: Any, line_of: Callable[[int], bytes]) -> bool:
+    """Reads a RecordBatch whose first row has the number `offset`; False if its types are others.
+
+    `line_of` converts a row to a raw line, without its end.
+    """
+    from bis_jax.corpus import tables  # imports this module
+
+    found = tables.read(batch, self.image_sets)
+    if found is None:
+      return False
+    rows, good = found
+    others = np.setdiff1d(np.arange(batch.num_rows), rows.line).tolist()
+    marks = np.zeros(batch.num_rows, np.uint64)
+    marks[rows.line] = good
+    if others:
+      lines = {at: line_of(at) for at in others}
+      one = np.array([0]), np.array([0])
+      for at, line in lines.items():
+        one[1][0] = len(line)
+        marks[at] = _hashes(line, *one)[0]
+      rows = _merge(rows, self._read_one_by_one(lines))
+    self._add(rows, offset + rows.line, np.full(rows.line.size, -1), marks[rows.line])
+    self.lines += batch.num_rows
+    return True
+
+  def _add(self, rows: "Rows", offset: np.ndarray, length: np.ndarray, mark: np.ndarray) -> None:
+    correct, total, scores = as_counts(rows.scores, rows.totals)
     self._parts.append(
       Columns(
         line=(rows.line + self.lines).astype(np.int32),
-        offset=offset + start,
+        offset=offset,
         length=length.astype(np.int32),
         fingerprint=mark,
         steps=rows.steps.astype(np.int32),
@@ -116,7 +152,6 @@ class BlockReader:
         image_set=self._numbers(rows.images),
       )
     )
-    self.lines += starts.size
 
   def _reject(self, line: int, reason: str, detail: str) -> None:
     if len(self.rejections) < MOST_LISTED:
@@ -124,12 +159,12 @@ class BlockReader:
     else:
       self.unlisted[reason] += 1
 
-  def _numbers(self, images: list[_ImageSet | None]) -> np.ndarray:
+  def _numbers(self, images: list[ImageSet | None]) -> np.ndarray:
     new = [key for key in dict.fromkeys(images) if key is not None and key not in self.image_sets]
     self.image_sets.update(zip(new, itertools.count(len(self.image_sets))))
     return np.array([-1 if key is None else self.image_sets[key] for key in images], np.int32)
 
-  def _read_one_by_one(self, lines: dict[int, bytes]) -> "_Rows":
+  def _read_one_by_one(self, lines: dict[int, bytes]) -> "Rows":
     """Returns the scorable rows among some lines; collects rejections of strict order."""
     rows, scores, totals, groups, images = [], [], [], [], []
     for line, raw in lines.items():
@@ -155,10 +190,10 @@ class BlockReader:
     line, steps, flags = np.array(rows, np.int64).reshape(-1, 3).T
     group = np.array(groups, np.uint64)
     scores, totals = np.array(scores, np.float64), np.array(totals, np.int64)
-    return _Rows(line, steps, scores, totals, flags, group, images)
+    return Rows(line, steps, scores, totals, flags, group, images)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
   """Rows of a block; `line` is an index into its lines, `images` None unless STRICT_OK."""
 
   line: np.ndarray
@@ -167,7 +202,7 @@ class _Rows(NamedTuple):
   totals: np.ndarray  # int64[sum(steps)], continuations; negative: unknown
   flags: np.ndarray
   group: np.ndarray
-  images: list[_ImageSet | None]
+  images: list[ImageSet | None]
 
 
 _NULL = msgspec.Raw(b"null")
@@ -176,9 +211,9 @@ _NULL = msgspec.Raw(b"null")
 class _Step(msgspec.Struct, gc=False):
   step: Annotated[str, msgspec.Meta(min_length=1)]
   score: float
-  # Negative or huge counts are read one by one, so that no count equals _ABSENT.
-  num_mc_correct: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = _ABSENT
-  num_mc_total: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = _ABSENT
+  # Negative or huge counts are read one by one, so that no count equals ABSENT.
+  num_mc_correct: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = ABSENT
+  num_mc_total: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = ABSENT
 
 
 class _Question(msgspec.Struct, gc=False):
@@ -187,8 +222,8 @@ class _Question(msgspec.Struct, gc=False):
 
 
 class _Record(msgspec.Struct, gc=False):
-  image: str | tuple[str, ...]
   steps_with_score: Annotated[list[_Step], msgspec.Meta(min_length=1)]
+  image: str | tuple[str, ...] | None = None
   question: msgspec.Raw = _NULL
   question_orig: msgspec.Raw = _NULL
 
@@ -253,8 +288,8 @@ def _decode_line(line: bytes) -> _Record | None:
 
 
 def _read_typed(
-  block: bytes, starts: np.ndarray, ends: np.ndarray, known_images: Container[_ImageSet]
-) -> _Rows:
+  block: bytes, starts: np.ndarray, ends: np.ndarray, known_images: Container[ImageSet]
+) -> Rows:
   found = _decode_block(block, starts, ends)
   line = np.arange(starts.size)
   if found is None:
@@ -268,36 +303,63 @@ def _read_typed(
     np.fromiter(map(get, steps), dtype, len(steps)) for get, dtype in _NUMBERS
   )
   lengths = np.fromiter(map(len, rollouts), np.int64, len(rollouts))
-  images = list(map(_IMAGE, found))
-  right = (scores >= 0) & (scores <= 1) & _counts_agree(scores, correct, total)
-  right &= ~np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
+  images = [image or () for image in map(_IMAGE, found)]
+  blank = np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
   flags = np.full(line.size, STRICT_OK | PAPER_OK)
-  group = _groups(found, images)
-  rows = _Rows(line, lengths, scores, total, flags, group, images)
-  odd_images = _odd_images([key for key in dict.fromkeys(images) if key not in known_images])
-  if right.all() and not odd_images:
+  rows = Rows(line, lengths, scores, total, flags, _groups(found, images), images)
+  wanting = [
+    at
+    for at, image in enumerate(images)
+    if not image and any(b"<image" in bytes(get(found[at])) for get in _TEXTS)
+  ]
+  return checked_rows(rows, correct, blank, wanting, known_images)
+
+
+def checked_rows(
+  rows: Rows,
+  correct: np.ndarray,
+  blank: np.ndarray,
+  wanting: list[int],
+  known_images: Container[ImageSet],
+) -> Rows:
+  """Returns the rows that are valid in every respect; those without images are not PAPER_OK.
+
+  Args:
+    rows: whose flags are changed.
+    correct: int64[sum(steps)], continuations that reach the right answer, or ABSENT.
+    blank: bool[sum(steps)], steps of white space alone.
+    wanting: indices of rows that have no image, and ask for one.
+    known_images: sets that were found to be good before.
+  """
+  right = (rows.scores >= 0) & (rows.scores <= 1) & ~blank
+  right &= _counts_agree(rows.scores, correct, rows.totals)
+  images = rows.images
+  rows.flags[[at for at, image in enumerate(images) if not image]] = STRICT_OK
+  new = [key for key in dict.fromkeys(images) if key and key not in known_images]
+  odd_images = _odd_images(new)
+  if right.all() and not odd_images and not wanting:
     return rows
-  wrong = np.repeat(line, lengths)[~right]
+  wrong = np.append(np.repeat(rows.line, rows.steps)[~right], rows.line[wanting])
   is_odd = np.array([key in odd_images for key in images], bool)
-  return _take(rows, np.flatnonzero(~is_odd & ~np.isin(line, wrong)))
+  return _take(rows, np.flatnonzero(~is_odd & ~np.isin(rows.line, wrong)))
 
 
-def _merge(a: _Rows, b: _Rows) -> _Rows:
+def _merge(a: Rows, b: Rows) -> Rows:
   line, steps, scores, totals, flags, group = map(np.concatenate, zip(a[:-1], b[:-1], strict=True))
-  both = _Rows(line, steps, scores, totals, flags, group, a.images + b.images)
+  both = Rows(line, steps, scores, totals, flags, group, a.images + b.images)
   return _take(both, np.argsort(both.line))
 
 
-def _take(rows: _Rows, index: np.ndarray) -> _Rows:
+def _take(rows: Rows, index: np.ndarray) -> Rows:
   first, steps = (np.cumsum(rows.steps) - rows.steps)[index], rows.steps[index]
   of_rows = [np.arange(start, start + n) for start, n in zip(first, steps, strict=True)]
   at = np.concatenate([np.zeros(0, np.int64), *of_rows])
   images = [rows.images[row] for row in index.tolist()]
   of_steps, of_rows = (rows.scores[at], rows.totals[at]), (rows.flags[index], rows.group[index])
-  return _Rows(rows.line[index], steps, *of_steps, *of_rows, images)
+  return Rows(rows.line[index], steps, *of_steps, *of_rows, images)
 
 
-def _groups(found: Sequence["_Record | _Question"], images: list[_ImageSet]) -> np.ndarray:
+def _groups(found: Sequence["_Record | _Question"], images: list[ImageSet]) -> np.ndarray:
   """Returns 64 bits that are equal for the same images and question as written: uint64[records]."""
   texts = [np.fromiter(map(zlib.crc32, map(get, found)), np.uint64, len(found)) for get in _TEXTS]
   of_text = np.where(np.isin(texts[0], _NO_TEXT), texts[1], texts[0])
@@ -306,21 +368,21 @@ def _groups(found: Sequence["_Record | _Question"], images: list[_ImageSet]) -> 
   return of_image << np.uint64(32) | of_text
 
 
-def _group(line: bytes, image_set: _ImageSet) -> int:
+def _group(line: bytes, image_set: ImageSet) -> int:
   try:
     return int(_groups([_QUESTION.decode(line)], [image_set])[0])
   except _UNDECODABLE:
     return 0
 
 
-def _odd_images(image_sets: list[_ImageSet]) -> set[_ImageSet]:
+def _odd_images(image_sets: list[ImageSet]) -> set[ImageSet]:
   """Returns the sets that are empty or have a reference that may be outside the image root."""
   if _are_plain(image_sets):
     return set()
   return {key for key in image_sets if not _are_plain([key])}
 
 
-def _are_plain(image_sets: list[_ImageSet]) -> bool:
+def _are_plain(image_sets: list[ImageSet]) -> bool:
   names = [name for key in image_sets for name in ((key,) if isinstance(key, str) else key)]
   joined = "".join(f"\n{name}" for name in names) + "\n"
   return () not in image_sets and not any(
@@ -334,7 +396,7 @@ def _counts_agree(scores: np.ndarray, correct: np.ndarray, total: np.ndarray) ->
     agree = (total > 0) & (correct / total == scores)
   if not agree.all():
     agree |= (correct == 0) & (total == 0) & (scores == 0)
-    agree |= (correct == _ABSENT) & (total == _ABSENT)
+    agree |= (correct == ABSENT) & (total == ABSENT)
   return agree
 
 

@@ -144,6 +144,19 @@ class Corpus:
       image_ids=self.image_ids(i),
     )
 
+  def continuations(self, rollout: Rollout) -> np.ndarray:
+    """Returns int64[steps], how many each step of a stored rollout has; -1 if it is not known."""
+    table = self.score_table
+    rows = table.rows_of(table.source_names.index(rollout.source))
+    row = rows.start + int(np.searchsorted(table.line[rows], rollout.line))
+    start = self._first_steps[row]
+    total = table.total[start : start + table.steps[row]].astype(np.int64)
+    return np.where(total == np.iinfo(table.total.dtype).max, -1, total)
+
+  @functools.cached_property
+  def _first_steps(self) -> np.ndarray:
+    return self.score_table.starts()
+
   def image(self, image_id: int) -> bytes:
     """Returns the encoded bytes of an image, as they were in its file."""
     return self.images([image_id])[0]

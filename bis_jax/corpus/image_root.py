@@ -5,6 +5,7 @@ place inside, and only regular files are read.
 """
 
 import functools
+import itertools
 import lzma
 import os
 import posixpath
@@ -27,6 +28,7 @@ _SLACK = 1 << 10  # bytes of those names at most, or the member is read alone
 
 _RELEASE = "VisualPRM400K-v1.1-Raw/"
 _FOLDER = "images/"
+EMBEDDED = "embedded/"  # before the digest of an image that stands in a column: its reference
 
 
 def candidates(reference: str) -> tuple[str, ...]:
@@ -190,6 +192,40 @@ class ImageRoot:
       zipfile.BadZipFile,
     ) as error:
       raise BadRecord("unreadable_image", f"{name}: {error}") from error
+
+
+class ImageRoots:
+  """The image root, if there is one, and a folder with the images that stand in columns."""
+
+  def __init__(self, root: ImageRoot | None, embedded: str | os.PathLike | None = None):
+    """`embedded` is a folder of files named by their digests."""
+    self._root, self._embedded = root, ImageRoot(embedded) if embedded else None
+
+  def locate(self, reference: str) -> str:
+    """Returns the name of the file that a reference means; raises BadRecord."""
+    name = reference.removeprefix(EMBEDDED)
+    if name != reference and self._embedded:
+      return EMBEDDED + self._embedded.locate(name)
+    if self._root is None:
+      raise BadRecord("missing_image", f"{reference!r}, but no image root is named")
+    return self._root.locate(reference)
+
+  def stamp(self, name: str) -> tuple[int, int]:
+    root, name = self._of(name)
+    return root.stamp(name)
+
+  def read_each(self, names: Sequence[str]) -> Iterator[bytes | BadRecord]:
+    """Yields the encoded bytes of located images, or why they can't be read (unreadable_image)."""
+    for _, group in itertools.groupby(map(self._of, names), lambda pair: id(pair[0])):
+      roots, several = zip(*group, strict=True)
+      yield from roots[0].read_each(several)
+
+  def _of(self, name: str) -> tuple[ImageRoot, str]:
+    if self._embedded and (name.startswith(EMBEDDED) or not self._root):
+      return self._embedded, name.removeprefix(EMBEDDED)
+    if self._root is None:
+      raise CorpusError(f"image {name!r} was found before, but no image root is named now")
+    return self._root, name
 
 
 def _member_data(member: zipfile.ZipInfo, raw: bytes) -> bytes | None:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,11 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import log, progress_bar
 from bis_jax.corpus import shards, shared
+from bis_jax.corpus.containers import ConvertedFile, sources
 from bis_jax.corpus.corpus import CONTENTS, FORMAT, Corpus
-from bis_jax.corpus.image_root import ImageRoot, image_size
-from bis_jax.corpus.reading import annotation_files
+from bis_jax.corpus.formats import AUTO
+from bis_jax.corpus.image_root import EMBEDDED, ImageRoot, ImageRoots, image_size
+from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.rejections import REASONS, BadRecord, CorpusError, write_jsonl
 from bis_jax.corpus.scan import Scan, scan_files
 from bis_jax.corpus.workers import BeamWorkers, Workers
@@ -38,9 +40,10 @@ class TooManyRejectedError(CorpusError):
 
 def prepare(
   annotations: str | os.PathLike,
-  images: str | os.PathLike,
+  images: str | os.PathLike | None,
   out: str | os.PathLike,
   *,
+  format: str = AUTO,
   max_rejected_fraction: float = 0.01,
   workers: int = 0,
   beam: Sequence[str] | None = None,
@@ -51,19 +54,21 @@ def prepare(
   used, or `out` holds files that are not a corpus.
 
   Args:
-    annotations: a folder of JSON lines files (plain, gzip, zstd), or a zip of it.
-    images: the image root, a folder or a zip; nothing outside it is read.
+    annotations: a folder, zip or file, or a dataset id of the hub; see `containers.sources`.
+    images: the image root, a folder or a zip; nothing outside it is read. None: rollouts of text
+      alone, or images in columns.
     out: folder of the corpus. A corpus of other inputs there is replaced.
+    format: of the records, a name of `formats.FORMATS`; "auto" recognizes each file's.
     max_rejected_fraction: of all records; if more are rejected, only `OUT.rejections.jsonl` is
       written.
     workers: processes; 0 for one per core.
     beam: options of Apache Beam, which then does the work instead; [] runs it on this machine.
   """
   out = files.absolute(out)
-  sources = tuple(annotation_files(annotations))
-  root = ImageRoot(images)
+  found_files = tuple(sources(annotations, format))
+  root = ImageRoot(images) if images else None
   # Files count as unchanged if their sizes and modification times are the same.
-  stamps = [file.stamp for file in sources], sorted(root.listing())
+  stamps = [file.stamp for file in found_files], sorted(root.listing() if root else ())
   inputs = files.digest(_PARAMETERS, *stamps)
   listing = out.with_name(out.name + ".rejections.jsonl")
   held = _held(out)
@@ -75,7 +80,8 @@ def prepare(
     if held and held.inputs == inputs:  # made by the process that this one waited for
       return _reuse(held, max_rejected_fraction)
     pool = until_made.enter_context(Workers(workers) if beam is None else BeamWorkers(beam, out))
-    found = _with_images(scan_files(sources, pool, whole_lines=True), root, pool)
+    roots = until_made.enter_context(_image_roots(out, found_files, root, pool))
+    found = _with_images(scan_files(found_files, pool, whole_lines=True), roots, pool)
     stats = {"records": found.scan.records, "rejected": found.scan.counts_by_reason()}
     digest = _corpus_digest(found)
     summary = {"format": FORMAT, "digest": digest, "inputs": inputs, "stats": stats}
@@ -91,9 +97,9 @@ def prepare(
     except CorpusError:
       write_jsonl(found.scan.rejections, listing)
       raise
-    files.require_room(out, sum(root.stamp(image.name)[0] for image in found.images))
+    files.require_room(out, sum(roots.stamp(image.name)[0] for image in found.images))
     with files.new_folder(out, replace=True) as part:
-      digests = _write(part, found, root, digest, pool)
+      digests = _write(part, found, roots, digest, pool)
       shared.write_record(part / "corpus.json", summary | {"files": digests})
   listing.unlink(missing_ok=True)  # of an earlier attempt
   corpus = Corpus(out)
@@ -104,6 +110,31 @@ def prepare(
     out,
   )
   return corpus
+
+
+@contextlib.contextmanager
+def _image_roots(
+  out: epath.Path, found: Sequence[AnnotationFile], root: ImageRoot | None, workers: Workers
+) -> Iterator[ImageRoots]:
+  """Yields the image root with the images in columns, which stand beside `out` in the meantime."""
+  of_columns = [f for f in found if isinstance(f, ConvertedFile) and f.embeds_images()]
+  if not of_columns:
+    yield ImageRoots(root)
+    return
+  with files.temporary_folder(out.with_name(f"{out.name}.images")) as folder:
+    tasks = [(file, group, folder) for file in of_columns for group in range(file.groups())]
+    with progress_bar("images of columns", len(tasks)) as bar:
+      workers.map(_extract, tasks, lambda _: bar.update())
+    yield ImageRoots(root, folder)
+
+
+def _extract(task: tuple[ConvertedFile, int, epath.Path]) -> None:
+  file, group, folder = task
+  for reference, content in file.embedded_images(group):
+    path = folder / reference.removeprefix(EMBEDDED)
+    if not path.exists():
+      with files.replacing(path) as image:
+        image.write(content)
 
 
 def _held(out: epath.Path, *, told: bool = False) -> Corpus | None:
@@ -156,7 +187,7 @@ class _Image(NamedTuple):
   digest: str
 
 
-def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
+def _with_images(found: Scan, root: ImageRoots, workers: Workers) -> _Found:
   """Checks every image of the strict rows once and rejects the rows whose images are bad."""
   used = found.used_image_sets()
   references = list(dict.fromkeys(name for at in used for name in found.image_sets[at]))
@@ -183,7 +214,7 @@ def _with_images(found: Scan, root: ImageRoot, workers: Workers) -> _Found:
   return _Found(found.reject_image_sets(bad), list(numbers), image_ids)
 
 
-def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRecord]:
+def _check_images(root: ImageRoots, references: list[str]) -> list[_Image | BadRecord]:
   located = [_located(root, reference) for reference in references]
   contents = root.read_each([name for name in located if isinstance(name, str)])
   return [
@@ -191,7 +222,7 @@ def _check_images(root: ImageRoot, references: list[str]) -> list[_Image | BadRe
   ]
 
 
-def _located(root: ImageRoot, reference: str) -> str | BadRecord:
+def _located(root: ImageRoots, reference: str) -> str | BadRecord:
   try:
     return root.locate(reference)
   except BadRecord as error:
@@ -222,7 +253,7 @@ def _corpus_digest(found: _Found) -> str:
 def _write(
   out: epath.Path,
   found: _Found,
-  root: ImageRoot,
+  root: ImageRoots,
   digest: str,
   workers: Workers,
 ) -> shared.Digests:
@@ -231,7 +262,7 @@ def _write(
   rows = np.flatnonzero(found.scan.strict)
   numbers = np.full(c.line.size, -1)
   numbers[rows] = np.arange(rows.size)
-  sizes = np.array([(image.height, image.width) for image in found.images], np.int32)
+  sizes = np.array([(image.height, image.width) for image in found.images], np.int32).reshape(-1, 2)
   image_ids = [found.image_ids[at] for at in c.image_set[rows].tolist()]
   names = [image.name for image in found.images]
   rollout_shards = [

@@ -34,8 +34,10 @@ SPAN = 16 << 20  # bytes of a plain file that one task reads
 _ZSTD_BYTES = 2 << 10  # at most 32,000 times as many come out
 BOM = b"\xef\xbb\xbf"  # allowed once, at the start of a file
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_LIKE_THEM = re.compile(r"\.jsonl(\.\w+)?$", re.IGNORECASE)
+_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_JSON = (".json", ".json.gz", ".json.zst")
+SUFFIXES = (*_JSONL, *_JSON, ".parquet", ".arrow")
+_LIKE_THEM = re.compile(r"\.(jsonl(\.\w+)?|parquet|arrow)$", re.IGNORECASE)
 _DAMAGE = (
   *(EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError),
   *(gzip.BadGzipFile, zipfile.BadZipFile),
@@ -56,7 +58,12 @@ class AnnotationFile:
   @property
   def source(self) -> str:
     """The name without its suffixes."""
-    return self.name[: self.name.index(".jsonl")]
+    suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if self.name.endswith(s))
+    return self.name.removesuffix(suffix)
+
+  @property
+  def is_jsonl(self) -> bool:
+    return self.name.endswith(_JSONL)
 
   @property
   def plain(self) -> bool:
@@ -166,7 +173,7 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
       AnnotationFile(name, path / name, None, (path / name).stat().length)
       for name in _annotations(path, names)
     ]
-  elif path.is_file() and path.name.endswith(_SUFFIXES):
+  elif path.is_file() and path.name.endswith(SUFFIXES):
     files = [AnnotationFile(path.name, path, None, path.stat().length)]
   elif path.is_file() and _is_zip(path):
     try:
@@ -179,11 +186,11 @@ def annotation_files(path: str | os.PathLike) -> list[AnnotationFile]:
       for name in _annotations(path, members)
     ]
   elif path.exists():
-    raise AnnotationError(f"{path} is neither a folder, nor a zip, nor a file {_SUFFIXES}")
+    raise AnnotationError(f"{path} is neither a folder, nor a zip, nor a file {SUFFIXES}")
   else:
     raise AnnotationError(f"no annotations at {absolute(path)}: name a folder or annotations.zip")
   if not files:
-    raise AnnotationError(f"{path} holds no annotation file: expected names like x{_SUFFIXES[0]}")
+    raise AnnotationError(f"{path} holds no annotation file: expected names like x{SUFFIXES[0]}")
   files.sort(key=lambda file: file.name)
   by_source: dict[str, AnnotationFile] = {}
   for file in files:
@@ -209,6 +216,8 @@ def _names_in(folder: epath.Path) -> list[str]:
     folders[:] = [name for name in folders if not name.startswith((".", "__"))]
     for name in _annotations(place, found):
       path = pathlib.Path(place, name)
+      if path.parent != pathlib.Path(folder) and name.endswith(_JSON):
+        continue
       if not path.is_file():
         raise AnnotationError(f"{path} is not a file, or a broken link: remove it")
       if path.parent != pathlib.Path(folder):
@@ -222,10 +231,10 @@ def _annotations(place: str | os.PathLike, paths: Iterable[str]) -> list[str]:
   found = []
   for path in paths:
     name = pathlib.PurePosixPath(path).name
-    if name.startswith(".") or not _LIKE_THEM.search(name):
+    if name.startswith(".") or not (_LIKE_THEM.search(name) or name.endswith(_JSON)):
       continue
-    if not name.endswith(_SUFFIXES):
-      raise AnnotationError(f"{place} holds {name!r}: rename it to one of *{', *'.join(_SUFFIXES)}")
+    if not name.endswith(SUFFIXES):
+      raise AnnotationError(f"{place} holds {name!r}: rename it to one of *{', *'.join(SUFFIXES)}")
     try:
       name.encode()
     except UnicodeEncodeError:

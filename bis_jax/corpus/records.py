@@ -23,6 +23,7 @@ from bis_jax.corpus.image_root import candidates
 from bis_jax.corpus.reading import MAX_LINE
 from bis_jax.corpus.rejections import BadRecord
 
+REJECTED = "\0rejected"  # key of [reason, detail]: a record that could not be converted
 LONG_STEP = 32_768  # characters; at about 4 per token no training sample holds a longer step
 
 NOTES = {
@@ -84,9 +85,11 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
   """Returns the rollout of a record that is valid in every respect; images are checked by name.
 
   Raises BadRecord: no_steps, empty_step, missing_score, score_not_a_number, score_not_finite,
-  score_out_of_range, count_mismatch, no_image, image_outside_root, or invalid_utf8 for an escaped
-  half of a surrogate pair.
+  score_out_of_range, count_mismatch, no_image, image_outside_root, invalid_utf8 for an escaped half
+  of a surrogate pair, or what `formats` found.
   """
+  if REJECTED in record:
+    raise BadRecord(*record[REJECTED])
   steps = record.get("steps_with_score")
   if not isinstance(steps, list) or not steps:
     raise BadRecord("no_steps", f"steps_with_score is {_shown(steps)}")
@@ -115,12 +118,23 @@ def parse_rollout(record: dict[str, Any], source: str, line: int) -> Rollout:
 
 
 def image_references(record: dict[str, Any]) -> tuple[str, ...]:
-  """Returns the record's image references as written; BadRecord (no_image) if there are none."""
+  """Returns the record's image references as written; () for a rollout of text alone.
+
+  Raises BadRecord (no_image) for anything else, and if the question asks for an image.
+  """
   image = record.get("image")
+  if image in (None, "", []) and not asks_for_image(record):
+    return ()
   references = image if isinstance(image, list) else [image]
   if not references or not all(isinstance(name, str) and name for name in references):
     raise BadRecord("no_image", f"image is {_shown(image)}")
   return tuple(references)
+
+
+def asks_for_image(record: dict[str, Any]) -> bool:
+  """Returns whether the question or its original has an image placeholder."""
+  texts = (_text(record.get(key)) for key in ("question", "question_orig"))
+  return any("<image" in text for text in texts)
 
 
 def paper_scores(record: dict[str, Any]) -> tuple[list[float], list[int]]:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ import numpy as np
 
 from bis_jax.console import progress_bar
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
-from bis_jax.corpus.image_root import ImageRoot
-from bis_jax.corpus.reading import BOM, AnnotationError, AnnotationFile, annotation_files
+from bis_jax.corpus.containers import ConvertedFile, sources
+from bis_jax.corpus.formats import AUTO
+from bis_jax.corpus.image_root import EMBEDDED, ImageRoot
+from bis_jax.corpus.reading import BOM, AnnotationError, AnnotationFile
 from bis_jax.corpus.rejections import BadRecord, Rejected
 from bis_jax.corpus.score_table import STRICT_OK, ScoreTable
 from bis_jax.corpus.workers import Workers
@@ -51,7 +54,8 @@ class Scan:
     for at in self.used_image_sets():
       try:
         for reference in self.image_sets[at]:
-          root.locate(reference)
+          if not reference.startswith(EMBEDDED):
+            root.locate(reference)
       except BadRecord as error:
         bad[at] = error
     return self.reject_image_sets(bad)
@@ -101,18 +105,25 @@ class Scan:
         yield from file.read_lines(offsets.tolist(), lengths.tolist())
 
 
-def scan(annotations: str | os.PathLike, *, whole_lines: bool = False, workers: int = 0) -> Scan:
+def scan(
+  annotations: str | os.PathLike,
+  *,
+  format: str = AUTO,
+  whole_lines: bool = False,
+  workers: int = 0,
+) -> Scan:
   """Reads all annotations once and returns what selection needs of them.
 
   Image references are checked by name, not by file. Uses about 100 bytes of memory per rollout and
   a block per process. Raises AnnotationError if there are no annotations or a file is damaged.
 
   Args:
-    annotations: a folder of *.jsonl, *.jsonl.gz, *.jsonl.zst, or a zip of them, not extracted.
+    annotations: see `containers.sources`; a zip is not extracted.
+    format: of the records, see `formats`.
     whole_lines: whether fingerprints hash every byte of a line (slower), not samples.
     workers: processes; 0 for one per core.
   """
-  files = tuple(annotation_files(annotations))
+  files = tuple(sources(annotations, format))
   small = sum(file.size for file in files) < _SMALL
   with Workers(1 if small else workers) as pool:
     return scan_files(files, pool, whole_lines=whole_lines)
@@ -154,6 +165,10 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   reader, size = BlockReader(file.source, whole_lines=whole_lines), 0
   gc.disable()  # decoded records hold no cycles
   try:
+    if isinstance(file, ConvertedFile) and file.is_table:
+      size = file.size // file.groups()
+      _scan_group(file, file.group_of(start), reader)
+      start = stop = 0
     for offset, block in file.blocks(start, stop):
       marked = start == 0 and not reader.lines and offset == len(BOM)
       reader.read(offset, block, marked=marked)
@@ -163,6 +178,17 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   image_sets = [(images,) if isinstance(images, str) else images for images in reader.image_sets]
   rejections = sorted(reader.rejections)
   return _Span(reader.columns(), image_sets, rejections, reader.unlisted, reader.lines, size)
+
+
+def _scan_group(file: ConvertedFile, group: int, reader: BlockReader) -> None:
+  for offset, batch in file.batches(group):
+    line_of = functools.partial(_line_of, file, batch)
+    if not (file.in_columns and reader.read_table(offset, batch, line_of)):
+      reader.read(offset, file.lines_of(batch), numbered=True)
+
+
+def _line_of(file: ConvertedFile, batch: Any, row: int) -> bytes:
+  return file.lines_of(batch.slice(row, 1)).removesuffix(b"\n")
 
 
 def _join(

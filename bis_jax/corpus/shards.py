@@ -22,7 +22,7 @@ from bis_jax.console import progress_bar
 from bis_jax.corpus import byte_ranges, records, shared
 from bis_jax.corpus.byte_ranges import Ranges
 from bis_jax.corpus.corpus import SPLIT
-from bis_jax.corpus.image_root import ImageRoot
+from bis_jax.corpus.image_root import ImageRoots
 from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.rejections import BadRecord, CorpusError, Rejected
 from bis_jax.corpus.workers import Workers
@@ -94,7 +94,7 @@ class RolloutShard:
 class ImageShard:
   """Consecutive images: names and int32[k, 2] upright (height, width)."""
 
-  root: ImageRoot
+  root: ImageRoots
   names: Sequence[str]
   sizes: np.ndarray
 

@@ -1,28 +1,24 @@
-"""Loads text benchmarks in ProcessBench's layout (arXiv:2412.06559).
+"""Text benchmarks in the layouts of ProcessBench (arXiv:2412.06559) and PRMBench (arXiv:2501.03124).
 
-A folder with one file per subset, `gsm8k.json`, `math.json`, ...: a JSON list of
+ProcessBench: {"problem": "...", "steps": ["...", ...], "label": 1, "generator": "Qwen2-7B-Instruct"},
+one file per subset, `gsm8k`, `math`, ...; `label` is the first erroneous step counted from 0, or -1.
 
-    {"id": "gsm8k-0", "generator": "Qwen2-7B-Instruct", "problem": "...", "steps": ["...", ...],
-     "final_answer_correct": false, "label": 1}
-
-`label` is the first erroneous step counted from 0, or -1 if every step is correct.
+PRMBench: {"modified_question": "...", "modified_process": ["...", ...], "error_steps": [2, 4],
+"classification": "circular"}; steps count from 1, and several may be wrong. Its unmodified
+solutions, which only its measure of similarity reads, are left out.
 """
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from etils import epath
 
-from bis_jax import files
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem, Steps
 from bis_jax.inputs.texts import question_text
 
 
-class _Record(msgspec.Struct):
+class _ProcessBench(msgspec.Struct):
   problem: str
   steps: Steps
   label: int
@@ -30,39 +26,62 @@ class _Record(msgspec.Struct):
   final_answer_correct: Any = ""
 
 
-def load(folder: str | os.PathLike) -> list[BenchmarkItem]:
-  """Returns the checked items of every `*.json` of `folder`, sorted by file name.
-
-  Raises an EvaluationError that lists every fault with its item.
-  """
-  paths = sorted(epath.Path(folder).glob("*.json"))
-  if not paths:
-    raise FileNotFoundError(f"no *.json in {folder}: give the folder of ProcessBench's subsets")
-  return json_records.parse_items(folder, _records(paths), _parse)
+class _PRMBench(msgspec.Struct):
+  modified_question: str
+  modified_process: Steps
+  error_steps: tuple[int, ...]
+  classification: str
 
 
-def _records(paths: list[epath.Path]) -> Iterator[tuple[str, tuple[str, object]]]:
-  for path in paths:
-    remedy = "it must be a JSON list of items"
-    records = files.read_json(path, remedy, list[Any], EvaluationError)
-    for position, record in enumerate(records):
-      yield f"{path.name} item {position}", (path.stem, record)
-
-
-def _parse(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
+def parse(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
+  """Returns the item of a record of ProcessBench."""
   subset, value = subset_and_record
-  record = json_records.convert(value, _Record)
+  record = json_records.convert(value, _ProcessBench)
   label, steps = record.label, len(record.steps)  # steps after the first error are unlabelled
   if not -1 <= label < steps:
     raise EvaluationError(f"`label` is {label}; it must be -1 or one of the {steps} steps")
+  return _item(
+    index,
+    record.problem,
+    record.steps,
+    (1,) * steps if label < 0 else (1,) * label + (-1,) + (0,) * (steps - label - 1),
+    source=subset,
+    policy=str(record.generator),
+    answer=str(record.final_answer_correct),
+  )
+
+
+def parse_prm_bench(index: int, subset_and_record: tuple[str, object]) -> BenchmarkItem:
+  """Returns the item of a record of PRMBench; its source is its class of error."""
+  record = json_records.convert(subset_and_record[1], _PRMBench)
+  steps = len(record.modified_process)
+  if wrong := [step for step in record.error_steps if not 1 <= step <= steps]:
+    raise EvaluationError(
+      f"`error_steps` has {wrong[0]}; it must be one of the {steps} steps from 1"
+    )
+  labels = tuple(-1 if step in record.error_steps else 1 for step in range(1, steps + 1))
+  question, source = record.modified_question, record.classification
+  return _item(index, question, record.modified_process, labels, source=source)
+
+
+def _item(
+  index: int,
+  question: str,
+  steps: tuple[str, ...],
+  labels: tuple[int, ...],
+  *,
+  source: str,
+  policy: str = "unknown",
+  answer: str = "",
+) -> BenchmarkItem:
   return BenchmarkItem(
     index=index,
-    question=question_text(record.problem),
+    question=question_text(question),
     images=(),
     image_sizes=(),
-    steps=record.steps,
-    labels=(1,) * steps if label < 0 else (1,) * label + (-1,) + (0,) * (steps - label - 1),
-    data_source=subset,
-    policy_model=str(record.generator),
-    answer=str(record.final_answer_correct),
+    steps=steps,
+    labels=labels,
+    data_source=source,
+    policy_model=policy,
+    answer=answer,
   )

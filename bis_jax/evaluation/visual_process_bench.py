@@ -7,7 +7,9 @@ A folder with the images in `images/` or `images.zip`, and with `test.jsonl`, on
      "policy_model": "GPT-4o", "data_source": "MMMU"}
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from bis_jax.corpus.image_root import ImageRoot
 from bis_jax.corpus.rejections import BadRecord
 from bis_jax.evaluation import json_records
 from bis_jax.evaluation.json_records import EvaluationError
-from bis_jax.inputs.texts import question_text
+from bis_jax.inputs.texts import has_placeholder, question_text
 
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")
 ANNOTATIONS = "test.jsonl"
@@ -40,10 +42,10 @@ class _Response(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-  image: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
   question: str
   response: _Response
   data_source: str
+  image: tuple[str, ...] = ()  # none: an item of text alone
   policy_model: Any = "unknown"
   answer: Any = ""
 
@@ -69,6 +71,17 @@ class BenchmarkImage:
       return self.root.read(self.name)
     except BadRecord as error:
       raise EvaluationError(f"image {self.name!r} of the benchmark: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnImage:
+  """An image that stands in a column of a table; its name is the digest of its content."""
+
+  name: str
+  content: bytes = dataclasses.field(repr=False)
+
+  def read(self) -> bytes:
+    return self.content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +114,7 @@ def load(
       f"no {ANNOTATIONS} in {folder}: give the folder that holds VisualProcessBench's "
       f"{ANNOTATIONS} and its images"
     )
-  places = [annotations.with_name("images"), annotations.with_name("images.zip")]
-  root = ImageRoot(image_root or next((p for p in places if p.exists()), annotations.parent))
+  root = ImageRoot(image_root) if image_root else find_images(annotations.parent)
   lines = files.read_lines(annotations, EvaluationError)
   records = enumerate((number, line) for number, line in lines if line.strip())
   return json_records.parse_items(
@@ -110,6 +122,12 @@ def load(
     ((f"line {number} (item {index})", line) for index, (number, line) in records),
     lambda index, line: _parse(index, line, root),
   )
+
+
+def find_images(folder: epath.Path) -> ImageRoot:
+  """Returns `folder`/images, else images.zip there, else the folder itself."""
+  places = [folder / "images", folder / "images.zip"]
+  return ImageRoot(next((place for place in places if place.exists()), folder))
 
 
 def check_images(items: Sequence[BenchmarkItem]) -> None:
@@ -173,11 +191,27 @@ def _parse(index: int, line: bytes, root: ImageRoot) -> BenchmarkItem:
     value = files.parse_json(line)
   except ValueError as error:
     raise EvaluationError(f"not UTF-8 JSON: {error}") from error
+  return parse_row(index, ("", value), root=root)
+
+
+def parse_row(index: int, row: tuple[str, Any], *, root: ImageRoot) -> BenchmarkItem:
+  """Returns the item of a (subset, record); an image may be a path below the root, or contents."""
+  value = row[1]
+  contents: dict[str, ColumnImage] = {}
+  if isinstance(value, dict):  # a row of a table has images in its column, or its response as text
+    value = value | {"image": _names(value.get("image"), contents)}
+    if isinstance(value.get("response"), str):
+      with contextlib.suppress(ValueError):
+        value["response"] = files.parse_json(value["response"].encode())
   record = json_records.convert(value, _Record)
   steps, labels = record.response.steps, record.response.process_correctness
   if len(labels) != len(steps):
     raise EvaluationError(f"{len(steps)} steps but {len(labels)} labels")
-  found = tuple(BenchmarkImage(root, root.locate(name)) for name in record.image)
+  if not record.image and has_placeholder(record.question):
+    raise EvaluationError("its question has an image placeholder, but it has no `image`")
+  found = tuple(
+    contents.get(name) or BenchmarkImage(root, root.locate(name)) for name in record.image
+  )
   return BenchmarkItem(
     index=index,
     question=question_text(record.question),
@@ -191,7 +225,20 @@ def _parse(index: int, line: bytes, root: ImageRoot) -> BenchmarkItem:
   )
 
 
-def _size(image: BenchmarkImage, whole: bool = False) -> tuple[int, int]:
+def _names(images: Any, contents: "dict[str, ColumnImage]") -> Any:
+  """Returns images as names, and adds those of a column to `contents`."""
+  names = []
+  for image in images if isinstance(images, list) else [images] if images else []:
+    if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+      column = ColumnImage(
+        hashlib.blake2b(image["bytes"], digest_size=16).hexdigest(), image["bytes"]
+      )
+      contents[column.name], image = column, column.name
+    names.append(image.get("path") if isinstance(image, dict) else image)
+  return names if isinstance(images, list | dict | None) else images
+
+
+def _size(image: EncodedImage, whole: bool = False) -> tuple[int, int]:
   try:
     return images.upright_size(image.read(), whole=whole)
   except images.ImageError as error:

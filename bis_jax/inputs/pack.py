@@ -103,10 +103,10 @@ def plan(
     shuffle: False packs in the order given, as scoring does.
     lookahead: groups that a row may choose from, >= 1.
   """
-  if min(*budgets, lookahead) < 1 or budgets[1] % _PATCH_BLOCK:
+  if min(budgets[0], budgets[2], lookahead) < 1 or budgets[1] < 0 or budgets[1] % _PATCH_BLOCK:
     raise ValueError(
       f"lookahead {lookahead} and row budgets {dict(zip(BUDGETS, budgets, strict=True))} must be "
-      f"positive, and patch slots a multiple of {_PATCH_BLOCK}"
+      f"positive, and patch slots 0 or a multiple of {_PATCH_BLOCK}"
     )
   layout = Layout(budgets, streams)
   too_long = over_budget(costs, layout.largest)
@@ -125,7 +125,8 @@ def plan(
     places.append(where)
     lengths.append(sizes)
   offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
-  padding = 1 - packer.used / (budgets * (len(offsets) - 1))
+  slots = budgets * (len(offsets) - 1)
+  padding = (slots - packer.used) / np.maximum(slots, 1)
   return Plan(offsets, np.concatenate(packed), np.concatenate(places), layout, padding, too_long)
 
 
@@ -249,7 +250,7 @@ class _Packer:
         place = int(waiting.argmin())
       else:
         fits = (patches <= room_patches) & (markers <= room_markers)
-        rest = ((room - before) / first) ** 2 + ((room_patches - patches) / budgets[1]) ** 2
+        rest = ((room - before) / first) ** 2 + ((room_patches - patches) / max(1, budgets[1])) ** 2
         if number:
           fits &= (shared <= room) & (whole <= room + deepest[0])
           fits &= (near[5:] <= deepest[:, None]).all(axis=0)

@@ -102,6 +102,15 @@ class Measured:
     )
     return expand(compact, image_token_counts, self.prompt.special, dropped, prefix)
 
+  def fitted(self, inputs: ConfigDict) -> ConfigDict:
+    """Returns `inputs`, with rows of no patch slots if no example has an image."""
+    if self.costs[:, 1].any():
+      return inputs
+    fitted = inputs.copy_and_resolve_references()
+    with fitted.unlocked():
+      fitted.row_patches = 0
+    return fitted
+
   def layout(
     self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
   ) -> tuple[pack.Layout, float]:

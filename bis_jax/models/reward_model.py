@@ -23,6 +23,18 @@ from bis_jax.models.model_config import ModelConfig
 Batch = Mapping[str, jax.Array]
 
 
+def belief(logits_BR2: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns mean in [0, 1] and concentration of a Beta belief in each step's MC score, [B, R].
+
+  The mean is the softmax of two logits, as in a model without beliefs, so that who knows no
+  concentration reads the mean; the concentration grows with both. Ours; arXiv 2605.15529 has a head
+  for each.
+  """
+  mean_BR = jax.nn.softmax(logits_BR2)[..., 0]
+  concentration_BR = jax.nn.softplus(jax.nn.logsumexp(logits_BR2, axis=-1))
+  return jnp.clip(mean_BR, 1e-6, 1 - 1e-6), concentration_BR + 1e-3
+
+
 class RewardModel(nnx.Module):
   """Returns float32 logits [B, R, 2] at the step markers of a batch, positive first.
 
@@ -54,12 +66,14 @@ class RewardModel(nnx.Module):
 
   def states(self, batch: Batch) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
-    features, index_BT = self.image_features(batch), batch["image_index"]
-    x_BTD = self.language_model.embed_tokens(batch["tokens"])
-    parts = features.shape[-1] // x_BTD.shape[-1]
-    features_BMD, *more = jnp.split(features, parts, axis=-1) if parts > 1 else [features]
-    added = (jnp.stack(more), index_BT) if more else None
-    x_BTD = place_features(x_BTD, features_BMD, index_BT)
+    # Rows for text alone have no patch slots, and the program has no tower.
+    features = self.image_features(batch) if batch["patches"].shape[1] else None
+    x_BTD, added = self.language_model.embed_tokens(batch["tokens"]), None
+    if features is not None:
+      index_BT, parts = batch["image_index"], features.shape[-1] // x_BTD.shape[-1]
+      features_BMD, *more = jnp.split(features, parts, axis=-1) if parts > 1 else [features]
+      added = (jnp.stack(more), index_BT) if more else None
+      x_BTD = place_features(x_BTD, features_BMD, index_BT)
     _, *streams = batch["stream_ids"].shape if "stream_ids" in batch else (0, 0, 0)
     rope = self.rope(batch["positions"])
     return self.language_model(x_BTD, rope, batch["segment_ids"], (streams[0], streams[1]), added)

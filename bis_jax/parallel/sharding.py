@@ -94,7 +94,8 @@ def put_rows(
   sharding = batch_sharding(mesh)
   return {
     key: jax.make_array_from_process_local_data(
-      sharding, array.reshape(-1, micro_batches, *array.shape[1:]).swapaxes(0, 1)
+      sharding,
+      array.reshape(len(array) // micro_batches, micro_batches, *array.shape[1:]).swapaxes(0, 1),
     )
     for key, array in arrays.items()
   }

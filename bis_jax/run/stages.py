@@ -20,7 +20,7 @@ from bis_jax.console import log
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.corpus.preparation import prepare
 from bis_jax.errors import UserError
-from bis_jax.evaluation import score_files, step_evaluation, visual_process_bench
+from bis_jax.evaluation import benchmarks, score_files, step_evaluation, visual_process_bench
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.hub import weights
 from bis_jax.inputs import pipeline
@@ -146,6 +146,7 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
       locations.annotations,
       locations.images,
       locations.prepared,
+      format=config.corpus.format,
       max_rejected_fraction=config.corpus.max_rejected_fraction,
       workers=config.corpus.workers,
     )
@@ -211,6 +212,7 @@ def training_batches(
     share=(jax.process_index(), jax.process_count()),
     gather=functools.partial(processes.gather, "measured"),
   )
+  inputs = measured.fitted(inputs)
   layout, saved = measured.layout(inputs)
   plan = measured.plan_rows(inputs, rows=layout, seed=config.seed, epochs=config.train.epochs)
   rows = train_state.rows_per_step(
@@ -273,7 +275,7 @@ def make_evaluator(
       count,
       "" if len(indices) else "; there is no threshold tuned_on_dev",
     )
-  items = visual_process_bench.load(locations.benchmark)
+  items = benchmarks.load(str(locations.benchmark))
   examples = benchmark_examples(items, config.evaluation.images)
   step_scorer.check_lengths(examples, processor, config.inputs)  # before training, not after it
   visual_process_bench.check_images(items)

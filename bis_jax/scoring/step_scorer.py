@@ -95,14 +95,14 @@ class Scorer:
 
   def score_each(self, examples: Examples) -> tuple[list[np.ndarray], dict[int, str]]:
     """Returns (scores, {index: reason it was rejected}); the scores of those are empty."""
-    inputs = self._inputs
     measured, refused = self._measured(examples)
+    inputs = self._inputs if self._fixed else measured.fitted(self._inputs)
     scores = [np.zeros(0, np.float32)] * len(examples)
     costs = measured.costs
     large = (costs > pack.row_budgets(inputs)).any(axis=1)
     accepted = np.array([i not in refused for i in range(len(examples))], bool)
     if len(fitting := np.flatnonzero(accepted & ~large)):
-      rows = self._layout(measured, fitting)
+      rows = self._layout(measured, inputs, fitting)
       plan = measured.plan_rows(inputs, rows=rows, only=fitting, shuffle=False)
       most = self._sizes[-1] * inputs.row_tokens // int(rows.budgets[0])
       self._run(measured, plan, scores, self.batch_rows(len(plan), most))
@@ -113,9 +113,11 @@ class Scorer:
       self._run(measured, plan, scores, [fewest] * -(-len(plan) // fewest))
     return scores, refused
 
-  def _layout(self, measured: pipeline.Measured, chosen: np.ndarray) -> pack.Layout:
+  def _layout(
+    self, measured: pipeline.Measured, inputs: ConfigDict, chosen: np.ndarray
+  ) -> pack.Layout:
     """Returns the layout of rows for the examples `chosen`, with streams if that is faster."""
-    inputs = self._inputs.copy_and_resolve_references()
+    inputs = inputs.copy_and_resolve_references()
     with inputs.unlocked():
       inputs.row_streams, inputs.stream_tokens = -1, 0
     few = measured.costs[chosen, 0].sum() < _WORTHWHILE * inputs.row_tokens

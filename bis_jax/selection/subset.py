@@ -1,11 +1,15 @@
-"""Writes the kept records in one of three forms.
+"""Writes the kept records in one of several forms.
 
-raw            the annotation lines unchanged, in file order
+raw            the annotation lines, unchanged or converted, in file order
 conversations  {"image": ..., "conversations": [{"from": "human", "value": "Question: ...\\nProcess:
                step 1<prm>\\n\\nstep 2<prm>"}, {"from": "gpt", "value": [1.0, 0.0]}]}
+trl            {"prompt", "completions", "labels", "images"}, TRL's stepwise supervision
+openrlhf       {"input": question and steps, "ки" after each, "label": ["+", "-"], "question"}
 dataset        a folder that `datasets.load_dataset` reads, with a card
+parquet        the same rows in one Parquet file
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -19,14 +23,17 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.corpus import records
+from bis_jax.corpus.formats import PLACEHOLDER
 from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.score_table import ScoreTable, positive_and_counted
+from bis_jax.errors import UserError
 from bis_jax.selection.manifest import Manifest
 
 IGNORED_LABEL = -100.0  # of unmeasured steps if they are ignored; PyTorch's convention
 Line = tuple[str, int, bytes]  # source, line number, raw line
 
 _MARKER = "<prm>"
+_ROW_GROUP = 20_000  # rows of a Parquet file that are written and read at a time
 # Types of the dataset's columns, in order.
 _COLUMNS = {
   "id": "dtype: string",
@@ -36,6 +43,8 @@ _COLUMNS = {
   "answer": "dtype: string",
   "steps": "sequence: string",
   "mc_scores": "sequence: float64",
+  "num_mc_correct": "sequence: int64",
+  "num_mc_total": "sequence: int64",
   "labels": "sequence: float64",
 }
 
@@ -72,11 +81,38 @@ def write_dataset(folder: epath.Path, lines: Iterable[Line], manifest: Manifest)
   files.write_text(folder / "README.md", _card(manifest))
 
 
+def write_trl(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+  _write_lines(path, _encoded(lines, _trl, manifest))
+
+
+def write_openrlhf(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+  """Raises UserError naming a record whose text holds the placeholder."""
+  _write_lines(path, _encoded(lines, _openrlhf, manifest))
+
+
+def write_parquet(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:
+  import pyarrow.parquet  # here: it takes longer than a selection from a table
+
+  schema = pyarrow.schema([(name, _arrow_type(pyarrow, kind)) for name, kind in _COLUMNS.items()])
+  rows = map(msgspec.json.decode, _encoded(lines, _row, manifest))
+  with files.replacing(path) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+    while group := list(itertools.islice(rows, _ROW_GROUP)):
+      writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _arrow_type(arrow: Any, kind: str) -> Any:
+  outer, _, name = kind.partition(": ")
+  return arrow.list_(arrow.type_for_alias(name)) if outer == "sequence" else arrow.string()
+
+
 # {form: function that writes it, and what it does with image placeholders in questions}
 WRITERS = {
   "raw": (write_raw, "kept"),
   "conversations": (write_conversations, "kept"),  # as the released builder, see `paper_question`
   "dataset": (write_dataset, "removed"),
+  "parquet": (write_parquet, "removed"),
+  "trl": (write_trl, "removed"),
+  "openrlhf": (write_openrlhf, "removed"),
 }
 
 
@@ -118,7 +154,7 @@ def _conversation(
   steps = [step["step"].strip() + _MARKER for step in record["steps_with_score"]]
   text = f"Question: {records.paper_question(record)}\nProcess: " + "\n\n".join(steps)
   return {
-    "image": record["image"],
+    "image": record.get("image"),
     "conversations": [
       {"from": "human", "value": text},
       {"from": "gpt", "value": _labels(record, manifest)},
@@ -127,17 +163,61 @@ def _conversation(
 
 
 def _row(source: str, number: int, record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-  image, answer = record["image"], record.get("answer")
+  answer, steps = record.get("answer"), record["steps_with_score"]
   scores, _ = records.paper_scores(record)
   return {
     "id": f"{source}:{number}",
     "source": source,
-    "images": [str(name) for name in image] if isinstance(image, list) else [str(image)],
+    "images": _images(record),
     "question": records.question_of(record),
     "answer": "" if answer is None else str(answer),
-    "steps": [step["step"].strip() for step in record["steps_with_score"]],
+    "steps": _steps(record),
     "mc_scores": scores,
+    "num_mc_correct": [step.get("num_mc_correct") for step in steps],
+    "num_mc_total": [step.get("num_mc_total") for step in steps],
     "labels": _labels(record, manifest),
+  }
+
+
+def _images(record: dict[str, Any]) -> list[str]:
+  image = record.get("image") or []
+  return [str(name) for name in image] if isinstance(image, list) else [str(image)]
+
+
+def _steps(record: dict[str, Any]) -> list[str]:
+  return [step["step"].strip() for step in record["steps_with_score"]]
+
+
+def _trl(source: str, number: int, record: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+  labels: list[Any] = _labels(record, manifest)
+  return {
+    "id": f"{source}:{number}",
+    "prompt": records.question_of(record),
+    "completions": _steps(record),
+    "labels": labels if manifest.unmeasured == "ignore" else [label > 0 for label in labels],
+    "images": _images(record),
+  }
+
+
+def _openrlhf(
+  source: str, number: int, record: dict[str, Any], manifest: Manifest
+) -> dict[str, Any]:
+  question, steps = records.question_of(record), _steps(record)
+  if any(PLACEHOLDER in text for text in (question, *steps)):
+    raise UserError(
+      f"{source}:{number} holds {PLACEHOLDER!r}, which is after every step of --format=openrlhf: write "
+      "another format"
+    )
+  labels: list[Any] = _labels(record, manifest)
+  if manifest.unmeasured != "ignore":
+    labels = ["+" if label > 0 else "-" for label in labels]
+  text = "".join(f"{step} {PLACEHOLDER}\n" for step in steps)
+  return {
+    "id": f"{source}:{number}",
+    "input": f"{question}\n{text}",
+    "label": labels,
+    "question": question,
+    "images": _images(record),
   }
 
 

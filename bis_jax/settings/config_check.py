@@ -89,6 +89,11 @@ def _contradictions(c: ConfigDict) -> list[str]:
       'a model without a checkpoint: set it to 0, or corpus.name to "toy" and model.checkpoint to ""',
     ),
     (
+      c.pretrain.steps and c.corpus.toy.described,
+      f"config.pretrain.steps is {c.pretrain.steps}, but a described toy corpus has no pictures to caption: "
+      "set it to 0",
+    ),
+    (
       toy and published and not c.model.checkpoint,
       f"config.model.size is {c.model.size!r}, a published size, which cannot be trained from the toy "
       'corpus alone: set it to "toy", or model.checkpoint to its weights',
@@ -97,6 +102,11 @@ def _contradictions(c: ConfigDict) -> list[str]:
       not all("=" in option.lstrip("=") for option in c.train.compiler_options.split()),
       f"config.train.compiler_options is {c.train.compiler_options!r}: write NAME=VALUE, separated by "
       "spaces",
+    ),
+    (
+      c.labels.kind == "beta" and c.loss.normalise == "micro",
+      "config.labels.kind is 'beta', but config.loss.normalise is 'micro', the release's mean of hard "
+      "labels: set it to 'global'",
     ),
     (
       c.labels.kind == "truth" and not toy,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bis_jax.corpus.formats import NAMES
 from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.layers import REMATS
 from bis_jax.models.learning_rates import VISION_TOWER
@@ -30,9 +31,12 @@ SETTINGS: dict[str, Setting] = {
   "corpus.annotations": Setting(
     f"{_CORPUS}/annotations.zip",
     NOT_EMPTY,
-    "folder of *.jsonl, or its zip; local or gs://, as all paths",
+    "folder, zip or file, local or gs://, as all paths, or a dataset id of the hub",
   ),
-  "corpus.images": Setting(f"{_CORPUS}/images.zip", NOT_EMPTY, "folder or zip, never extracted"),
+  "corpus.format": Setting("auto", NAMES, "of the records; auto: recognized by their keys"),
+  "corpus.images": Setting(
+    f"{_CORPUS}/images.zip", None, 'folder or zip, never extracted; "": none, text alone'
+  ),
   "corpus.cache": Setting(
     "~/.cache/bis_jax", NOT_EMPTY, "folder of prepared corpora, shared by runs"
   ),
@@ -58,6 +62,7 @@ SETTINGS: dict[str, Setting] = {
     1.0, ">= 0 and <= 100", "factor: wrong notes of continuations"
   ),
   "corpus.toy.stop_at_zero": Setting(False, None, "no continuations after a step with MC score 0"),
+  "corpus.toy.described": Setting(False, None, "by the question, without pictures: text alone"),
   # Selection
   "selection.strategy": Setting("full", _STRATEGIES, "how rollouts are ranked"),
   "selection.fraction": Setting(1.0, ">= 0.0001 and <= 1", "of the rollouts of each source"),
@@ -68,10 +73,20 @@ SETTINGS: dict[str, Setting] = {
   "selection.reliability_if_no_positive": Setting(
     1.0, ">= 0 and <= 1", "R of rollouts without a positive step"
   ),
-  # Labels. hard: MC > tau; soft: the MC score; banded: see the bands; truth: known for toy only
-  "labels.kind": Setting("hard", ("hard", "soft", "banded", "truth"), "target of a step"),
+  # Labels. hard: MC > tau; soft: the MC score; banded: see the bands; beta: a Beta belief in the MC
+  # score, by the counts; truth: known for toy only
+  "labels.kind": Setting("hard", ("hard", "soft", "banded", "beta", "truth"), "target of a step"),
   "labels.band_low": Setting(0.0, ">= 0 and <= 1", "banded: label 0 at or below this MC score"),
   "labels.band_high": Setting(0.5, ">= 0 and <= 1", "banded: label 1 above; >= band_low"),
+  "labels.neutral": Setting(
+    "by_score",
+    ("by_score", "positive", "negative", "ignore"),
+    "ratings of 0.5 without counts, PRM800K's; by_score: as any other MC score",
+  ),
+  "labels.min_continuations": Setting(
+    0, ">= 0 and <= 65535", "no label for steps of which fewer are known"
+  ),
+  "labels.until_first_wrong": Setting(False, None, "no label after the first wrong step"),
   # Inputs
   "inputs.tokenizer": Setting("", None, 'folder or hub id; "": that of the checkpoint'),
   "inputs.separator": Setting("\n\n", None, 'between steps; the released evaluation has ""'),

@@ -9,7 +9,7 @@ from bis_jax.errors import UserError
 from bis_jax.files import absolute, digest, refuse_overwriting
 from bis_jax.hub import weights
 from bis_jax.models import backbones
-from bis_jax.storage import is_url
+from bis_jax.storage import hub_datasets, is_url
 from bis_jax.toy import drawing
 
 
@@ -21,8 +21,8 @@ class MissingInputError(UserError):
 class Locations:
   """Files and folders that a run reads, and the folders that it shares with other runs."""
 
-  annotations: epath.Path  # folder of *.jsonl, or a zip of it
-  images: epath.Path  # folder, or a zip of it
+  annotations: epath.PathLike  # folder, zip or file, or a dataset id of the hub
+  images: epath.Path | None  # folder, or a zip of it; None: rollouts of text alone
   prepared: epath.Path  # the prepared corpus, written by the run
   programs: epath.Path | None  # persistent compilation cache
   tokenizer: str  # folder or hub id
@@ -40,15 +40,15 @@ def locate(config: ConfigDict) -> Locations:
   )
   tokenizer = config.inputs.tokenizer or config.model.checkpoint
   if c.name == "toy":
-    toy = cache / f"toy-{digest(sorted(c.toy.items()), drawing.VERSION)}"
+    toy = cache / f"toy-{digest(sorted(drawing.named(c.toy).items()), drawing.VERSION)}"
     annotations, images, benchmark = (toy / name for name in ("annotations", "images", "benchmark"))
     tokenizer = config.inputs.tokenizer or str(toy / "tokenizer")
   programs = config.train.compile_cache
   # The last two were keys of the config: corpora of earlier versions keep their names.
-  key = digest(str(annotations), str(images), 0.0, "negative")
+  key = digest(str(annotations), str(images if c.images else ""), 0.0, "negative")
   return Locations(
     annotations=annotations,
-    images=images,
+    images=images if (toy and not c.toy.described) or (c.images and not toy) else None,
     prepared=cache / f"corpus-{key}",
     programs=(absolute(programs) if is_url(programs) else cache / programs) if programs else None,
     tokenizer=tokenizer,
@@ -86,6 +86,9 @@ def require(config: ConfigDict, locations: Locations) -> Locations:
   if not locations.toy:
     needed |= {"corpus.annotations": locations.annotations, "corpus.images": locations.images}
     needed |= {"evaluation.benchmark": locations.benchmark}
+    if hub_datasets.is_hub_id(config.corpus.annotations):
+      del needed["corpus.annotations"]  # downloaded when it is read
+      locations = dataclasses.replace(locations, annotations=config.corpus.annotations)
   if not locations.toy or config.inputs.tokenizer:  # else it is drawn with the corpus
     needed |= {"inputs.tokenizer": locations.tokenizer}
   needed |= {"model.checkpoint": locations.checkpoint}

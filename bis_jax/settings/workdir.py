@@ -54,6 +54,11 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
   for name in {*BACKBONES} - sections:  # of backbones that came later
     for key, setting in BACKBONES[name].settings.items():
       flat[f"{name}.{key}"] = setting.default
+  flat.setdefault("corpus.format", "auto")
+  flat.setdefault("labels.neutral", "by_score")
+  flat.setdefault("labels.min_continuations", 0)
+  flat.setdefault("labels.until_first_wrong", False)
+  flat.setdefault("corpus.toy.described", False)
   flat.setdefault("train.compiler_options", "")
   flat.setdefault("internvl.prompt", "step_markers")
   flat.setdefault("inputs.row_streams", 0)

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -58,9 +58,14 @@ def draw(out_dir: epath.PathLike, *, workers: int = 0, **knobs: Any) -> epath.Pa
       _draw_corpus(pool, part, settings)
       _draw_benchmark(pool, part, settings)
 
-  identity = {"knobs": dataclasses.asdict(settings), "version": VERSION}
+  identity = {"knobs": named(dataclasses.asdict(settings)), "version": VERSION}
   shared.made(out, "the toy corpus", identity, make, _CONTENTS)
   return out
+
+
+def named(knobs: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the settings that name a corpus: corpora of earlier versions lack the last one."""
+  return {name: value for name, value in knobs.items() if name != "described" or value}
 
 
 def read_truth(drawn: epath.Path) -> dict[tuple[str, int], list[int]]:
@@ -111,6 +116,7 @@ def _corpus_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
         folder=about.name,
         prefix=_IMAGE_PREFIX,
         seed=f"corpus {knobs.seed}",
+        described=knobs.described,
       )
 
 
@@ -128,6 +134,7 @@ def _benchmark_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       folder=f"{about.benchmark}/{about.name}",
       prefix="images/",
       seed=f"benchmark {knobs.seed}",
+      described=knobs.described,
     )
 
 

@@ -49,6 +49,7 @@ class Knobs:
   # A further factor on the wrong notes of continuations: their policy is weaker than the writer.
   continuation_slip: float = 1.0
   stop_at_zero: bool = False  # steps after one with MC score 0 stay unmeasured
+  described: bool = False  # the question describes the picture; there is none: text alone
 
   def __post_init__(self):
     for name, least in _LEAST.items():
@@ -69,6 +70,7 @@ class Groups:
   folder: str  # of the source's pictures in `root`
   prefix: str  # before `folder` in the records
   seed: str  # the output is a function of it alone
+  described: bool = False  # see `Knobs`
 
   def rng(self) -> np.random.Generator:
     return np.random.default_rng([*self.seed.encode(), self.source, self.first])
@@ -87,7 +89,8 @@ class Drawn:
 @dataclasses.dataclass(frozen=True)
 class _Asked:
   question: Question
-  images: list[str]
+  images: list[str]  # none if the text describes them
+  text: str
 
 
 def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
@@ -110,13 +113,13 @@ def draw_rollouts(groups: Groups, knobs: Knobs) -> Drawn:
     records.append(
       {
         "id": line,  # two rollouts may have the same text; a line must not repeat
-        "image": about.images if len(about.images) > 1 else about.images[0],
-        "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.question.text,
+        "image": about.images if len(about.images) > 1 else next(iter(about.images), None),
+        "question": "<image>\n" * len(about.images) + _INSTRUCTION + about.text,
         "answer": str(about.question.answer),
         "response": "\n\n".join(steps),
         "num_mc_sequences": knobs.n_mc,
         "steps_with_score": _scored(steps, counts[row, slots].tolist(), knobs),
-        "question_orig": about.question.text,
+        "question_orig": about.text,
       }
     )
     truth = solutions.right[row, slots].astype(int).tolist()
@@ -143,7 +146,7 @@ def draw_benchmark(groups: Groups) -> bytes:
       labels[solutions.event[row, slots] == policies.PREFACE] = 0
       items[i] = {
         "image": asked[i].images,
-        "question": asked[i].question.text,
+        "question": asked[i].text,
         "answer": str(asked[i].question.answer),
         "response": {
           "steps": _steps(source, asked[i], solutions, row, slots),
@@ -179,8 +182,8 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
     rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
     scene = source.scene(rng)
     names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
-    if group < groups.scenes:
-      facts = [f"{fact(panel, panel.stripes)}." for panels in scene for panel in panels]
+    facts = [f"{fact(panel, panel.stripes)}." for panels in scene for panel in panels]
+    if group < groups.scenes and not groups.described:
       captions.append({"image": names, "question": _CAPTION_QUESTION, "sentences": facts})
       for name, panels in zip(names, scene, strict=True):
         path = groups.root / name
@@ -188,7 +191,10 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
         path.write_bytes(draw_picture(panels))
     rng = random.Random(f"{groups.seed}/{source.name}/question/{group}")
     question = ask(rng, source, scene)
-    asked.append(_Asked(question, [groups.prefix + name for name in names]))
+    if groups.described:
+      asked.append(_Asked(question, [], " ".join([*facts, question.text])))
+    else:
+      asked.append(_Asked(question, [groups.prefix + name for name in names], question.text))
   return asked, captions
 
 

@@ -9,8 +9,13 @@ from ml_collections import ConfigDict
 from bis_jax.corpus.corpus import Corpus, StoredRollout
 from bis_jax.inputs.pipeline import Example
 from bis_jax.settings import locations
+from bis_jax.settings.keys import SETTINGS
 from bis_jax.toy import drawing
-from bis_jax.training.labels import step_labels
+from bis_jax.training.labels import step_labels, with_policy
+
+_POLICIES = {
+  name: SETTINGS[f"labels.{name}"] for name in ("neutral", "min_continuations", "until_first_wrong")
+}
 
 
 class RolloutExamples:
@@ -18,6 +23,9 @@ class RolloutExamples:
     """`indices` int64[k] are rollouts of `corpus`; `config` is the run's whole config."""
     self._corpus, self._indices = corpus, indices
     self._labels = ConfigDict(config.labels.to_dict())  # without ties to the whole config
+    self._needs_counts = self._labels.kind == "beta" or any(
+      self._labels[key] != setting.default for key, setting in _POLICIES.items()
+    )
     toy = locations.locate(config).toy
     self._truth = drawing.read_truth(toy) if toy and config.labels.kind == "truth" else None
     self._tau, self._unmeasured = config.corpus.tau, config.corpus.unmeasured
@@ -41,6 +49,12 @@ class RolloutExamples:
       self._unmeasured,
       truth,
     )
+    if self._needs_counts:
+      counts = self._corpus.continuations(rollout)
+      scores = np.asarray(rollout.scores)
+      targets, weights = with_policy(targets, weights, scores, counts, self._labels)
+      if self._labels.kind == "beta":  # an unknown number, and none, count as one
+        weights = weights * np.maximum(counts, 1).astype(np.float32)
     image_sizes = self._corpus.image_sizes[list(rollout.image_ids)].tolist()
     return Example(
       id=rollout.id,

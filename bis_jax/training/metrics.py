@@ -167,7 +167,9 @@ class Rates:
       "rollouts_per_second": counts["rollouts"] / seconds,
       "model_flops_per_second": counts["flops"] / seconds,
       "token_padding": 1 - counts["tokens"] / counts["token_slots"],
-      "patch_padding": 1 - counts["patches"] / counts["patch_slots"],
+      "patch_padding": 1 - counts["patches"] / counts["patch_slots"]
+      if counts["patch_slots"]
+      else 0.0,
       "productive_seconds": seconds - self._waited,
     }
     if self._peak_flops:

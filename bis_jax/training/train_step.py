@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.scipy.special import betaln
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.chip_settings import compiler_options
 from bis_jax.models.param_tree import Params, merge
+from bis_jax.models.reward_model import belief
 from bis_jax.parallel.sharding import OnMesh
 from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState, abstract_state, split_trainable
@@ -33,6 +35,21 @@ def marker_loss(logits_BR2: jax.Array, target_BR: jax.Array, weight_BR: jax.Arra
   log_p_BR2 = jax.nn.log_softmax(logits_BR2)
   loss_BR = -(target_BR * log_p_BR2[..., 0] + (1 - target_BR) * log_p_BR2[..., 1])
   return jnp.where(weight_BR > 0, weight_BR * loss_BR, 0.0)
+
+
+def belief_loss(logits_BR2: jax.Array, target_BR: jax.Array, count_BR: jax.Array) -> jax.Array:
+  """Returns the negative log Beta-Binomial likelihood of every step marker, float32[B, R].
+
+  The target is the share of `count` continuations that reach the right answer; the loss is 0 where
+  the count is 0. Source: arXiv 2605.15529.
+  """
+  mean_BR, concentration_BR = belief(logits_BR2)
+  a_BR, b_BR = mean_BR * concentration_BR, (1 - mean_BR) * concentration_BR
+  n_BR = jnp.maximum(count_BR, 1.0)
+  k_BR = target_BR * n_BR
+  loss_BR = betaln(a_BR, b_BR) - betaln(a_BR + k_BR, b_BR + n_BR - k_BR)
+  loss_BR += betaln(k_BR + 1, n_BR - k_BR + 1) + jnp.log(n_BR + 1)  # - log of n over k
+  return jnp.where(count_BR > 0, loss_BR, 0.0)
 
 
 def next_token_loss(
@@ -57,7 +74,10 @@ def _micro_loss(
   """Returns a micro-batch's share of the loss, with (loss sum of each row [B], right markers)."""
   logits_BR2 = merge(graph, params | frozen)(batch)
   weight_BR = batch["marker_weight"]
-  loss_BR = marker_loss(logits_BR2, batch["marker_target"], weight_BR)
+  if "marker_count" in batch:
+    loss_BR = belief_loss(logits_BR2, batch["marker_target"], batch["marker_count"])
+  else:
+    loss_BR = marker_loss(logits_BR2, batch["marker_target"], weight_BR)
   agrees_BR = (logits_BR2[..., 0] >= logits_BR2[..., 1]) == (batch["marker_target"] >= 0.5)
   loss = (loss_BR / total).sum() if total.ndim else loss_BR.sum() / total
   return loss, (loss_BR.sum(axis=1), (agrees_BR * weight_BR).sum())
@@ -130,6 +150,7 @@ def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> Tr
     config.loss.normalise,
     config.seed if model_config.needs_random_key else None,
     compiler_options(mesh, config.train.compiler_options),
+    beliefs=config.labels.kind == "beta",
   )
   trainable, frozen = split_trainable(shapes, factors)
   state = abstract_state(optimizer, trainable, mesh)
@@ -143,18 +164,23 @@ def make_train_step(
   normalise: str,
   random_seed: int | None = None,
   options: dict[str, Any] | None = None,
+  beliefs: bool = False,
 ) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, update_is_finite, and
   row_loss float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
-  gets a different `random_key`. `options` are those of the compiler.
+  gets a different `random_key`. `options` are those of the compiler. With `beliefs` the loss is
+  `belief_loss`.
   """
 
   def train_step(state, frozen, batch):
     if random_seed is not None:
       key = jax.random.fold_in(jax.random.key(random_seed), state.step)
       batch = batch | {"random_key": jax.random.split(key, len(batch["tokens"]))}
+    if beliefs:  # weights are numbers of continuations
+      weight = batch["marker_weight"]
+      batch = batch | {"marker_count": weight, "marker_weight": (weight > 0).astype(weight.dtype)}
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}

@@ -175,7 +175,7 @@ def test_scan_is_the_line_by_line_reading(tmp_path, lines, newline, ended, marke
   path.write_bytes(reading.BOM * marked + data)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reading, "BLOCK", 1 if tiny_blocks else 1 << 20)  # 1: every line on its own
-    found = scan.scan(path)
+    found = scan.scan(path, format="raw")  # as asked: no line may be recognizable
   rows, bad = reference(lines, marked and bool(data))
   assert repr(rows_of(found)) == repr(rows)  # repr: NaN is NaN
   assert [(rejected.line, rejected.reason) for rejected in found.rejections] == bad

@@ -41,6 +41,29 @@ def test_scores_become_an_evaluation_and_a_page(tmp_path, text_run, capsys):
   assert (tmp_path / "page/index.html").exists()
 
 
+def test_several_benchmarks_share_a_command_and_a_page(tmp_path, text_run, capsys):
+  errors = {"modified_question": "Q", "modified_process": ["a", "b"], "error_steps": [2]}
+  (tmp_path / "prm").mkdir()
+  (tmp_path / "prm/x.jsonl").write_text(json.dumps(errors | {"classification": "circular"}))
+  (tmp_path / "prm_scores.jsonl").write_text('{"index": 0, "scores": [0.9, 0.1]}')
+  names = [str(tmp_path / "bench"), str(tmp_path / "prm")]
+  flags = [
+    f"--benchmark={','.join(names)}",
+    f"--scores={tmp_path / 'scores.jsonl'},{tmp_path / 'prm_scores.jsonl'}",
+    f"--out={tmp_path / 'out.json'}",
+  ]
+  assert run_command("evaluate", *flags, f"--page={tmp_path / 'page'}") is None
+  report = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+  assert list(report) == names
+  assert report[names[1]]["published"]["fixed_0.5"]["PRMScore"] == 1
+  page = (tmp_path / "page/index.html").read_text()
+  assert "PRMScore" in page and "average F1" in page
+  assert (tmp_path / "page/1-PRMBench/index.html").exists() and "1-PRMBench/index.html" in page
+  assert "PRMBench, " in capsys.readouterr().out
+  flags[1] = text_run[1]
+  assert "--scores names 1 files for 2 benchmarks" in run_command("evaluate", *flags)
+
+
 def test_a_baseline_becomes_a_comparison(text_run, capsys):
   assert run_command("evaluate", *text_run, text_run[1].replace("--scores", "--baseline")) is None
   assert "overall_source_weighted +0.00" in capsys.readouterr().out

@@ -60,7 +60,7 @@ FAULTS = {
   "step_type": ({"steps": ["a", 3]}, "got `int` - at `$.response.steps[1]`"),
   "no_labels": ({"process_correctness": None}, "got `null` - at `$.response.process_correctness`"),
   "no_response": ({"response": "text"}, "Expected `object`, got `str` - at `$.response`"),
-  "no_image": ({"image": []}, "length >= 1 - at `$.image`"),
+  "no_image": ({"image": []}, "its question has an image placeholder, but it has no `image`"),
   "image_type": ({"image": "images/0_0.png"}, "got `str` - at `$.image`"),
   "image_gone": ({"image": ["images/gone.png"]}, "missing_image: 'images/gone.png'"),
   "image_is_text": ({"image": ["images/text.png"]}, "'text.png' can't be opened"),

@@ -89,8 +89,8 @@ def test_too_long_examples_say_why():
 
 
 def test_impossible_budgets_are_refused():
-  for row_patches in (0, 100):
-    with pytest.raises(ValueError, match="positive, and patch slots a multiple of 64"):
+  for row_patches in (-64, 100):
+    with pytest.raises(ValueError, match="positive, and patch slots 0 or a multiple of 64"):
       pack.plan(np.array([[1, 0, 1]]), np.array([10, row_patches, 1]))
   with pytest.raises(UserError, match="none of 0 examples"):
     pack.plan(np.zeros((0, 3), int), BUDGETS)

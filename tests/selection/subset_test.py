@@ -135,6 +135,7 @@ def test_dataset_has_one_type_a_column_and_a_card(tmp_path, selected):
   table = pyarrow.json.read_json(tmp_path / "ds" / "data" / "train.jsonl")
   types = {field.name: str(field.type).replace("item", "element") for field in table.schema}
   text, texts, numbers = "string", "list<element: string>", "list<element: double>"
+  counts = "list<element: int64>"
   assert types == {
     "id": text,
     "source": text,
@@ -143,6 +144,8 @@ def test_dataset_has_one_type_a_column_and_a_card(tmp_path, selected):
     "answer": text,
     "steps": texts,
     "mc_scores": numbers,
+    "num_mc_correct": counts,
+    "num_mc_total": counts,
     "labels": numbers,
   }
   rows = table.to_pylist()

@@ -1,9 +1,13 @@
 """The loss against its definition."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
+import scipy.stats
 
-from bis_jax.training.train_step import marker_loss, next_token_loss
+from bis_jax.models.reward_model import belief
+from bis_jax.training.train_step import belief_loss, marker_loss, next_token_loss
 
 
 def test_loss_is_the_cross_entropy_of_labelled_markers_only():
@@ -54,3 +58,41 @@ def test_next_token_loss_is_that_of_the_next_token_of_the_same_segment():
 def test_next_token_loss_of_an_empty_row_is_zero():
   nothing = jnp.zeros((1, 4), jnp.int32)
   assert next_token_loss(jnp.zeros((1, 4, 3)), nothing, nothing, nothing > 0) == 0
+
+
+def test_the_belief_loss_is_the_beta_binomial_likelihood():
+  """Against scipy; N of 0 is no label, and N of 1 the cross-entropy of the mean."""
+  draw = np.random.default_rng(0)
+  logits = draw.normal(0, 2, (4, 8, 2)).astype(np.float32)
+  count = np.where(draw.random((4, 8)) < 0.2, 0, draw.integers(1, 17, (4, 8))).astype(np.float32)
+  right = np.floor(draw.random((4, 8)) * (count + 1)).astype(np.float32)
+  target = right / np.maximum(count, 1)
+  mean, concentration = (np.asarray(x, np.float64) for x in belief(jnp.asarray(logits)))
+  np.testing.assert_allclose(mean, scipy.special.softmax(logits, -1)[..., 0], rtol=1e-5)
+  wanted = -scipy.stats.betabinom.logpmf(
+    right, count, mean * concentration, (1 - mean) * concentration
+  )
+  got = belief_loss(jnp.asarray(logits), jnp.asarray(target), jnp.asarray(count))
+  np.testing.assert_allclose(got, np.where(count > 0, wanted, 0), rtol=2e-4, atol=2e-5)
+  one = belief_loss(jnp.asarray(logits), jnp.ones((4, 8)), jnp.ones((4, 8)))
+  np.testing.assert_allclose(one, -np.log(mean), rtol=2e-4, atol=2e-5)
+
+
+def test_the_concentration_is_learned_from_the_spread_of_counts():
+  """Counts of one mean, half of them as a Binomial draws them and half of them all or nothing."""
+  draw = np.random.default_rng(1)
+  steady = draw.binomial(16, 0.5, 400) / 16
+  wild = draw.binomial(1, 0.5, 400).astype(np.float64)
+  target = jnp.asarray(np.stack([steady, wild]), jnp.float32)
+
+  def loss(logits_R2):
+    spread = jnp.broadcast_to(logits_R2[:, None], (2, 400, 2))
+    return belief_loss(spread, target, jnp.full((2, 400), 16.0)).mean()
+
+  logits = jnp.zeros((2, 2))
+  step = jax.jit(jax.grad(loss))
+  for _ in range(300):
+    logits -= 0.5 * step(logits)
+  mean, concentration = belief(logits)
+  np.testing.assert_allclose(mean, 0.5, atol=0.05)
+  assert concentration[0] > 4 > 0.5 > concentration[1]
