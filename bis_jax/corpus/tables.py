@@ -16,6 +16,7 @@ from bis_jax.corpus.columns import ABSENT, ImageSet, Rows, checked_rows
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK, mix64
 
 _COUNTS = ("num_mc_correct", "num_mc_total")
+_TEXTS, _WHOLE = ("string", "large_string"), ("int64", "int32", "int16", "uint8")
 
 
 def read(batch: Any, known_images: dict[ImageSet, int]) -> tuple[Rows, np.ndarray] | None:
@@ -23,56 +24,62 @@ def read(batch: Any, known_images: dict[ImageSet, int]) -> tuple[Rows, np.ndarra
 
   None if its columns are not of the known types.
   """
-  import pyarrow
-  import pyarrow.compute
-
-  names = batch.schema.names
-  column = {name: batch.column(name) for name in names}
-  if {"question", "steps", "mc_scores"} <= column.keys():
-    lists = [column["steps"], column["mc_scores"], *(column.get(name) for name in _COUNTS)]
-    parts = [None if part is None else part.flatten() for part in lists]
-    lengths = [pyarrow.compute.list_value_length(part) for part in lists if part is not None]
-  elif "steps_with_score" in column and pyarrow.types.is_struct(_inner(column["steps_with_score"])):
-    steps = column["steps_with_score"].flatten()
-    fields = {field.name for field in steps.type}
-    if steps.null_count or not {"step", "score"} <= fields:
-      return None
-    keys = ("step", "score", *_COUNTS)
-    parts = [steps.field(key) if key in fields else None for key in keys]
-    lengths = [pyarrow.compute.list_value_length(column["steps_with_score"])]
-  else:
+  column = {name: batch.column(name) for name in batch.schema.names}
+  parts, images = _parts(column), _images(column)
+  if parts is None or images is None:
     return None
-  texts, scores, *counts = parts
-  images = _images(column)
-  if images is None or any(
-    length.null_count or not length.equals(lengths[0]) for length in lengths
-  ):
-    return None
-  if not pyarrow.types.is_floating(scores.type) or scores.null_count or texts.null_count:
-    return None
-  if not pyarrow.types.is_string(texts.type) and not pyarrow.types.is_large_string(texts.type):
-    return None
-  numbers = [_numbers(count, len(texts)) for count in counts]
-  if any(number is None for number in numbers):
-    return None
-  of_rows = lengths[0].to_numpy(zero_copy_only=False).astype(np.int64)
+  lengths, texts, scores, correct, total = parts
   starts, data = _text(texts)
   questions = [column[name].to_pylist() for name in ("question_orig", "question") if name in column]
   asked = [next((text for text in several if text), "") for several in zip(*questions, strict=True)]
-  group = _groups(asked, images)
-  score = scores.to_numpy(zero_copy_only=False).astype(np.float64)
-  correct, total = numbers
-  flags = np.full(len(of_rows), STRICT_OK | PAPER_OK)
-  rows = Rows(np.arange(len(of_rows)), of_rows, score, total, flags, group, images)
-  good = checked_rows(
-    rows,
-    correct,
-    _is_blank(texts, starts, data),
-    [at for at, text in enumerate(asked) if not images[at] and "<image" in text],
-    known_images,
-  )
-  hashes = _fingerprints(of_rows, starts, data, score, total) + mix64(group)
+  group, flags = _groups(asked, images), np.full(lengths.size, STRICT_OK | PAPER_OK)
+  sets: list[ImageSet | None] = [*images]
+  rows = Rows(np.arange(lengths.size), lengths, scores, total, flags, group, sets)
+  wanting = [at for at, text in enumerate(asked) if not images[at] and "<image" in text]
+  good = checked_rows(rows, correct, _is_blank(texts, starts, data), wanting, known_images)
+  hashes = _fingerprints(lengths, starts, data, scores, total) + mix64(group)
   return good, hashes[good.line]
+
+
+def _parts(
+  column: dict[str, Any],
+) -> tuple[np.ndarray, Any, np.ndarray, np.ndarray, np.ndarray] | None:
+  """Returns the steps of each row, and of each step text, score and numbers of continuations."""
+  texts: Any
+  scores: Any
+  if {"question", "steps", "mc_scores"} <= column.keys():
+    lists = [column["steps"], column["mc_scores"], *(column[k] for k in _COUNTS if k in column)]
+    texts, scores = lists[0].flatten(), lists[1].flatten()
+    counts = {name: column[name].flatten() for name in _COUNTS if name in column}
+  elif "steps_with_score" in column and str(_inner(column["steps_with_score"])).startswith(
+    "struct"
+  ):
+    lists = [column["steps_with_score"]]
+    steps = lists[0].flatten()
+    fields = {field.name: steps.field(field.name) for field in steps.type}
+    if steps.null_count or not {"step", "score"} <= fields.keys():
+      return None
+    texts, scores = fields["step"], fields["score"]
+    counts = {name: fields[name] for name in _COUNTS if name in fields}
+  else:
+    return None
+  sizes = [part.value_lengths() for part in lists]
+  if any(size.null_count or not size.equals(sizes[0]) for size in sizes):
+    return None
+  if str(texts.type) not in _TEXTS or str(scores.type) not in ("double", "float"):
+    return None
+  if (
+    texts.null_count or scores.null_count or any(str(c.type) not in _WHOLE for c in counts.values())
+  ):
+    return None
+  correct, total = (
+    counts[name].cast("int64").fill_null(ABSENT).to_numpy(zero_copy_only=False)
+    if name in counts
+    else np.full(len(texts), ABSENT)
+    for name in _COUNTS
+  )
+  lengths = sizes[0].to_numpy(zero_copy_only=False).astype(np.int64)
+  return lengths, texts, scores.to_numpy(zero_copy_only=False).astype(np.float64), correct, total
 
 
 def _inner(array: Any) -> Any:
@@ -82,7 +89,7 @@ def _inner(array: Any) -> Any:
 def _images(column: dict[str, Any]) -> list[ImageSet] | None:
   """Returns the references of each row; None if they are not paths."""
   found = [column[name] for name in ("images", "image") if name in column]
-  if any(str(_inner(array)) not in ("string", "large_string", "null") for array in found):
+  if any(str(_inner(array)) not in (*_TEXTS, "null") for array in found):
     return None
   sets: list[ImageSet] = []
   rows = len(next(iter(column.values())))
@@ -95,14 +102,6 @@ def _images(column: dict[str, Any]) -> list[ImageSet] | None:
       value = value[0] if len(value) == 1 else tuple(value)
     sets.append(value)
   return sets
-
-
-def _numbers(counts: Any, size: int) -> np.ndarray | None:
-  if counts is None:
-    return np.full(size, ABSENT)
-  if str(counts.type) not in ("int64", "int32", "int16", "uint8"):
-    return None
-  return counts.cast("int64").fill_null(ABSENT).to_numpy(zero_copy_only=False)
 
 
 def _text(texts: Any) -> tuple[np.ndarray, memoryview]:
