@@ -33,7 +33,7 @@ def read(batch: Any, known_images: dict[ImageSet, int]) -> tuple[Rows, np.ndarra
   questions = [column[name].to_pylist() for name in ("question_orig", "question") if name in column]
   asked = [next((text for text in several if text), "") for several in zip(*questions, strict=True)]
   group, flags = _groups(asked, images), np.full(lengths.size, STRICT_OK | PAPER_OK)
-  sets: list[ImageSet | None] = [*images]
+  sets: list[ImageSet | None] = list(images)
   rows = Rows(np.arange(lengths.size), lengths, scores, total, flags, group, sets)
   wanting = [at for at, text in enumerate(asked) if not images[at] and "<image" in text]
   good = checked_rows(rows, correct, _is_blank(texts, starts, data), wanting, known_images)
