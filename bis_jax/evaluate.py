@@ -27,7 +27,6 @@ from bis_jax.errors import UserError
 from bis_jax.evaluation import (
   benchmarks,
   best_of_n,
-  published,
   score_files,
   step_evaluation,
   visual_process_bench,
@@ -200,8 +199,8 @@ def _one(
   evaluation = step_evaluation.evaluate(
     items, scores, dev=dev, tuned_on_dev=known.get("tuned_on_dev"), **bootstrap
   )
-  evaluation["published"] = published.measures(benchmark.kind, evaluation)
-  main = published.MAIN[benchmark.kind]
+  evaluation["published"] = benchmarks.measures(benchmark.kind, evaluation)
+  main = benchmarks.MAIN[benchmark.kind]
   for at, block in evaluation["thresholds"].items():
     shown = "  ".join(f"{metric} {_percent(block[metric])}" for metric in _SHOWN)
     own = f"{main} {_percent(evaluation['published'][at][main])}"

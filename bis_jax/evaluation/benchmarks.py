@@ -1,15 +1,16 @@
 """Finds a step benchmark, in a folder or on the Hugging Face hub, and loads it by its layout.
 
 VisualProcessBench, ProcessBench and PRMBench are told apart by the keys of the first record; the
-files are JSON lists, JSON lines or Parquet.
+files are JSON lists, JSON lines or Parquet. `measures` are those of their own papers.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from bis_jax import files
@@ -17,13 +18,25 @@ from bis_jax.corpus.rejections import BadRecord
 from bis_jax.evaluation import json_records, process_bench, visual_process_bench
 from bis_jax.evaluation.json_records import EvaluationError
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
-from bis_jax.storage import hub_datasets
 
 # {kind: keys that its records have}
 KINDS = {
   "VisualProcessBench": ("response", "data_source"),
   "PRMBench": ("modified_process", "error_steps"),
   "ProcessBench": ("problem", "steps", "label"),
+}
+# PRMBench's classes of errors (arXiv:2501.03124, table 1), under the names in its files.
+_PRM_BENCH = {
+  "simplicity": ("redundency", "circular"),
+  "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
+  "sensitivity": ("missing_condition", "deception", "multi_solutions"),
+}
+_NO_ERRORS = "multi_solutions"  # whose score is the F1 of the correct class alone
+# {kind of benchmark: its own name of its main measure}
+MAIN = {
+  "VisualProcessBench": "overall micro-F1",
+  "ProcessBench": "average F1",
+  "PRMBench": "PRMScore",
 }
 _FILES = [visual_process_bench.ANNOTATIONS, "images.zip", "*.json", "*.jsonl", "*.parquet"]
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -50,6 +63,10 @@ def find(name: str) -> Benchmark:
   # name.
   folder = files.absolute(name)
   if not folder.is_dir():
+    from bis_jax.storage import (
+      hub_datasets,
+    )  # here, because a local folder needs nothing of the hub
+
     folder = hub_datasets.download(name, f"no benchmark folder at {folder}", _FILES)
   if (folder / visual_process_bench.ANNOTATIONS).is_file():
     return Benchmark("VisualProcessBench", visual_process_bench.load(folder))
@@ -119,3 +136,35 @@ def _records_of(path: epath.Path) -> Iterator[Any]:
   file = ConvertedFile(path.name, path, None, path.stat().length, "")
   for group in range(file.groups()):
     yield from file.records(group)
+
+
+def measures(kind: str, evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+  """Returns {threshold: {measure: value}}, the own measures of a `Benchmark`'s evaluation.
+
+  VisualProcessBench: macro-F1 by source, and their mean weighted by steps. ProcessBench: first-error
+  F1 by subset, and their mean. PRMBench: PRMScore, half the F1 of the correct and half that of the
+  erroneous class, over all steps, by class of error, and the means of its three groups of classes.
+  """
+  return {name: _at(kind, name, evaluation) for name in evaluation["thresholds"]}
+
+
+def _at(kind: str, threshold: str, evaluation: Mapping[str, Any]) -> dict[str, float]:
+  sources = {
+    source: report["thresholds"][threshold] for source, report in evaluation["per_source"].items()
+  }
+  overall = evaluation["thresholds"][threshold]
+  if kind == "ProcessBench":
+    found = {f"{source} F1": block["first_error_f1"] for source, block in sources.items()}
+    return {MAIN[kind]: float(np.mean([*found.values()]))} | found
+  if kind == "PRMBench":
+    found = {
+      source: block["f1_correct" if source == _NO_ERRORS else "macro_f1"]
+      for source, block in sources.items()
+    }
+    groups = {
+      group: [found[name] for name in names if name in found] for group, names in _PRM_BENCH.items()
+    }
+    means = {group: float(np.mean(values)) for group, values in groups.items() if values}
+    return {MAIN[kind]: overall["macro_f1_pooled"]} | means | found
+  found = {f"{source} macro-F1": block["macro_f1"] for source, block in sources.items()}
+  return {MAIN[kind]: overall["overall_source_weighted"]} | found

@@ -11,7 +11,7 @@ longest; with `missing="worst"` it loses to every other, does not vote and count
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -50,6 +50,8 @@ VOTES = ("min", "last", "product", "mean")
 
 class Candidate(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
   scores: list[Probability] | None = None  # absent: not scored yet
+  # Of each step, from a model with beliefs; see `beliefs`.
+  concentrations: list[Annotated[float, msgspec.Meta(gt=0)]] | None = None
   correct: bool | Literal[0, 1] | None = None  # absent: by the question's answer
   answer: str | bool | int | float | None = None
   steps: Any = None
@@ -71,6 +73,7 @@ class Candidates:
   correct: np.ndarray  # bool[Q, N]
   answers: list[list[str | None]]
   scores: list[list[np.ndarray | None]]  # float64[steps] each
+  concentrations: list[list[np.ndarray | None]] | None = None  # likewise, if all have them
   notes: dict[str, int] = dataclasses.field(default_factory=dict)  # what was read with a remark
 
 
@@ -149,8 +152,25 @@ def check(
     correct=np.array([[c is not None and bool(c.correct) for c in row] for row in rows]),
     answers=texts,
     scores=[[np.array(c.scores, np.float64) if c else None for c in row] for row in rows],
+    concentrations=_concentrations(path, questions, rows),
     notes=notes,
   )
+
+
+def _concentrations(
+  path: str, questions: Sequence[Question], rows: list[list[Candidate | None]]
+) -> list[list[np.ndarray | None]] | None:
+  """Returns those of all candidates; None if none has any."""
+  if not any(c and c.concentrations for row in rows for c in row):
+    return None
+  for question, row in zip(questions, rows, strict=True):
+    for k, c in enumerate(row):
+      if c and len(c.concentrations or ()) != len(c.scores or ()):
+        raise EvaluationError(
+          f"{path}: question {question.id} candidate {k} has {len(c.concentrations or ())} "
+          f"`concentrations` for {len(c.scores or ())} `scores`: give one per step, or none at all"
+        )
+  return [[np.array(c.concentrations, np.float64) if c else None for c in row] for row in rows]
 
 
 def _judged(path: str, question: Question, k: int, answer: str | None, ways: str) -> bool:
@@ -231,6 +251,15 @@ def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int =
     if name in VOTES:
       chosen = [weighted_majority(candidates.answers, values, n) for n in sizes]
       right[f"{name}_vote"] = [_right(candidates, one) for one in chosen]
+  stopped = None
+  if candidates.concentrations:
+    from bis_jax.evaluation import beliefs  # here, because few models have them
+
+    both = candidates.scores, candidates.concentrations
+    bounds, means = beliefs.lower_bounds(*both), beliefs.weighted_means(*both)
+    for name, values in (("lower_bound", bounds), ("weighted_mean", means)):
+      right[name] = [_right(candidates, pick(values, n)) for n in sizes]
+    stopped = beliefs.stopping(bounds, candidates.correct)
   weights = draw_items(questions, bootstrap_draws, seed) / questions
   curve = {}
   for name, by_size in right.items():
@@ -248,6 +277,7 @@ def evaluate(candidates: Candidates, *, bootstrap_draws: int = 1000, seed: int =
     "mean_correct": float(candidates.correct.mean()),
     "notes": candidates.notes,
     "curve": curve,
+    **({"adaptive_stopping": stopped} if stopped else {}),
     "bootstrap": {"draws": bootstrap_draws, "seed": seed, "level": LEVEL},
   }
 

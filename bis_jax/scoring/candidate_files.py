@@ -17,7 +17,7 @@ from bis_jax.scoring.solutions import Record, Solution, SolutionError
 def add_scores(
   checkpoint: str, questions: Sequence[Question], source: epath.Path, images_tsv: str = ""
 ) -> None:
-  """Sets `scores` of the candidates with steps alone; images are in the TSV file or beside `source`.
+  """Sets `scores`, and `concentrations` if the model has them, of the candidates with steps alone; images are in the TSV file or beside `source`.
 
   Raises EvaluationError that names the question and candidate that can't be scored.
   """
@@ -39,11 +39,17 @@ def add_scores(
         raise EvaluationError(f"{where}: {error}") from error
       waiting.append((where, candidate, one))
   scorer = step_scorer.load(checkpoint)
-  results = solutions.score(scorer, [one for *_, one in waiting]) if waiting else []
+  several = [one for *_, one in waiting]
+  results = solutions.score(scorer, several) if waiting else []
   for (where, candidate, _), result in zip(waiting, results, strict=True):
     if isinstance(result, SolutionError):
       raise EvaluationError(f"{where}: {result}")
     candidate.scores = result.tolist()
+  if scorer.believes and waiting:
+    found = solutions.score(scorer.of_concentrations(), several)
+    for (_, candidate, _), result in zip(waiting, found, strict=True):
+      if not isinstance(result, SolutionError):
+        candidate.concentrations = result.tolist()
 
 
 def write(path: str, questions: Sequence[Question]) -> None:

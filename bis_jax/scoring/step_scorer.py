@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
 from bis_jax.models.backbone import Processor
 from bis_jax.models.chip_settings import compiler_options
 from bis_jax.models.param_tree import Params, merge
+from bis_jax.models.reward_model import belief
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings.keys import SETTINGS
@@ -52,14 +54,16 @@ class Scorer:
     adapt_rows: bool = False,
     options: str = "",
     thresholds: Mapping[str, float] | None = None,
+    believes: bool = False,
   ):
     """`inputs` is `config.inputs`, `batch_rows` the maximum, `name` the model's for users.
 
     `adapt_rows`: an example larger than a row gets larger rows, which are compiled when needed.
     `options`: config.train.compiler_options. `thresholds`: of the model's evaluation, by origin.
+    `believes`: it was trained to have concentrations.
     """
     self._adapt_rows = adapt_rows
-    self.name, self.thresholds = name, thresholds or {}
+    self.name, self.thresholds, self.believes = name, thresholds or {}, believes
     self._processor, self._inputs, self._params = processor, inputs, params
     self._layouts: list[pack.Layout] = []  # with streams, that are compiled
     self._fixed = False  # the layouts: no other is compiled
@@ -67,12 +71,19 @@ class Scorer:
     self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
     while self._sizes[-1] < batch_rows:
       self._sizes.append(2 * self._sizes[-1])
-    self._step = OnMesh(make_score_step(graph, compiler_options(mesh, options)), mesh)
+    self._make_step = functools.partial(make_score_step, graph, compiler_options(mesh, options))
+    self._step = OnMesh(self._make_step(), mesh)
 
   def with_params(self, params: Params) -> "Scorer":
     """Returns a scorer with other parameters of the same model; the compiled step is shared."""
     other = copy.copy(self)
     other._params = params
+    return other
+
+  def of_concentrations(self) -> "Scorer":
+    """Returns a scorer that gives the concentrations of beliefs in place of their means."""
+    other = copy.copy(self)
+    other._step = OnMesh(self._make_step(concentrations=True), self._mesh)
     return other
 
   def score(self, examples: Examples) -> list[np.ndarray]:
@@ -219,6 +230,7 @@ def load(
     name=f"{checkpoint} step {run.step}",
     thresholds=run.thresholds,
     adapt_rows=adapt_rows,
+    believes=run.config.labels.kind == "beta",
   )
 
 
@@ -271,12 +283,16 @@ def _refused(
 
 
 def make_score_step(
-  graph: nnx.GraphDef, options: dict[str, Any] | None = None
+  graph: nnx.GraphDef, options: dict[str, Any] | None = None, *, concentrations: bool = False
 ) -> jax.stages.Wrapped:
-  """Returns the jitted (params, batch [1, B, ...]) -> P("correct") at markers, float32[B, R]."""
+  """Returns the jitted (params, batch [1, B, ...]) -> P("correct") at markers, float32[B, R].
+
+  With `concentrations` it gives those of the beliefs, see `reward_model.belief`.
+  """
 
   def score_step(params, batch):
     rows = {key: array[0] for key, array in batch.items()}
-    return jax.nn.softmax(merge(graph, params)(rows))[..., 0]
+    logits_BR2 = merge(graph, params)(rows)
+    return belief(logits_BR2)[1] if concentrations else jax.nn.softmax(logits_BR2)[..., 0]
 
   return jax.jit(score_step, compiler_options=options)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from sklearn.metrics import f1_score
 
-from bis_jax.evaluation import benchmarks, published, step_evaluation
+from bis_jax.evaluation import benchmarks, step_evaluation
 from bis_jax.evaluation.json_records import EvaluationError
 
 SOLUTION = {
@@ -182,7 +182,7 @@ def test_prm_score_is_the_papers(tmp_path):
   found = benchmarks.find(str(tmp_path))
   assert found.kind == "PRMBench"
   report = step_evaluation.evaluate(found.items, scores, bootstrap_draws=0)
-  measured = published.measures("PRMBench", report)["fixed_0.5"]
+  measured = benchmarks.measures("PRMBench", report)["fixed_0.5"]
 
   def prm_score(chosen):
     right, called = [], []
@@ -213,7 +213,7 @@ def test_process_bench_averages_the_f1_of_its_subsets(text_benchmark):
   items = benchmarks.load(str(text_benchmark))
   scores = [np.array(s) for s in ([0.9, 0.2, 0.1], [0.9, 0.2, 0.1], [0.9, 0.8, 0.7])]
   report = step_evaluation.evaluate(items, scores, bootstrap_draws=0)
-  measured = published.measures("ProcessBench", report)["fixed_0.5"]
+  measured = benchmarks.measures("ProcessBench", report)["fixed_0.5"]
   assert measured == {
     "average F1": 0.0,
     "gsm8k F1": 0.0,
