@@ -16,13 +16,14 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids
 
 from bis_jax.hub import weights
-from bis_jax.models import backbones, param_tree
+from bis_jax.models import backbones, learning_rates, param_tree
 from bis_jax.models.decoder import place_features
 from bis_jax.models.hub_layout import REWARD_HEAD_PATH
 from bis_jax.models.qwen2_5_vl.vision import axial_rope
 from bis_jax.models.qwen3_vl.config import SIZES, Qwen3VLConfig
 from bis_jax.models.qwen3_vl.hub_layout import layout
 from bis_jax.models.qwen3_vl.images import PATCH_VALUES
+from configs import qwen3vl_bis10
 from tests.torch_reference import IDS, IMAGE_PAD, MARKER, NO, VISION_END, VISION_START, VOCAB, YES
 
 BUDGETS = (256, 1024, 8)  # tokens, patch slots and markers: one shape, compiled once
@@ -302,6 +303,15 @@ def test_remat_changes_no_gradient(config, params, case):
   again = param_tree.split(_gradient(param_tree.merge(graph, params), batch, targets))[1]
   for path, value in gradient.items():
     assert error(again[path], value) < 1e-5, path
+
+
+def test_the_paper_recipe_freezes_the_tower_and_trains_every_merger():
+  config = qwen3vl_bis10.get_config()
+  factors = learning_rates.factors(config, list(backbones.shapes(SIZES["8b"])[1]))
+  frozen = {path for path, factor in factors.items() if not factor}
+  assert {path.split(".")[1] for path in frozen} == {"patch_embed", "pos_embed", "blocks"}
+  assert all("merger" in path for path in factors if path.startswith("visual") and factors[path])
+  assert len(factors) - len(frozen) > 20
 
 
 def _mix_images(batch):

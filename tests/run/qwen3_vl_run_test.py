@@ -85,25 +85,6 @@ def test_a_stopped_run_ends_as_if_never_stopped(config, unbroken, tmp_path, monk
     np.testing.assert_array_equal(array, theirs[path], err_msg=path)
 
 
-def test_the_frozen_tower_stays_and_every_merger_learns(unbroken):
-  """The mergers of earlier blocks are trained like the last one."""
-  first, last = (
-    {path: np.asarray(value) for path, value in load.items()}
-    for load in (_first_step(unbroken), load_run(str(unbroken)).params)
-  )
-  for path, value in last.items():
-    frozen = path.startswith("visual.") and "merger" not in path
-    moved = np.abs(value - first[path]).max() > 0
-    assert moved != frozen, path
-
-
-def _first_step(folder):
-  run = load_run(str(folder))
-  with ocp.StandardCheckpointer() as checkpointer:
-    state = checkpointer.restore(folder / "checkpoints" / "2" / "state")
-  return dict(run.params) | state["params"]
-
-
 def test_a_workdir_scores_as_its_run_did_and_serves(config, unbroken):
   """With the workdir alone: on eight devices, on one, and over HTTP."""
   items, written = _items(config), _written_scores(unbroken)
