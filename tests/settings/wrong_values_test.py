@@ -119,7 +119,7 @@ FLAGS = [
   ("model.size=7b", "model.size is '7b', a published size, which cannot be trained from the toy"),
   (
     "model.size=70b",
-    "model.size is '70b'; it must be one of tiny, toy, toy32, 3b, 7b (qwen2_5_vl)",
+    "model.size is '70b'; it must be one of tiny, toy, toy32, 3b, 7b, 32b, 72b (qwen2_5_vl)",
   ),
   ("model.checkpoint=Qwen/Qwen2.5-VL-7B-Instruct", "pretrain.steps is 2000, but only the toy"),
   ("internvl.max_tiles=9", "internvl.max_tiles is 9, which qwen2_5_vl does not read"),
