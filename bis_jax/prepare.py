@@ -22,6 +22,9 @@ _ANNOTATIONS_FORMAT = flags.DEFINE_enum(
   formats.NAMES,
   "of the records; auto: recognized by their keys",
 )
+_AGREEMENT = flags.DEFINE_string(
+  "agreement", "", "key of a second MC score: steps of which one alone is positive are unmeasured"
+)
 _IMAGES = flags.DEFINE_string(
   "images", "", "image root: a folder, or images.zip; none for text alone"
 )
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> None:
       _IMAGES.value,
       _OUT.value,
       format=_ANNOTATIONS_FORMAT.value,
+      agreement=_AGREEMENT.value,
       max_rejected_fraction=_MAX_REJECTED.value,
       workers=_WORKERS.value,
       beam=_BEAM.value,

@@ -47,6 +47,9 @@ _ANNOTATIONS_FORMAT = flags.DEFINE_enum(
   formats.NAMES,
   "of the records; auto: recognized by their keys",
 )
+_AGREEMENT = flags.DEFINE_string(
+  "agreement", "", "key of a second MC score: steps of which one alone is positive are unmeasured"
+)
 _IMAGES = flags.DEFINE_string(
   "images", "", "image root; records whose image is missing are rejected"
 )
@@ -137,7 +140,7 @@ def run() -> None:
   if _ANNOTATIONS.value:
     from bis_jax.corpus.containers import sources
 
-    annotations = sources(_ANNOTATIONS.value, _ANNOTATIONS_FORMAT.value)
+    annotations = sources(_ANNOTATIONS.value, _ANNOTATIONS_FORMAT.value, _AGREEMENT.value)
   needs_records = _FORMAT.value != "manifest" and not _ADAPTIVE.value
   if not annotations and (needs_records or not _TABLE.value):
     raise UserError(
@@ -240,7 +243,12 @@ def score_table(annotations: "Sequence[AnnotationFile]") -> ScoreTable:
 
   encode = _ENCODER.value and semdedup.encoder(_ENCODER.value)
   started = time.perf_counter()
-  found = scan(_ANNOTATIONS.value, format=_ANNOTATIONS_FORMAT.value, workers=_WORKERS.value)
+  found = scan(
+    _ANNOTATIONS.value,
+    format=_ANNOTATIONS_FORMAT.value,
+    agreement=_AGREEMENT.value,
+    workers=_WORKERS.value,
+  )
   if _IMAGES.value:
     found = found.reject_missing_images(ImageRoot(_IMAGES.value))
   seconds = time.perf_counter() - started

@@ -46,10 +46,13 @@ _HEAD = 4 << 20  # bytes of a JSON list that its first record is looked for in
 _COLUMNAR = (".parquet", ".arrow")
 
 
-def sources(path: str | os.PathLike, format: str = formats.AUTO) -> list[AnnotationFile]:
+def sources(
+  path: str | os.PathLike, format: str = formats.AUTO, agreement: str = ""
+) -> list[AnnotationFile]:
   """Returns the annotation files at a path, each with its format; see `annotation_files`.
 
-  A format other than "auto" is taken for all files. Raises AnnotationError for a file of none.
+  A format other than "auto" is taken for all files. `agreement` is the key of a second MC score,
+  see `formats.agreeing`. Raises AnnotationError for a file of no known format.
   """
   found = []
   files = annotation_files(_local(path))
@@ -57,9 +60,9 @@ def sources(path: str | os.PathLike, format: str = formats.AUTO) -> list[Annotat
     name = format if format != formats.AUTO else _recognized(file, alone=len(files) == 1)
     if name is None:
       continue
-    if name != formats.RAW or not file.is_jsonl:
+    if name != formats.RAW or not file.is_jsonl or agreement:
       log.info("%s: %s records", file.name, name)
-      file = ConvertedFile(file.name, file.path, file.member, file.size, name)
+      file = ConvertedFile(file.name, file.path, file.member, file.size, name, agreement)
     found.append(file)
   if not found:
     raise AnnotationError(f"{path} holds no annotations: no *.json there is a list of records")
@@ -114,6 +117,7 @@ class ConvertedFile(AnnotationFile):
   """A file whose records are converted to raw lines."""
 
   format: str  # of `formats.FORMATS`
+  agreement: str = ""  # key of a second MC score; see `formats.agreeing`
 
   @property
   def plain(self) -> bool:
@@ -121,7 +125,7 @@ class ConvertedFile(AnnotationFile):
 
   @property
   def stamp(self) -> tuple[Any, ...]:
-    return *super().stamp, self.format
+    return *super().stamp, self.format, self.agreement
 
   def spans(self) -> list[tuple[int, int | None]]:
     return [(at << _GROUP, (at + 1) << _GROUP) for at in range(self.groups())]
@@ -200,7 +204,7 @@ class ConvertedFile(AnnotationFile):
   @property
   def in_columns(self) -> bool:
     """Whether `tables` may read it."""
-    return self.format in (formats.RAW, "dataset")
+    return self.format in (formats.RAW, "dataset") and not self.agreement
 
   def group_of(self, start: int) -> int:
     return start >> _GROUP
@@ -225,7 +229,7 @@ class ConvertedFile(AnnotationFile):
           raise record
         if not isinstance(record, dict):
           raise BadRecord("not_an_object", f"a JSON {type(record).__name__}")
-        yield _encoded(_converted(record, self.format))
+        yield _encoded(formats.agreeing(_converted(record, self.format), self.agreement))
       except BadRecord as error:
         yield msgspec.json.encode({records.REJECTED: [error.reason, error.detail]}) + b"\n"
 

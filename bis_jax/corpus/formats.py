@@ -214,5 +214,21 @@ def converted(record: Record, name: str) -> Record:
   return FORMATS[name].read(record)
 
 
+def agreeing(record: Record, key: str) -> Record:
+  """Returns a raw record whose steps count as measured only where two completers agree.
+
+  `key`, if any, names the second one's MC score beside `score`; they agree if both are 0 or both
+  above. Raises BadRecord for a step without it.
+  """
+  steps = record.get("steps_with_score")
+  for at, step in enumerate(steps if key and isinstance(steps, list) else ()):
+    second = step.get(key) if isinstance(step, dict) else None
+    if not isinstance(second, int | float):
+      raise BadRecord("missing_score", f"step {at}: {key} is {second!r}, not a number")
+    if isinstance(step.get("score"), int | float) and (step["score"] > 0) != (second > 0):
+      step |= {"score": 0.0, "num_mc_correct": 0, "num_mc_total": 0}
+  return record
+
+
 def known() -> str:
   return "; ".join(f"{name} ({form.keys})" for name, form in FORMATS.items())

@@ -44,6 +44,7 @@ def prepare(
   out: str | os.PathLike,
   *,
   format: str = AUTO,
+  agreement: str = "",
   max_rejected_fraction: float = 0.01,
   workers: int = 0,
   beam: Sequence[str] | None = None,
@@ -59,13 +60,14 @@ def prepare(
       alone, or images in columns.
     out: folder of the corpus. A corpus of other inputs there is replaced.
     format: of the records, a name of `formats.FORMATS`; "auto" recognizes each file's.
+    agreement: key of a second MC score, see `formats.agreeing`.
     max_rejected_fraction: of all records; if more are rejected, only `OUT.rejections.jsonl` is
       written.
     workers: processes; 0 for one per core.
     beam: options of Apache Beam, which then does the work instead; [] runs it on this machine.
   """
   out = files.absolute(out)
-  found_files = tuple(sources(annotations, format))
+  found_files = tuple(sources(annotations, format, agreement))
   root = ImageRoot(images) if images else None
   # Files count as unchanged if their sizes and modification times are the same.
   stamps = [file.stamp for file in found_files], sorted(root.listing() if root else ())

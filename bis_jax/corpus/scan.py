@@ -109,6 +109,7 @@ def scan(
   annotations: str | os.PathLike,
   *,
   format: str = AUTO,
+  agreement: str = "",
   whole_lines: bool = False,
   workers: int = 0,
 ) -> Scan:
@@ -120,10 +121,11 @@ def scan(
   Args:
     annotations: see `containers.sources`; a zip is not extracted.
     format: of the records, see `formats`.
+    agreement: see `formats.agreeing`.
     whole_lines: whether fingerprints hash every byte of a line (slower), not samples.
     workers: processes; 0 for one per core.
   """
-  files = tuple(sources(annotations, format))
+  files = tuple(sources(annotations, format, agreement))
   small = sum(file.size for file in files) < _SMALL
   with Workers(1 if small else workers) as pool:
     return scan_files(files, pool, whole_lines=whole_lines)

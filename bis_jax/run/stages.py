@@ -147,6 +147,7 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
       locations.images,
       locations.prepared,
       format=config.corpus.format,
+      agreement=config.corpus.agreement,
       max_rejected_fraction=config.corpus.max_rejected_fraction,
       workers=config.corpus.workers,
     )

@@ -34,6 +34,11 @@ SETTINGS: dict[str, Setting] = {
     "folder, zip or file, local or gs://, as all paths, or a dataset id of the hub",
   ),
   "corpus.format": Setting("auto", NAMES, "of the records; auto: recognized by their keys"),
+  "corpus.agreement": Setting(
+    "",
+    None,
+    'key of a second MC score: steps of which one alone is positive are unmeasured; "": none',
+  ),
   "corpus.images": Setting(
     f"{_CORPUS}/images.zip", None, 'folder or zip, never extracted; "": none, text alone'
   ),

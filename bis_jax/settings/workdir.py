@@ -55,6 +55,7 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
     for key, setting in BACKBONES[name].settings.items():
       flat[f"{name}.{key}"] = setting.default
   flat.setdefault("corpus.format", "auto")
+  flat.setdefault("corpus.agreement", "")
   flat.setdefault("labels.neutral", "by_score")
   flat.setdefault("labels.min_continuations", 0)
   flat.setdefault("labels.until_first_wrong", False)

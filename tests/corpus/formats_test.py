@@ -17,6 +17,7 @@ from tests.record_formats import (
   WRITTEN,
   as_conversations,
   as_prm800k,
+  as_raw,
   as_trl,
   expected,
   lines,
@@ -217,3 +218,16 @@ def test_tables_are_read_by_columns_with_the_same_result(write_files, monkeypatc
     one, other = getattr(fast.columns, column), getattr(slow.columns, column)
     assert (one == other).all(), column
   assert len(set(fast.columns.group.tolist())) == len(set(slow.columns.group.tolist()))
+
+
+def test_steps_on_which_two_completers_disagree_are_unmeasured(write_files):
+  record = as_raw("q", ["a", "b", "c", "d"], [1, 0, 1, 0])
+  for step, second in zip(record["steps_with_score"], (0.5, 0.25, 0, 0.0), strict=True):
+    step["strong"] = second
+  bad = as_raw("q2", ["a"], [1])
+  found, (rollout,) = rollouts_of(
+    write_files({"x.jsonl": lines([record, bad])}), agreement="strong"
+  )
+  assert rollout.measured == (True, False, False, True) and rollout.scores == (1.0, 0.0, 0.0, 0.0)
+  assert [(bad.line, bad.reason) for bad in found.rejections] == [(1, "missing_score")]
+  assert "strong is None" in found.rejections[0].detail
