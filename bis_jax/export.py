@@ -8,10 +8,14 @@ and a model card. The columns of the reward head are the rows of `Yes` and `No` 
 other rows are those of the initial checkpoint. A model from a checkpoint in InternVL's released
 layout is exported in that layout, which the release's own code loads.
 
+A run with adapters is merged, or with --adapter exported as a folder of PEFT, beside its base.
+
 The folder is also what `--checkpoint` of the other commands takes, and what vLLM serves (`vllm serve
 exported --config exported/vllm.yaml`). `--push=OWNER/NAME` uploads it to a private repository of the
 hub with the token of `hf auth login` or HF_TOKEN.
 """
+
+from typing import Any
 
 import huggingface_hub
 from absl import app, flags
@@ -20,10 +24,13 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import command
 from bis_jax.errors import UserError
-from bis_jax.hub import hf_folder, weights
+from bis_jax.hub import hf_folder, peft_folder, weights
 from bis_jax.hub.card import model_card
+from bis_jax.models import learning_rates
+from bis_jax.models.adaptation import is_adapter, merged
 from bis_jax.scoring.restore import load_run
-from bis_jax.settings import exported
+from bis_jax.settings import exported, locations
+from bis_jax.training import pretrain
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "workdir of a run of bis_jax.main")
 _OUT = flags.DEFINE_string("out", "", "folder to write, new or empty")
@@ -35,10 +42,14 @@ _BASE = flags.DEFINE_string(
   None,
   "checkpoint with the other rows of the LM head; default: the run's; empty: rows of zeros",
 )
+_ADAPTER = flags.DEFINE_bool("adapter", False, "of a run with LoRA, adapters alone, for PEFT")
 _LICENSE = flags.DEFINE_string(
   "license", None, "identifier on the card; default: that of the initial checkpoint"
 )
 _PUSH = flags.DEFINE_string("push", "", "hub id OWNER/NAME to upload the folder to; default: none")
+
+
+_MESH = {"data": 1, "fsdp": -1, "tensor": 1}  # not the run's own
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +62,14 @@ def main(argv: list[str]) -> None:
     if _PUSH.value:
       _check_token(_PUSH.value)
     out = files.absolute(_OUT.value)
-    export_run(_WORKDIR.value, out, _DTYPE.value, _BASE.value, _LICENSE.value)
+    if _ADAPTER.value:
+      if _BASE.value or flags.FLAGS["dtype"].present:
+        raise UserError(
+          "--adapter writes float32 beside the run's own base: leave out --dtype, --base"
+        )
+      export_adapter(_WORKDIR.value, out, _LICENSE.value)
+    else:
+      export_run(_WORKDIR.value, out, _DTYPE.value, _BASE.value, _LICENSE.value)
     if _PUSH.value:
       push(out, _PUSH.value)
 
@@ -64,14 +82,10 @@ def export_run(
   `license` as in `model_card`. `base` is a folder or hub id of the checkpoint with the LM head's
   other rows; "": they are zero; None: the initial checkpoint of the run.
   """
-  run = load_run(workdir, {"data": 1, "fsdp": -1, "tensor": 1})  # not the run's own mesh
-  place = files.absolute(workdir)
+  run = load_run(workdir, _MESH)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
-  remedy, report = "resume the run, which writes it again", place / "evaluation.json"
-  files.changed_files(place, "manifest.json", "evaluation.json")
-  manifest = files.read_json(place / "manifest.json", remedy)
-  evaluation = files.read_json(report, remedy) if report.exists() else None
+  manifest, evaluation = _results(workdir)
   card = model_card(
     run=run.config.to_dict(),
     processor=run.processor,
@@ -85,7 +99,7 @@ def export_run(
   )
   hf_folder.write(
     out,
-    run.params,
+    merged(run.params, run.model.adaptation),
     run.model,
     run.processor,
     base=folder,
@@ -94,6 +108,51 @@ def export_run(
     run={exported.FILE: exported.content(run.config, run.step, manifest, evaluation)},
   )
   print(f"wrote step {run.step} of {workdir} to {out} in {dtype}")
+
+
+def export_adapter(workdir: str, out: epath.Path, license: str | None = None) -> None:
+  """Writes the adapters of a run, and what else it trained, as a folder of PEFT."""
+  hf_folder.require_empty(out)
+  run = load_run(workdir, _MESH)
+  base = pretrain.base_folder(run.config, locations.locate(run.config))
+  if run.model.adaptation is None or not any(map(is_adapter, run.params)) or base is None:
+    raise UserError(f"{workdir} is no run with LoRA from a checkpoint: export it without --adapter")
+  manifest, evaluation = _results(workdir)
+  name = run.config.model.checkpoint or str(base)
+  card = model_card(
+    run=run.config.to_dict(),
+    processor=run.processor,
+    manifest=manifest,
+    evaluation=evaluation,
+    step=run.step,
+    other_rows="those of the base",
+    plain=hf_folder.is_plain(run.model, base),
+    name=out.name,
+    license=license,
+    adapter_of=name,
+  )
+  factor = learning_rates.factors(run.config, run.params)
+  trained = {path for path, value in factor.items() if value}
+  peft_folder.write(
+    out,
+    run.params,
+    trained,
+    run.model,
+    run.processor,
+    base=base,
+    base_name=name,
+    card=card,
+  )
+  print(f"wrote the adapters of step {run.step} of {workdir} to {out}, beside {name}")
+
+
+def _results(workdir: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """Returns the content of a run's manifest.json and evaluation.json, if it has one."""
+  place, remedy = files.absolute(workdir), "resume the run, which writes it again"
+  files.changed_files(place, "manifest.json", "evaluation.json")
+  report = place / "evaluation.json"
+  evaluation = files.read_json(report, remedy) if report.exists() else None
+  return files.read_json(place / "manifest.json", remedy), evaluation
 
 
 def _check_token(name: str) -> None:

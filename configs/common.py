@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
 from bis_jax.models import backbones
+from bis_jax.models.backbone import VISION_TOWER
+from bis_jax.models.model_config import LORA
 from bis_jax.settings.keys import all_settings, nest
 
 
@@ -41,4 +43,17 @@ def in_form(c: ConfigDict, form: str) -> ConfigDict:
       if setting.toy is not None and section not in {*backbones.BACKBONES} - {backbone.name}:
         c.update_from_flattened_dict({key: setting.toy})
     c.inputs.row_patches = backbone.toy_row_patches
+  return c
+
+
+def with_lora(c: ConfigDict, form: str) -> ConfigDict:
+  """Returns the recipe `c` in a form, with adapters on the decoder, for one GPU."""
+  c.inputs.row_patches = c.inputs.row_patches * 4096 // c.inputs.row_tokens
+  c.inputs.row_tokens = c.inputs.max_length = 4096
+  c = in_form(c, form)
+  c.model.learning_rates = ((VISION_TOWER, 0.0), (r"language_model\.", LORA), (r".*", 1.0))
+  c.model.frozen_dtype = "bfloat16"
+  c.optim.learning_rate = 1e-4
+  if form == "toy":
+    c.optim.learning_rate, c.model.frozen_dtype = 1e-2, "float32"
   return c

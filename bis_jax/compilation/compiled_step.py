@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -243,9 +244,13 @@ def _memory_uses(program: plan.Program, params: Any, opt_state: Any, batch: Any)
 
 def _device_bytes(tree: Any) -> int:
   return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * _bits(leaf.dtype) // 8
     for leaf in jax.tree.leaves(tree)
   )
+
+
+def _bits(dtype: Any) -> int:
+  return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
 
 
 def _attention_flops(model: Any, stages: set[str], rows: int, layout: pack.Layout) -> float:

@@ -17,6 +17,7 @@ from bis_jax.hub.weights import is_hub_id
 from bis_jax.inputs import texts
 from bis_jax.models import backbones
 from bis_jax.models.backbone import Processor
+from bis_jax.models.model_config import LORA
 
 _MEASURES = ("overall_source_weighted", "macro_f1_pooled", "f1_correct", "f1_error", "roc_auc")
 _CORPUS, _BENCHMARK = "OpenGVLab/VisualPRM400K-v1.1-Raw", "OpenGVLab/VisualProcessBench"
@@ -58,16 +59,22 @@ def model_card(
   plain: bool = True,
   name: str = "process reward model",
   license: str | None = None,
+  adapter_of: str = "",
 ) -> str:
   """Returns the card, Markdown after a YAML header with the hub's metadata.
 
   `run`, `manifest` and `evaluation` are those JSON files of the workdir. `other_rows` is the origin
   of the LM head's rows other than `Yes` and `No`; `plain`: Transformers loads it without other
-  code. `license` is an identifier of the hub; None: that of the initial checkpoint.
+  code. `license` is an identifier of the hub; None: that of the initial checkpoint. `adapter_of` is the
+  base of a PEFT folder.
   """
   return TEMPLATES.get_template(backbones.get(run["model"]["backbone"]).card).render(
     run=run,
-    metadata=_metadata(run, evaluation, name, license).to_yaml(),
+    metadata=_metadata(run, evaluation, name, license, adapter_of).to_yaml(),
+    adapter_of=adapter_of,
+    adapters=", ".join(
+      f"`{rule[0]}`" for rule in run["model"]["learning_rates"] if rule[1] == LORA
+    ),
     prompt=processor.prompt,
     images=processor.images,
     manifest=manifest,
@@ -87,11 +94,16 @@ def hub_id_of_base(checkpoint: str) -> str | None:
 
 
 def _metadata(
-  run: Mapping[str, Any], evaluation: Mapping[str, Any] | None, name: str, license: str | None
+  run: Mapping[str, Any],
+  evaluation: Mapping[str, Any] | None,
+  name: str,
+  license: str | None,
+  adapter_of: str,
 ) -> ModelCardData:
   base = hub_id_of_base(run["model"]["checkpoint"])
   toy = run["corpus"]["name"] == "toy"
-  more: dict[str, Any] = {"base_model": base, "base_model_relation": "finetune"} if base else {}
+  relation = "adapter" if adapter_of else "finetune"
+  more: dict[str, Any] = {"base_model": base, "base_model_relation": relation} if base else {}
   if not toy:
     more["datasets"] = [_CORPUS]
   license = license or _LICENSES.get(base or "")
@@ -102,7 +114,7 @@ def _metadata(
   return ModelCardData(
     license=license,
     language="en",
-    library_name="transformers",
+    library_name="peft" if adapter_of else "transformers",
     pipeline_tag="image-text-to-text",
     tags=["prm", "process-reward-model", "multimodal", "bis_jax"],
     model_name=name,

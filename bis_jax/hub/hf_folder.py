@@ -36,9 +36,7 @@ def write(
   `out` must be new or empty (FileExistsError); `card` is the text of the model card, `run`
   {name: content} of a JSON file about the run. For the other arguments see `weights.save`.
   """
-  out = epath.Path(out)
-  if out.exists() and any(out.iterdir()):
-    raise FileExistsError(f"{out} is not empty: name a new or an empty folder, nothing was changed")
+  out = require_empty(out)
   special = processor.prompt.special
   backbone = backbones.get(config.backbone)
   preprocessor = backbone.preprocessor_json(processor.images)
@@ -55,14 +53,26 @@ def write(
       tied=tied,
     )
     with files.written_locally(part) as local:
-      processor.tokenizer.save_pretrained(local)
-      _rename_for_transformers_4(local / "tokenizer_config.json")
+      write_tokenizer(local, processor.tokenizer)
       _add(local, backbone.serving_files(config, processor, _base_json(base)))
     files.write_json(part / "preprocessor_config.json", preprocessor)
     files.write_json(part / VLLM, _vllm(special.prm))
     for name, content in (run or {}).items():
       files.write_json(part / name, content)
     files.write_text(part / "README.md", card)
+
+
+def require_empty(out: epath.PathLike) -> epath.Path:
+  """Returns the folder; raises FileExistsError unless it is new or empty."""
+  out = epath.Path(out)
+  if out.exists() and any(out.iterdir()):
+    raise FileExistsError(f"{out} is not empty: name a new or an empty folder, nothing was changed")
+  return out
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+  tokenizer.save_pretrained(folder)
+  _rename_for_transformers_4(folder / "tokenizer_config.json")
 
 
 def _add(folder: pathlib.Path, contents: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from bis_jax.inputs.prompt import Prompt
 from bis_jax.models.hub_layout import Layout
 from bis_jax.models.setting import Setting
 
+VISION_TOWER = "vision tower"  # in place of a regex of parameters: the record's `tower`
+
 
 @dataclass(frozen=True)
 class Processor:

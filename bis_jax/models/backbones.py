@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
-from bis_jax.models import decoder
-from bis_jax.models.backbone import Backbone
+from bis_jax.models import adaptation, decoder
+from bis_jax.models.backbone import VISION_TOWER, Backbone
 from bis_jax.models.internvl.record import INTERNVL
-from bis_jax.models.model_config import ModelConfig
+from bis_jax.models.model_config import LORA, Adaptation, ModelConfig
 from bis_jax.models.param_tree import split
 from bis_jax.models.qwen2_5_vl.record import QWEN2_5_VL
 from bis_jax.models.qwen3_vl.record import QWEN3_VL
@@ -36,8 +36,11 @@ def get(name: str) -> Backbone:
   return BACKBONES[name]
 
 
-def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
-  """Returns the model config; BackboneError if it has fewer embedding rows than `vocab_size`."""
+def model_config(config: ConfigDict, vocab_size: int, marker_token: int = 0) -> ModelConfig:
+  """Returns the model config; BackboneError if it has fewer embedding rows than `vocab_size`.
+
+  `marker_token` is the step marker, whose embedding trains if others do not.
+  """
   model, backbone = config.model, get(config.model.backbone)
   size = backbone.sizes[model.size]
   if not size.text.vocab_size:
@@ -49,16 +52,43 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     )
   own = {key: config[backbone.name][key] for key in backbone.model_settings}
   return dataclasses.replace(
-    size, dtype=model.dtype, remat=model.remat, attention=model.attention, **own
+    size,
+    dtype=model.dtype,
+    remat=model.remat,
+    attention=model.attention,
+    adaptation=_adaptation(config, marker_token),
+    **own,
   )
 
 
+def learning_rates(config: ConfigDict) -> tuple[tuple[str, float | str], ...]:
+  """Returns the rules of a config with regexes only."""
+  tower = get(config.model.backbone).tower
+  return tuple(
+    (tower if pattern == VISION_TOWER else pattern, value)
+    for pattern, value in config.model.learning_rates
+  )
+
+
+def _adaptation(config: ConfigDict, marker_token: int) -> Adaptation | None:
+  rules, dtype = learning_rates(config), config.model.frozen_dtype
+  if dtype == "float32" and all(value != LORA for _, value in rules):
+    return None
+  return Adaptation(rules, dtype, **config.lora, marker_token=marker_token)
+
+
 def build(config: ModelConfig, seed: int) -> nnx.Module:
-  return get(config.backbone).model(config, nnx.Rngs(seed))
+  """Returns the model, randomly initialized; its adapters change nothing yet."""
+  rngs = nnx.Rngs(seed)
+  model = get(config.backbone).model(config, rngs)
+  if config.adaptation:
+    adaptation.adapt(model, config.adaptation, rngs)
+  return model
 
 
 def sharding(config: ModelConfig) -> tuple[tuple[str, P], ...]:
-  return get(config.backbone).sharding + decoder.SHARDING
+  rules = get(config.backbone).sharding + decoder.SHARDING
+  return adaptation.sharding(rules) + rules
 
 
 @functools.cache

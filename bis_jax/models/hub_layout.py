@@ -45,6 +45,7 @@ class Layout:
   shapes: Mapping[str, tuple[int, ...]]
   # By path without its last part: the parameter's rows of a fused tensor, and how many that has.
   fused: Mapping[str, tuple[RowRanges, int]] = dataclasses.field(default_factory=dict)
+  in_memory: Renames = ()  # from keys to the names of the modules that Transformers makes
 
   def tensors(self, shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array]) -> dict[str, HubTensor]:
     """Returns the location of every parameter except the reward head, by path."""
@@ -55,6 +56,9 @@ class Layout:
   def canonical(self, key: str) -> str:
     """Returns a file's key as `names` spells it; unknown keys stay as they are."""
     return _renamed(key, self.aliases)
+
+  def in_memory_name(self, key: str) -> str:
+    return _renamed(key, self.in_memory)
 
   def _tensor(self, path: str, shape: tuple[int, ...]) -> HubTensor:
     name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", path)

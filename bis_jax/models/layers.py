@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bis_jax.models.kernels import CHECKPOINT_NAME
 from bis_jax.models.model_config import ModelConfig
+from bis_jax.models.quantization import dequantized
 from bis_jax.parallel.sharding import split_rows
 
 _kernel_init = nnx.initializers.lecun_normal()
@@ -50,6 +51,12 @@ REMATS = (*_REMAT_POLICIES, "none")
 class Linear(nnx.Module):
   """Returns x @ kernel (+ bias) in `dtype`; kernel [C, E], the transpose of torch's weight."""
 
+  lora: Any = None  # set by `adaptation`, as are the next four
+  lora_scale = 1.0
+  dropout = 0.0
+  dropout_key: Any = None
+  kernel_scale: Any = None
+
   def __init__(self, c: int, e: int, config: ModelConfig, rngs: nnx.Rngs, *, use_bias: bool):
     self.kernel = nnx.Param(_kernel_init(rngs.params(), (c, e), config.param_dtype))
     self.bias = nnx.Param(jnp.zeros((e,), config.param_dtype)) if use_bias else None
@@ -59,14 +66,26 @@ class Linear(nnx.Module):
     # Flat, because otherwise XLA's CPU backend takes the kernel's gradient, a sum over both B and T,
     # through strided copies: a toy training step took half as long again.
     x_XC = x_BTC.astype(self.dtype).reshape(-1, x_BTC.shape[-1])
-    y_XE = jnp.dot(x_XC, self.kernel[...].astype(self.dtype))
+    y_XE = jnp.dot(x_XC, self._kernel())
     if self.bias is not None:
       y_XE += self.bias[...].astype(self.dtype)[None]
+    if self.lora is not None:
+      if self.dropout_key is not None:
+        x_XC = nnx.Dropout(self.dropout)(x_XC, rngs=nnx.Rngs(dropout=self.dropout_key))
+      y_XE += self.lora_scale * self.lora(x_XC)
     return y_XE.reshape(*x_BTC.shape[:-1], -1)
+
+  def _kernel(self) -> jax.Array:
+    if self.kernel_scale is None:
+      return self.kernel[...].astype(self.dtype)
+    return dequantized(self.kernel[...], self.kernel_scale[...], self.dtype)
 
 
 class Embedding(nnx.Module):
   """Returns the rows of a table [V, D] in `dtype`; rows are gathered before they are cast."""
+
+  marker: Any = None  # [D], in place of the row `marker_token`; set by `adaptation`
+  marker_token = -1
 
   def __init__(self, vocab_size: int, width: int, config: ModelConfig, rngs: nnx.Rngs):
     table = _embedding_init(rngs.params(), (vocab_size, width), config.param_dtype)
@@ -74,7 +93,11 @@ class Embedding(nnx.Module):
     self.dtype = config.dtype
 
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-    return self.embedding[...][tokens_BT].astype(self.dtype)
+    x_BTD = self.embedding[...][tokens_BT].astype(self.dtype)
+    if self.marker is None:
+      return x_BTD
+    is_marker_BT1 = (tokens_BT == self.marker_token)[..., None]
+    return jnp.where(is_marker_BT1, self.marker[...].astype(self.dtype)[None, None], x_BTD)
 
 
 class RMSNorm(nnx.Module):
@@ -180,7 +203,10 @@ def scan(apply: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array
 
   def cast(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
     # Before the loop, on the shards: otherwise every layer's kernels are gathered in float32.
-    return array.astype(x.dtype) if "kernel" in jax.tree_util.keystr(path) else array
+    # Quantized ones are small, and cast layer by layer.
+    is_kernel = "kernel" in jax.tree_util.keystr(path)
+    is_kernel &= jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(x.dtype) if is_kernel else array
 
   return jax.lax.scan(step, split_rows(x), jax.tree_util.tree_map_with_path(cast, layers))[0]
 

@@ -1,6 +1,7 @@
 """What every backbone's model config holds; field names are those of Hugging Face's configs."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -50,6 +51,24 @@ def shared_fields(config_class: type, *own: str) -> list[str]:
 TEXT_FIELDS = shared_fields(TextConfig, "rope_theta")
 
 
+LORA = "lora"  # in place of a learning-rate factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+  """What is frozen and how it is stored and adapted; see `adaptation`."""
+
+  rules: tuple[tuple[str, float | str], ...]  # (regex, factor or LORA), the first match wins
+  dtype: str  # of frozen parameters
+  rank: int
+  alpha: float
+  dropout: float
+  marker_token: int
+
+  def factor(self, path: str) -> float | str | None:
+    return next((value for pattern, value in self.rules if re.search(pattern, path)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   text: TextConfig
@@ -63,12 +82,13 @@ class ModelConfig:
   param_dtype: str = "float32"
   remat: str = "none"  # see `layers.rematerialized`
   attention: str = "auto"  # backend of `attention.attention`
+  adaptation: Adaptation | None = None  # None: whole parameters train, or are frozen in float32
   backbone: str = ""  # name of the record in `backbones.BACKBONES`
 
   @property
   def needs_random_key(self) -> bool:
     """Whether training steps need a `random_key` in the batch, for layers that draw."""
-    return False
+    return self.adaptation is not None and self.adaptation.dropout > 0
 
   def with_vocabulary(self, size: int) -> Self:
     return dataclasses.replace(self, text=dataclasses.replace(self.text, vocab_size=size))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from bis_jax.models import backbones
+from bis_jax.models.adaptation import ADAPTERS, is_adapter
 from bis_jax.models.model_config import ModelConfig
 
 _TEXT = "language_model"
@@ -29,18 +30,19 @@ def step_flops(
   prefix and of every continuation, and `shared_tokens` those of the prefix behind which each is.
   """
   # A trained kernel counts three products (forward, its gradient, the gradient of its input), a
-  # frozen one the forward, and the gradient of its input if something before it is trained.
+  # frozen one the forward, and the gradient of its input if something before it is trained, or an
+  # adapter of its own stage.
   text = config.text
   tokens = np.asarray(list(token_segments), np.float64)
   patches = np.asarray(list(image_patches), np.float64)
   rows, pairs = backbones.get(config.backbone).vision_rows(config, patches)
   flops, before = {}, False
-  for (stage, size), count in zip(
+  for (stage, (size, adapters)), count in zip(
     _kernel_sizes(config).items(), (*rows, tokens.sum()), strict=True
   ):
-    passes = 1 + (stage in trained) + before
-    before |= stage in trained
-    flops[stage] = 2 * size * count * passes
+    passes = 1 + (stage in trained) + (before or adapters > 0)
+    before |= stage in trained or adapters > 0
+    flops[stage] = 2 * count * (size * passes + 3 * adapters)
 
   back = 3 if tower_trained(config, trained) else 1
   before = np.asarray(list(shared_tokens), np.float64)
@@ -54,17 +56,16 @@ def step_flops(
 
 
 @functools.cache
-def _kernel_sizes(config: ModelConfig) -> dict[str, int]:
-  """Returns the multiplications per row of each stage, in forward order."""
+def _kernel_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+  """Returns the multiplications per row of each stage and of its adapters, in forward order."""
   _, shapes = backbones.shapes(config)
-  return {
-    stage: sum(
-      math.prod(shape.shape)
-      for path, shape in shapes.items()
-      if path.startswith(stage) and path.endswith(".kernel")
-    )
-    for stage in (*backbones.get(config.backbone).stages, _TEXT)
-  }
+
+  def size(stage: str, names: str | tuple[str, ...]) -> int:
+    own = (path for path in shapes if path.startswith(stage) and path.endswith(names))
+    return sum(math.prod(shapes[path].shape) for path in own)
+
+  stages = (*backbones.get(config.backbone).stages, _TEXT)
+  return {stage: (size(stage, ".kernel"), size(stage, ADAPTERS)) for stage in stages}
 
 
 def trained_stages(config: ModelConfig, factor: Mapping[str, float]) -> set[str]:
@@ -72,10 +73,11 @@ def trained_stages(config: ModelConfig, factor: Mapping[str, float]) -> set[str]
   return {
     stage
     for stage in (*backbones.get(config.backbone).stages, _TEXT)
-    if any(f > 0 for path, f in factor.items() if path.startswith(stage))
+    if any(f > 0 for p, f in factor.items() if p.startswith(stage) and not is_adapter(p))
   }
 
 
 def tower_trained(config: ModelConfig, stages: set[str]) -> bool:
   """Returns whether gradients flow into the layers of the vision tower."""
-  return bool(stages & set(backbones.get(config.backbone).stages[:2]))
+  tower, sizes = backbones.get(config.backbone).stages[:2], _kernel_sizes(config)
+  return any(stage in stages or sizes[stage][1] for stage in tower)

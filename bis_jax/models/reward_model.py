@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bis_jax.models import adaptation
 from bis_jax.models.decoder import Decoder, place_features
 from bis_jax.models.layers import Linear
 from bis_jax.models.model_config import ModelConfig
@@ -66,6 +67,9 @@ class RewardModel(nnx.Module):
 
   def states(self, batch: Batch) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
+    own = self.config.adaptation
+    if own and own.dropout and "random_key" in batch:
+      adaptation.draw_dropout(self, jax.random.fold_in(batch["random_key"], 1))
     # Rows for text alone have no patch slots, and the program has no tower.
     features = self.image_features(batch) if batch["patches"].shape[1] else None
     x_BTD, added = self.language_model.embed_tokens(batch["tokens"]), None

@@ -5,6 +5,7 @@ rows --train--> checkpoints --score, evaluate--> evaluation.json, index.html, he
 """
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -46,7 +47,7 @@ from bis_jax.settings.config_check import check
 from bis_jax.settings.locations import Locations, locate, require
 from bis_jax.settings.workdir import OWNER, claim, release
 from bis_jax.toy import drawing
-from bis_jax.training import loop, pretrain, train_state
+from bis_jax.training import loop, pretrain, trackers, train_state
 from bis_jax.training.examples import RolloutExamples
 
 
@@ -58,6 +59,7 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   """
   check(config)
   check_backend(config.model.attention, jax.default_backend())
+  trackers.check(config)
   mesh, workdir = run_mesh(config), files.absolute(folder)
   if storage.is_url(workdir):
     storage.require_bucket(workdir)
@@ -96,7 +98,8 @@ def _run(
   processor = processor or make_processor(config, locations.tokenizer)
   if processes.is_first():
     save_tokenizer(processor.tokenizer, workdir)
-  model_config = backbones.model_config(config, len(processor.tokenizer))
+  marker = processor.prompt.special.prm
+  model_config = backbones.model_config(config, len(processor.tokenizer), marker)
   _, shapes = backbones.shapes(model_config)
   log.info(learning_rates.summary(config, shapes))
   evaluator = make_evaluator(config, locations, corpus, manifest, processor, mesh, model_config)
@@ -129,7 +132,7 @@ def check_inputs(config: ConfigDict, locations: Locations, mesh: Mesh) -> Proces
   processor = make_processor(config, locations.tokenizer)
   model_config = backbones.model_config(config, len(processor.tokenizer))
   if locations.checkpoint:
-    _, shapes = backbones.shapes(model_config)
+    _, shapes = backbones.shapes(dataclasses.replace(model_config, adaptation=None))
     folder = weights.find_checkpoint(locations.checkpoint)
     weights.check(folder, model_config, shapes, processor.prompt.special.prm)
     for line in exported.differences(folder, config):
@@ -159,12 +162,9 @@ def prepare_corpus(config: ConfigDict, locations: Locations) -> Corpus:
 def initial_checkpoint(config: ConfigDict, locations: Locations) -> epath.Path | None:
   """Returns the folder of the weights that training starts from; None: random ones."""
   # If the config asks for pre-training, the first process does it while the others wait.
-  if locations.checkpoint:
-    return weights.find_checkpoint(locations.checkpoint)
-  if not config.pretrain.steps or locations.toy is None:
-    return None
-  toy, folder = locations.toy, pretrain.backbone_folder(config, locations.toy)
-  processes.first_makes(folder, lambda: pretrain.pretrain(config, toy, folder))
+  folder, toy = pretrain.base_folder(config, locations), locations.toy
+  if folder and toy and not locations.checkpoint:
+    processes.first_makes(folder, lambda: pretrain.pretrain(config, toy, folder))
   return folder
 
 

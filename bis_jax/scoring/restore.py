@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bis_jax import files
 from bis_jax.errors import UserError
 from bis_jax.hub import weights
-from bis_jax.inputs.prompt import Tokenizer
+from bis_jax.inputs.prompt import SpecialTokens, Tokenizer
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbone import Processor
 from bis_jax.models.chip_settings import run_mesh
@@ -29,6 +29,7 @@ from bis_jax.parallel.sharding import make_mesh
 from bis_jax.settings import exported, locations
 from bis_jax.settings.workdir import WorkdirError, read_config
 from bis_jax.training import checkpoint as checkpoints
+from bis_jax.training import pretrain
 from bis_jax.training.train_state import first_params, split_trainable
 
 _T = TypeVar("_T")
@@ -70,23 +71,44 @@ def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRu
   config.model.attention, config.train.compiler_options = "auto", ""
   processor = make_processor(config, str(path)) if held else _processor(config, path)
   devices = make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"]) if mesh else run_mesh(config)
-  model = backbones.model_config(config, len(processor.tokenizer))
+  marker = processor.prompt.special.prm
+  model = backbones.model_config(config, len(processor.tokenizer), marker)
+  if held:
+    model = dataclasses.replace(model, adaptation=None)  # exports are merged
   graph, shapes = backbones.structure(model, devices)
   if held:
     config.model.checkpoint = str(path)  # with the other rows of its LM head
     params = first_params(model, shapes, path, processor.prompt.special, seed=0)
     step, thresholds = held.step, held.thresholds
   else:
-    step, params = _latest(checkpoint, path, config, shapes)
+    step, params = _latest(checkpoint, path, config, model, shapes, processor.prompt.special)
     thresholds = exported.thresholds(_evaluation(path))
   return LoadedRun(config, processor, model, devices, graph, params, step, thresholds)
 
 
 def _latest(
-  name: str, path: epath.Path, config: ConfigDict, shapes: dict[str, jax.ShapeDtypeStruct]
+  name: str,
+  path: epath.Path,
+  config: ConfigDict,
+  model: ModelConfig,
+  shapes: dict[str, jax.ShapeDtypeStruct],
+  special: SpecialTokens,
 ) -> tuple[int, Params]:
-  factors = learning_rates.factors(config, shapes)
-  restored = checkpoints.restore_params(path, *split_trainable(shapes, factors))
+  trained, frozen = split_trainable(shapes, learning_rates.factors(config, shapes))
+
+  def read_base() -> Params:
+    folder = pretrain.base_folder(config, locations.locate(config))
+    if folder and not folder.exists():
+      raise WorkdirError(
+        f"{folder}, from which the run in {name} started, is missing: resume the run, which makes it "
+        "again"
+      )
+    noise = config.model.marker_noise
+    params = first_params(model, shapes, folder, special, config.seed, noise)
+    return {path: params[path] for path in frozen}
+
+  make = read_base if model.adaptation else None
+  restored = checkpoints.restore_params(path, trained, frozen, make)
   if restored is None:
     raise WorkdirError(f"{name} holds no checkpoint yet: resume its run")
   return restored

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from bis_jax.errors import UserError
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbones import BACKBONES
+from bis_jax.models.model_config import LORA
 from bis_jax.models.processor import image_processor
 from bis_jax.settings.keys import RENAMED, all_settings, flatten
 
@@ -114,9 +115,27 @@ def _contradictions(c: ConfigDict) -> list[str]:
       '"toy", or labels.kind to "hard", "soft" or "banded"',
     ),
   )
-  _, shapes = backbones.shapes(backbones.model_config(c, vocab_size=1))
+  bad_rules = learning_rates.malformed(c)
+  if not bad_rules:
+    _, shapes = backbones.shapes(backbones.model_config(c, vocab_size=1))
+    bad_rules = learning_rates.faults(c, list(shapes)) + _unused_lora(c)
   return (
     [sentence for wrong, sentence in rules if wrong]
     + backbone.config_faults(c, image_processor(c))
-    + learning_rates.faults(c, list(shapes))
+    + bad_rules
   )
+
+
+def _unused_lora(c: ConfigDict) -> list[str]:
+  settings, values = all_settings(), {rule[1] for rule in c.model.learning_rates}
+  needs = dict.fromkeys([f"lora.{key}" for key in c.lora], {LORA}) | {
+    "model.frozen_dtype": {LORA, 0.0}
+  }
+  return [
+    f"config.{key} is {value!r}, but no rule of config.model.learning_rates is "
+    f"{' or '.join(map(repr, sorted(needed, key=str)))}: add one, or leave it at "
+    f"{settings[key].default!r}"
+    for key, needed in needs.items()
+    if (value := c[key.split(".")[0]][key.split(".")[1]]) != settings[key].default
+    and not needed & values
+  ]

@@ -31,6 +31,7 @@ _LOCAL = (
   "inputs.tokenizer",
   "mesh.",
   "train.compile_cache",
+  "train.tracker",
   "train.compiler_options",
   "model.attention",
   "model.remat",

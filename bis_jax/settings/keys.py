@@ -12,9 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bis_jax.corpus.formats import NAMES
+from bis_jax.models.backbone import VISION_TOWER
 from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.layers import REMATS
-from bis_jax.models.learning_rates import VISION_TOWER
+from bis_jax.models.model_config import LORA
+from bis_jax.models.quantization import DTYPES
 from bis_jax.models.setting import NOT_EMPTY, OWN, Setting
 from bis_jax.selection.strategies import STRATEGIES
 
@@ -153,9 +155,19 @@ SETTINGS: dict[str, Setting] = {
   "model.learning_rates": Setting(
     ((VISION_TOWER, 0.0), (r".*", 1.0)),
     None,
-    f"(regex of parameters or {VISION_TOWER!r}, factor); the first match wins, 0 freezes",
+    f"(regex of parameters or {VISION_TOWER!r}, factor); the first match wins, 0 freezes, {LORA!r} "
+    "freezes and trains adapters and the step marker's row instead",
     toy=((r".*", 1.0),),
   ),
+  "model.frozen_dtype": Setting(
+    "float32",
+    ("float32", "bfloat16", *DTYPES),
+    "of frozen parameters; int8, nf4: of kernels, with a scale for 64 values; the others are bfloat16",
+  ),
+  # Adapters (LoRA), of kernels that a rule of model.learning_rates gives "lora"
+  "lora.rank": Setting(16, ">= 1 and <= 65536", "inner width of an adapter"),
+  "lora.alpha": Setting(32.0, "> 0 and <= 1000000", "an adapter's output is times alpha / rank"),
+  "lora.dropout": Setting(0.0, ">= 0 and < 1", "of an adapter's input, in training"),
   # Pre-training on captions, for the toy corpus without a checkpoint
   "pretrain.seed": Setting(
     0, ">= -1 and < 2147483648", "of parameters and order; -1: the run's seed"
@@ -180,6 +192,9 @@ SETTINGS: dict[str, Setting] = {
   "optim.eps": Setting(1e-8, "> 0 and <= 1", "of Adam"),
   "optim.clip": Setting(1.0, ">= 1e-06 and <= 1e+09", "global gradient norm"),
   "optim.moment_dtype": Setting("float32", ("float32", "bfloat16"), "of the first moment"),
+  "optim.second_moment_dtype": Setting(
+    "float32", ("float32", "bfloat16"), "bfloat16: rounded at random after every step"
+  ),
   # Training
   "train.global_batch": Setting(
     512, ">= 1 and <= 1000000", "rollouts per step, on average", toy=16
@@ -197,6 +212,9 @@ SETTINGS: dict[str, Setting] = {
   "train.keep_checkpoints": Setting(2, ">= 1", "number of latest checkpoints"),
   "train.profile_steps": Setting(
     (0, 0), ">= 0", "(first step, number) of a profiler trace; (0, 0): none"
+  ),
+  "train.tracker": Setting(
+    "none", ("none", "wandb", "trackio"), "library that gets the metrics too; it must be installed"
   ),
   "train.compile_cache": Setting("compiled", None, 'folder in corpus.cache; "": no cache'),
   # Devices along each axis; at most one -1: the remaining devices

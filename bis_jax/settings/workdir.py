@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.errors import UserError
+from bis_jax.models.backbone import VISION_TOWER
 from bis_jax.models.backbones import BACKBONES
-from bis_jax.models.learning_rates import VISION_TOWER
 from bis_jax.settings.keys import RENAMED, all_settings, flatten, nest
 
 # Keys that do not change the result of a run, so that it may resume with other values.
@@ -24,6 +24,7 @@ FREE_KEYS = (
   "train.keep_checkpoints",
   "train.profile_steps",
   "train.compile_cache",
+  "train.tracker",
   "train.accumulate",
   "train.compiler_options",
   "model.remat",
@@ -32,6 +33,16 @@ FREE_KEYS = (
 )
 # The default of model.learning_rates in the first versions, which named all vision towers.
 _OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
+
+# Keys that the first versions lacked, which trained as the defaults do.
+_LATER = (
+  "model.frozen_dtype",
+  "lora.rank",
+  "lora.alpha",
+  "lora.dropout",
+  "optim.second_moment_dtype",
+  "train.tracker",
+)
 
 OWNER = "owner.json"  # names the process that runs in the workdir
 _FIRST = {OWNER, "seen-by-all", "config.json", "digests.json"}  # what a run writes first
@@ -65,6 +76,8 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
   flat.setdefault("inputs.row_streams", 0)
   flat.setdefault("inputs.stream_tokens", 0)
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
+  for key in _LATER:
+    flat.setdefault(key, all_settings()[key].default)
   if flat.get("model.attention") == "triton":
     flat["model.attention"] = "auto"
   if flat.get("model.learning_rates") == _OLD_RATES:

@@ -1,5 +1,7 @@
 """Orbax checkpoints: `WORKDIR/checkpoints/STEP/`, and once `WORKDIR/frozen/` for frozen parameters.
 
+Runs with adapters have no `frozen`: they read them again from where they started.
+
 The position in the data is not stored: batch n is a function of the config and n, and a run that
 has done n steps resumes at batch n, on any number of processes. A checkpoint's item `checksums`
 has one for every array, frozen ones too; checkpoints of older versions lack it and are not checked.
@@ -50,11 +52,11 @@ class DamagedCheckpointError(UserError):
 class Checkpoints:
   """The checkpoints of a run that trains; a context manager."""
 
-  def __init__(self, workdir: epath.Path, *, every: int, keep: int):
+  def __init__(self, workdir: epath.Path, *, every: int, keep: int, saves_frozen: bool = True):
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=every, max_to_keep=keep, cleanup_tmp_directories=True
     )
-    self._workdir = workdir
+    self._workdir, self._saves_frozen = workdir, saves_frozen
     self._sums: _Sums = {}  # of the restored checkpoint
     with files.naming_full_disk(workdir):
       self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
@@ -68,7 +70,8 @@ class Checkpoints:
 
   def check_room(self, state: Any, frozen: Shapes, steps: int) -> None:
     """Raises UserError if a checkpoint does not fit on the disk and step `steps` is not saved."""
-    needed = _size(state) + (0 if (self._workdir / "frozen").exists() else _size(frozen))
+    saves = self._saves_frozen and not (self._workdir / "frozen").exists()
+    needed = _size(state) + (_size(frozen) if saves else 0)
     if (self._manager.latest_step() or 0) < steps:
       files.require_room(_folder(self._workdir), needed)
 
@@ -109,6 +112,8 @@ class Checkpoints:
 
   def restore_frozen(self, shapes: Shapes, make: Callable[[], Params]) -> Params:
     """Returns the frozen parameters of the restored checkpoint; damaged ones are made again."""
+    if not self._saves_frozen:
+      return made_frozen(self._workdir, make, self._sums)
     try:
       return _restore_frozen(self._workdir, shapes, self._sums)
     except DamagedCheckpointError as error:
@@ -122,7 +127,7 @@ class Checkpoints:
 
   def save_frozen(self, frozen: Params) -> None:
     folder = self._workdir / "frozen"
-    if frozen and not folder.exists():
+    if self._saves_frozen and frozen and not folder.exists():
       with files.naming_full_disk(folder, _size(frozen)), ocp.StandardCheckpointer() as saver:
         saver.save(folder, frozen)
 
@@ -133,12 +138,24 @@ class Checkpoints:
     processes.wait_for_all(f"{folder} is moved away")
 
 
+def made_frozen(workdir: epath.Path, make: Callable[[], Params], sums: _Sums) -> Params:
+  """Returns `make()`; raises UserError if these are not the parameters that `sums` are of."""
+  frozen = make()
+  if wrong := _wrong({"frozen": frozen}, sums):
+    raise UserError(
+      f"{wrong} is not what the run in {workdir} started from: put the weights that its "
+      "config.model.checkpoint names back as they were"
+    )
+  return frozen
+
+
 def restore_params(
-  workdir: epath.Path, trained: Shapes, frozen: Shapes
+  workdir: epath.Path, trained: Shapes, frozen: Shapes, make: Callable[[], Params] | None = None
 ) -> tuple[int, Params] | None:
   """Returns (step, all parameters) of the latest checkpoint, None if there is none.
 
-  The shapes carry the shardings. The optimizer state is not read. Raises DamagedCheckpointError.
+  The shapes carry the shardings. The optimizer state is not read. `make` gives frozen parameters that
+  the run did not save. Raises DamagedCheckpointError.
   """
   if not _folder(workdir).exists():
     return None
@@ -151,6 +168,8 @@ def restore_params(
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
     state, sums = _restore(manager, workdir, step, args)
+  if make:
+    return step, made_frozen(workdir, make, sums) | state["params"]
   return step, state["params"] | _restore_frozen(workdir, frozen, sums)
 
 
@@ -224,8 +243,9 @@ def _sums_on(sharding: jax.sharding.Sharding) -> Callable[[list[jax.Array]], lis
 
 def _sum(array: jax.Array) -> jax.Array:
   # Every element has an odd factor of its own, modulo 2**32.
-  unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-  bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+  if not jnp.issubdtype(array.dtype, jnp.integer):
+    array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
+  bits = array.astype(jnp.uint32)
   position = jnp.zeros(array.shape, jnp.uint32)
   for axis, size in enumerate(array.shape):
     place = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)

@@ -25,6 +25,7 @@ from bis_jax.parallel.sharding import batch_share, put_rows
 from bis_jax.training.checkpoint import Checkpoints
 from bis_jax.training.metrics import Goodput, MetricWriter, Rates, batch_counts
 from bis_jax.training.profiler import Profile
+from bis_jax.training.trackers import Tracker
 from bis_jax.training.train_state import TrainState, first_params, first_state, split_trainable
 from bis_jax.training.train_step import Metrics, step_of
 
@@ -56,8 +57,8 @@ def train(
   last step saved, if the run received a stop signal.
 
   Args:
-    initial_checkpoint: returns the safetensors folder to initialize from (None: random). Not called
-      on resume.
+    initial_checkpoint: returns the safetensors folder to initialize from (None: random). On resume it
+      is called by runs with adapters alone.
     special: ids that initialization needs; see `first_params`.
     examples: the source of the batches, to name records in errors.
     iterator: this process's share of the global batches; its length is the length of the run.
@@ -71,7 +72,12 @@ def train(
 
   with contextlib.ExitStack() as at_exit:
     checkpoints = at_exit.enter_context(
-      Checkpoints(workdir, every=config.train.checkpoint_every, keep=config.train.keep_checkpoints)
+      Checkpoints(
+        workdir,
+        every=config.train.checkpoint_every,
+        keep=config.train.keep_checkpoints,
+        saves_frozen=model_config.adaptation is None,
+      )
     )
     at_exit.callback(iterator.close)
     checkpoints.check_room(train_step.state, train_step.frozen, steps)
@@ -93,7 +99,8 @@ def train(
       checkpoints.save_frozen(frozen)
     start = int(state.step)
 
-    writer = MetricWriter(workdir, resume_step=start, write=is_first_process)
+    tracker = Tracker(config, workdir) if is_first_process else None
+    writer = MetricWriter(workdir, resume_step=start, write=is_first_process, tracker=tracker)
     at_exit.callback(writer.close)
     goodput = Goodput(writer.found, start)
     peak = peak_flops(mesh.devices.flat[0].device_kind)

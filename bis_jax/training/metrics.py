@@ -20,12 +20,13 @@ from tensorboardX.summary import scalar
 from bis_jax import files
 from bis_jax.models.model_flops import step_flops
 from bis_jax.storage import is_url, upload
+from bis_jax.training.trackers import Tracker
 
 Line = dict[str, float]
 
 
 class MetricWriter:
-  """Writes one JSON object per logged step, and the same numbers as TensorBoard events.
+  """Writes one JSON object per logged step, and the same numbers as TensorBoard events and a tracker.
 
   `history` are the run's lines; `found` are those of earlier starts, including lines after the
   restored step, which are dropped from the file so that each step is in it once.
@@ -33,7 +34,10 @@ class MetricWriter:
 
   # Object stores cannot append: they get the whole files at every `flush`.
 
-  def __init__(self, workdir: epath.Path, *, resume_step: int, write: bool):
+  def __init__(
+    self, workdir: epath.Path, *, resume_step: int, write: bool, tracker: Tracker | None = None
+  ):
+    self._tracker = tracker if write else None
     self._path = workdir / "metrics.jsonl"
     files.changed_files(workdir, self._path.name)
     self.found = [line for line in files.read_log(self._path) if _is_line(line)]
@@ -63,6 +67,8 @@ class MetricWriter:
       self._write_all()
     if self._events:
       self._events.write(step, values)
+    if self._tracker:
+      self._tracker.log(step, values)
 
   def flush(self) -> None:
     if self._write:
@@ -76,6 +82,8 @@ class MetricWriter:
     self.flush()
     if self._events:
       self._events.close()
+    if self._tracker:
+      self._tracker.close()
 
   def _write_all(self) -> None:
     files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.history))

@@ -1,5 +1,7 @@
 """AdamW with warm-up and cosine decay on a flat dict of parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,7 +20,39 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def _decays(params: dict[str, jax.Array]) -> dict[str, bool]:
-  return {path: path.endswith(("kernel", "embedding")) for path in params}  # no biases, no norms
+  decayed = ("kernel", "embedding", "lora_a", "lora_b", "marker")  # no biases, no norms
+  return {path: path.endswith(decayed) for path in params}
+
+
+def _with_rounded_second_moments(
+  adam: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Returns Adam with second moments in bfloat16 between steps, rounded at random."""
+
+  # Rounded to the nearest they would stand still: a step changes them by less than half a unit.
+  def init(params: Any) -> Any:
+    state: Any = adam.init(params)
+    nu = optax.tree.zeros_like(params, dtype=jnp.bfloat16)
+    return state._replace(nu=nu)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    wide = state._replace(nu=optax.tree.cast(state.nu, jnp.float32))
+    updates, after = adam.update(updates, wide, params)
+    state: Any = after
+    key = jax.random.fold_in(jax.random.key(0), state.count)
+    keys = dict(zip(state.nu, jax.random.split(key, len(state.nu)), strict=True))
+    nu = {path: _rounded_at_random(value, keys[path]) for path, value in state.nu.items()}
+    return updates, state._replace(nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _rounded_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns float32 values as bfloat16, up with the probability that keeps their mean."""
+  noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
+  cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+  return cut.astype(jnp.bfloat16)
 
 
 def optimizer(
@@ -28,11 +62,14 @@ def optimizer(
     del params
     return {path: factor[path] * update for path, update in updates.items()}, state
 
+  adam = optax.scale_by_adam(
+    b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.dtype(optim.moment_dtype)
+  )
+  if optim.second_moment_dtype == "bfloat16":
+    adam = _with_rounded_second_moments(adam)
   return optax.chain(
     optax.clip_by_global_norm(optim.clip),
-    optax.scale_by_adam(
-      b1=optim.b1, b2=optim.b2, eps=optim.eps, mu_dtype=jnp.dtype(optim.moment_dtype)
-    ),
+    adam,
     optax.add_decayed_weights(optim.weight_decay, mask=_decays),
     optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
     optax.scale_by_learning_rate(schedule(optim, steps)),

@@ -11,6 +11,7 @@ They are the random reward head that the model was initialized with.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import math
@@ -30,7 +31,7 @@ from bis_jax import files
 from bis_jax.console import log, progress_bar
 from bis_jax.corpus import shared
 from bis_jax.errors import UserError
-from bis_jax.hub import hf_folder
+from bis_jax.hub import hf_folder, weights
 from bis_jax.images import upright_size
 from bis_jax.inputs import pipeline
 from bis_jax.inputs.pipeline import Example, unlabelled
@@ -40,6 +41,7 @@ from bis_jax.models.backbone import Processor
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel.sharding import make_mesh, put_rows
+from bis_jax.settings.locations import Locations
 from bis_jax.toy import drawing
 from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState, abstract_state, first_params, first_state
@@ -107,6 +109,15 @@ def backbone_folder(config: ConfigDict, drawn: epath.Path) -> epath.Path:
   return drawn.with_name(f"backbone-{key}")
 
 
+def base_folder(config: ConfigDict, locations: Locations) -> epath.Path | None:
+  """Returns the folder of the weights that a run starts from, made or not; None: random ones."""
+  if locations.checkpoint:
+    return weights.find_checkpoint(locations.checkpoint)
+  if not config.pretrain.steps or locations.toy is None:
+    return None
+  return backbone_folder(config, locations.toy)
+
+
 def _seed(config: ConfigDict) -> int:
   return config.seed if config.pretrain.seed < 0 else config.pretrain.seed
 
@@ -127,11 +138,13 @@ def _pretrain(config: ConfigDict, drawn: epath.Path, out: pathlib.Path) -> None:
   captions = caption_examples(drawn / "captions.jsonl", drawn / "images")
   mesh = make_mesh(1, 1, 1, jax.local_devices()[:1])
   model = backbones.model_config(config, len(processor.tokenizer))
+  model = dataclasses.replace(model, adaptation=None)
 
   graph, shapes = backbones.structure(model, mesh)
   files.require_room(out.parent, sum(math.prod(shape.shape) * 4 for shape in shapes.values()))
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
-  settings = ConfigDict(_OPTIM | {"learning_rate": config.pretrain.learning_rate})
+  own = {"second_moment_dtype": "float32", "learning_rate": config.pretrain.learning_rate}
+  settings = ConfigDict(_OPTIM | own)
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, abstract_state(optimizer, shapes, mesh))
   step = _make_step(graph, optimizer)

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from bis_jax.hub import weights
 from bis_jax.inputs.prompt import SpecialTokens
-from bis_jax.models import backbones
+from bis_jax.models import adaptation, backbones
+from bis_jax.models.hub_layout import EMBEDDING_PATH
 from bis_jax.models.param_tree import Params, split
 from bis_jax.parallel.sharding import MeshError, batch_shards
 
@@ -53,19 +54,30 @@ def first_params(
   `checkpoint` is a safetensors folder, None for random parameters from `seed`. `special` and
   `marker_noise` as in `weights.load`.
   """
+  random = {p: s for p, s in shapes.items() if checkpoint is None or adaptation.is_adapter(p)}
+
+  def draw() -> Params:
+    drawn = split(backbones.build(model_config, seed))[1]
+    return {path: drawn[path] for path in random}
+
+  params = {}
+  if random:
+    params = jax.jit(draw, out_shardings={path: s.sharding for path, s in random.items()})()
   if checkpoint is None:
-    shardings = {path: shape.sharding for path, shape in shapes.items()}
-    make = jax.jit(lambda: split(backbones.build(model_config, seed))[1], out_shardings=shardings)
-    return make()
-  return weights.load(
+    return params
+  loaded = weights.load(
     checkpoint,
     model_config,
-    shapes,
+    adaptation.stored_shapes(shapes),
     yes_token=special.yes,
     no_token=special.no,
     marker_token=special.prm,
     marker_noise=marker_noise,
   )
+  if row := random.get(adaptation.MARKER_PATH):
+    take = jax.jit(lambda table_VD: table_VD[special.prm], out_shardings=row.sharding)
+    params[adaptation.MARKER_PATH] = take(loaded[EMBEDDING_PATH]).astype(row.dtype)
+  return adaptation.quantized(loaded, shapes) | params
 
 
 def abstract_state(

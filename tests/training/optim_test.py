@@ -1,5 +1,6 @@
 """The optimizer against torch's AdamW and its documentation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -77,3 +78,31 @@ def test_factors_scale_and_only_matrices_decay():
   np.testing.assert_allclose(updates["slow.kernel"], 0.1 * updates["fast.kernel"], rtol=1e-6)
   assert (updates["fast.kernel"] < 0).all()
   assert (updates["norm.scale"] == 0).all() and (updates["x.bias"] == 0).all()
+
+
+def test_second_moments_in_bfloat16_keep_their_mean():
+  """With b2 = 0.999 each step changes them by less than bfloat16 resolves; they must not stand still."""
+  c = _config(b2=0.999, warmup_fraction=0.0, second_moment_dtype="bfloat16", clip=1e9)
+  params = {"a.kernel": jnp.zeros((64, 64))}
+  rng = np.random.default_rng(0)
+  gradients = [jnp.asarray(rng.normal(size=(64, 64)), jnp.float32) for _ in range(300)]
+
+  def second_moments(c):
+    optimizer = optim.optimizer(c, 300, {"a.kernel": 1.0})
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(state, gradient):
+      return optimizer.update({"a.kernel": gradient}, state, params)[1]
+
+    for gradient in gradients:
+      state = step(state, gradient)
+    return optax.tree.get(state, "nu")["a.kernel"]
+
+  rounded, exact = (
+    second_moments(c),
+    second_moments(_config(b2=0.999, warmup_fraction=0.0, clip=1e9)),
+  )
+  assert rounded.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
+  ratio = rounded.astype(jnp.float32) / exact
+  assert float(jnp.abs(ratio.mean() - 1)) < 0.005 and float(ratio.std()) < 0.1

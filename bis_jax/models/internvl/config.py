@@ -75,7 +75,7 @@ class InternVLConfig(ModelConfig):
 
   @property
   def needs_random_key(self) -> bool:
-    return self.drop_path > 0
+    return self.drop_path > 0 or super().needs_random_key
 
   @classmethod
   def from_hugging_face(cls, raw: Mapping[str, Any]) -> "InternVLConfig":

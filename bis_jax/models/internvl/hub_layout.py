@@ -57,6 +57,12 @@ _IN_MEMORY = (
   (r"^lm_head\.", "language_model.lm_head."),
 )
 
+_TO_MEMORY = (
+  (r"^language_model\.model\.", "model.language_model."),
+  (r"^(?=vision_tower|multi_modal_projector)", "model."),
+  (r"^language_model\.lm_head\.", "lm_head."),
+)
+
 
 def layout(config: InternVLConfig, checkpoint: Mapping[str, Any]) -> Layout:
   """Returns the layout of a checkpoint by its config.json; `model_type` "internvl" is "hf"."""
@@ -73,6 +79,7 @@ def layout(config: InternVLConfig, checkpoint: Mapping[str, Any]) -> Layout:
     stacks=("vision_model.layers.", "language_model.layers."),
     names=names,
     aliases=_IN_MEMORY,
+    in_memory=() if released else _TO_MEMORY,
     shapes={
       "vision_model.patch_embedding.kernel": (width, vision.num_channels, *patch),
       "vision_model.class_embedding": (1, 1, width),

@@ -20,5 +20,6 @@ def layout(config: Qwen2_5_VLConfig, checkpoint: Mapping[str, Any]) -> Layout:
     stacks=("visual.blocks.", "language_model.layers."),
     names=((r"^language_model\.", "model."),),
     aliases=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
+    in_memory=((r"^model\.", "model.language_model."), (r"^visual\.", "model.visual.")),
     shapes={"visual.patch_embed.proj.kernel": (vision.hidden_size, vision.in_channels, *patch)},
   )
