@@ -23,7 +23,7 @@ from flax import nnx
 
 from bis_jax.models import quantization
 from bis_jax.models.hub_layout import EMBEDDING_PATH
-from bis_jax.models.layers import Embedding, Linear, stack
+from bis_jax.models.layers import Linear, stack
 from bis_jax.models.model_config import LORA, Adaptation
 from bis_jax.models.param_tree import Params
 from bis_jax.models.quantization import SCALE
@@ -45,14 +45,16 @@ def is_added(path: str) -> bool:
 
 def adapt(model: nnx.Module, own: Adaptation, rngs: nnx.Rngs) -> None:
   """Adds the adapters to a model and casts what is frozen."""
-  for place, module in [*nnx.iter_modules(model)]:
+  for place, found in [*nnx.iter_modules(model)]:
+    module: Any = found
     for name, param in [*vars(module).items()]:
       if not isinstance(param, nnx.Param):
         continue
-      factor = own.factor(".".join(map(str, (*place, name))))
+      path = ".".join(map(str, (*place, name)))
+      factor = own.factor(path)
       if factor == LORA and name == "kernel" and isinstance(module, Linear):
         _add(module, own, rngs)
-      elif factor == LORA and isinstance(module, Embedding):
+      elif factor == LORA and path == EMBEDDING_PATH:
         module.marker_token = own.marker_token
         module.marker = nnx.Param(module.embedding[own.marker_token])
       if factor in (LORA, 0):
