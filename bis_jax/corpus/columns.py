@@ -117,7 +117,7 @@ class BlockReader:
     """
     from bis_jax.corpus import tables  # imports this module
 
-    found = tables.read(batch, self.image_sets)
+    found = tables.read(batch, self.image_sets, whole_lines=self._whole_lines)
     if found is None:
       return False
     rows, good = found

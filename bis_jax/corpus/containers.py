@@ -251,8 +251,11 @@ class ConvertedFile(AnnotationFile):
 
   def first_records(self) -> Iterator[dict[str, Any]]:
     """Yields records of the first group; of a JSON list only the first, if it is not huge."""
-    found = self.records(0)
-    if not self.is_table and self._is_list():
+    found: Iterable[Any] = () if self.is_table else self.records(0)
+    if self.is_table and self.groups():
+      with self._table() as table:
+        found = next(table.batches(0, _SNIFFED)).to_pylist()
+    elif not self.is_table and self._is_list():
       with self.open() as stream, contextlib.suppress(ValueError):
         text = stream.read(_HEAD).decode(errors="ignore")
         at = text.index("[") + 1
@@ -301,9 +304,9 @@ class _Table:
       self._arrow = pyarrow.ipc.open_stream(stream)
       self.schema, self.groups = self._arrow.schema, 1
 
-  def batches(self, group: int) -> Iterator[Any]:
+  def batches(self, group: int, rows: int = _ROWS) -> Iterator[Any]:
     if self._parquet is not None:
-      return self._parquet.iter_batches(_ROWS, row_groups=[group])
+      return self._parquet.iter_batches(rows, row_groups=[group])
     return iter(self._arrow or ())
 
 

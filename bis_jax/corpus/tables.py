@@ -19,10 +19,13 @@ _COUNTS = ("num_mc_correct", "num_mc_total")
 _TEXTS, _WHOLE = ("string", "large_string"), ("int64", "int32", "int16", "uint8")
 
 
-def read(batch: Any, known_images: dict[ImageSet, int]) -> tuple[Rows, np.ndarray] | None:
+def read(
+  batch: Any, known_images: dict[ImageSet, int], *, whole_lines: bool
+) -> tuple[Rows, np.ndarray] | None:
   """Returns the good rows of a RecordBatch and their fingerprints uint64[rows].
 
-  None if its columns are not of the known types.
+  None if its columns are not of the known types. With `whole_lines` unequal steps have unequal
+  fingerprints; otherwise a few may share one.
   """
   column = {name: batch.column(name) for name in batch.schema.names}
   parts, images = _parts(column), _images(column)
@@ -37,7 +40,7 @@ def read(batch: Any, known_images: dict[ImageSet, int]) -> tuple[Rows, np.ndarra
   rows = Rows(np.arange(lengths.size), lengths, scores, total, flags, group, sets)
   wanting = [at for at, text in enumerate(asked) if not images[at] and "<image" in text]
   good = checked_rows(rows, correct, _is_blank(texts, starts, data), wanting, known_images)
-  hashes = _fingerprints(lengths, starts, data, scores, total) + mix64(group)
+  hashes = _fingerprints(lengths, starts, data, scores, total, whole_lines) + mix64(group)
   return good, hashes[good.line]
 
 
@@ -93,7 +96,7 @@ def _images(column: dict[str, Any]) -> list[ImageSet] | None:
     return None
   sets: list[ImageSet] = []
   rows = len(next(iter(column.values())))
-  lists = [array.to_pylist() for array in found] or [[()] * rows]
+  lists = [_values(array) for array in found] or [[()] * rows]
   for values in zip(*lists, strict=True):
     value = next((value for value in values if value), ())
     if isinstance(value, list):
@@ -102,6 +105,17 @@ def _images(column: dict[str, Any]) -> list[ImageSet] | None:
       value = value[0] if len(value) == 1 else tuple(value)
     sets.append(value)
   return sets
+
+
+def _values(array: Any) -> list[Any]:
+  """Returns the values of a column, a list of one as its only value."""
+  if str(array.type).startswith(("list", "large_list")) and not array.null_count:
+    flat = array.flatten()
+    if len(flat) == len(array) and (array.value_lengths().to_numpy() == 1).all():
+      values = flat.to_pylist()
+      if all(values):
+        return values
+  return array.to_pylist()
 
 
 def _text(texts: Any) -> tuple[np.ndarray, memoryview]:
@@ -134,16 +148,22 @@ def _groups(questions: Sequence[str], images: Sequence[ImageSet]) -> np.ndarray:
 
 
 def _fingerprints(
-  lengths: np.ndarray, starts: np.ndarray, data: memoryview, scores: np.ndarray, totals: np.ndarray
+  lengths: np.ndarray,
+  starts: np.ndarray,
+  data: memoryview,
+  scores: np.ndarray,
+  totals: np.ndarray,
+  whole_lines: bool,
 ) -> np.ndarray:
   """Returns uint64[rows], equal for equal steps, scores and numbers of continuations."""
   ends = np.concatenate([[0], np.cumsum(lengths)])
   bounds = starts[ends].tolist()
-  digests = (
-    hashlib.blake2b(data[start:stop], digest_size=8).digest()
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-  )
-  of_text = np.frombuffer(b"".join(digests), np.uint64)
+  texts = map(data.__getitem__, map(slice, bounds[:-1], bounds[1:]))
+  if whole_lines:
+    digests = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+    of_text = np.frombuffer(b"".join(digests), np.uint64)
+  else:
+    of_text = np.fromiter(map(zlib.crc32, texts), np.uint64, lengths.size)
   of_step = mix64(mix64(scores.view(np.uint64)) + totals.astype(np.uint64)) ^ np.diff(
     starts
   ).astype(np.uint64)
