@@ -147,7 +147,9 @@ def run() -> None:
       "name the annotations with --annotations=DIR_OR_ZIP; without them only a manifest can be "
       "made, from a score table: --format=manifest --table=FILE"
     )
-  outputs = [path for path in (out, manifest_path, report) if path]
+  converted = any(not file.is_jsonl for file in annotations)
+  images = _beside_out("images") if converted and needs_records else None
+  outputs = [path for path in (out, manifest_path, report, images) if path]
   for path in outputs:
     if not _OVERWRITE.value and not _is_free(path):
       raise FileExistsError(f"{path} exists and was not changed: name another, or add --overwrite")
@@ -165,7 +167,12 @@ def run() -> None:
 
       write, placeholders = subset.WRITERS[_FORMAT.value]
       manifest = dataclasses.replace(manifest, placeholders=placeholders)
-      write(out, subset.kept_lines(annotations, table, manifest), manifest)
+      in_columns: set[str] = set()
+      lines = subset.kept_lines(annotations, table, manifest)
+      write(out, subset.noting_images(lines, in_columns) if converted else lines, manifest)
+      if images and in_columns:
+        subset.write_images(images, annotations, in_columns)
+        print(f"{len(in_columns):,} images that stood in columns are in {images}, an image root")
     manifest.save(manifest_path)
     if report:
       from bis_jax.reports import selection_page  # imports matplotlib

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from bis_jax.console import log
 from bis_jax.evaluation import step_evaluation
+from bis_jax.evaluation.benchmarks import Benchmark
 from bis_jax.evaluation.visual_process_bench import BenchmarkItem
 from bis_jax.models.param_tree import Params
 from bis_jax.run.held_out import HeldOut
@@ -18,12 +19,13 @@ class Evaluator:
   def __init__(
     self,
     config: ConfigDict,
-    items: list[BenchmarkItem],
+    benchmark: Benchmark,
     held_out: HeldOut | None,
     scorer: Scorer,
   ):
     """`config` is `config.evaluation`; the parameters of `scorer` are not used."""
-    self.items, self.held_out = items, held_out
+    items = benchmark.items
+    self.kind, self.items, self.held_out = benchmark.kind, items, held_out
     self._config, self._scorer = config, scorer
     count = min(config.every_items or len(items), len(items))
     self._subset = [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

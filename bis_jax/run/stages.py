@@ -276,14 +276,15 @@ def make_evaluator(
       count,
       "" if len(indices) else "; there is no threshold tuned_on_dev",
     )
-  items = benchmarks.load(str(locations.benchmark))
+  benchmark = benchmarks.find(str(locations.benchmark))
+  items = benchmark.items
   examples = benchmark_examples(items, config.evaluation.images)
   step_scorer.check_lengths(examples, processor, config.inputs)  # before training, not after it
   visual_process_bench.check_images(items)
   graph, _ = backbones.structure(model_config, mesh)
   return Evaluator(
     config.evaluation,
-    items,
+    benchmark,
     HeldOut(corpus, indices, config) if len(indices) else None,
     step_scorer.Scorer(
       processor,
@@ -318,6 +319,7 @@ def evaluate(
     scores,
     dev=held_out.scored_steps(held_out_scores) if held_out and held_out_scores else None,
   )
+  evaluation["published"] = benchmarks.measures(evaluator.kind, evaluation)
   if config.evaluation.blank_images:
     blank = evaluator.score(trained.params, blank=True)
     blank = step_evaluation.evaluate(items, blank, bootstrap_draws=0)

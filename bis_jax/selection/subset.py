@@ -23,7 +23,9 @@ from etils import epath
 from bis_jax import files
 from bis_jax.console import log
 from bis_jax.corpus import records
+from bis_jax.corpus.containers import ConvertedFile
 from bis_jax.corpus.formats import PLACEHOLDER
+from bis_jax.corpus.image_root import EMBEDDED
 from bis_jax.corpus.reading import AnnotationFile
 from bis_jax.corpus.score_table import ScoreTable, positive_and_counted
 from bis_jax.errors import UserError
@@ -65,6 +67,28 @@ def kept_lines(
     )
     for number, line in zip(kept.lines.tolist(), lines, strict=True):
       yield kept.name, number, line
+
+
+def noting_images(lines: Iterable[Line], found: set[str]) -> Iterator[Line]:
+  """Yields lines, and adds the references of images in columns to `found`."""
+  for line in lines:
+    image = _record(line[2]).get("image") or []
+    names = image if isinstance(image, list) else [image]
+    found.update(name for name in names if str(name).startswith(EMBEDDED))
+    yield line
+
+
+def write_images(
+  folder: epath.Path, annotations: Sequence[AnnotationFile], wanted: set[str]
+) -> None:
+  """Writes images that stand in columns as files of an image root; the records name them so."""
+  for file in annotations:
+    if isinstance(file, ConvertedFile) and file.embeds_images():
+      for group in range(file.groups()):
+        for reference, content in file.embedded_images(group):
+          if reference in wanted:
+            with files.replacing(folder / reference) as image:
+              image.write(content)
 
 
 def write_raw(path: epath.Path, lines: Iterable[Line], manifest: Manifest) -> None:

@@ -231,3 +231,19 @@ def test_steps_on_which_two_completers_disagree_are_unmeasured(write_files):
   assert rollout.measured == (True, False, False, True) and rollout.scores == (1.0, 0.0, 0.0, 0.0)
   assert [(bad.line, bad.reason) for bad in found.rejections] == [(1, "missing_score")]
   assert "strong is None" in found.rejections[0].detail
+
+
+def test_images_in_columns_are_written_beside_a_subset(tmp_path, write_files, png, command):
+  red, blue = png(colour=(255, 0, 0)), png(colour=(0, 0, 255))
+  rows = [as_trl(*solution) for solution in solutions()[:6]]
+  for at, row in enumerate(rows):
+    row["images"] = [{"bytes": red if at % 2 else blue, "path": "x.png"}]
+    row["labels"] = [float(y) for y in row["labels"]]
+  folder = write_files({"x.parquet": parquet(rows)})
+  out = tmp_path / "out/subset.jsonl"
+  flags = ["--strategy=full", "--fraction=1", "--format=trl", f"--out={out}"]
+  done = command("bis_jax.select", f"--annotations={folder}", *flags)
+  assert done.returncode == 0 and "2 images that stood in columns are in" in done.stdout, done
+  corpus = prepare(out, out.with_name("subset.images"), tmp_path / "corpus", workers=1)
+  stored = [corpus.images(corpus.image_ids(i)) for i in range(6)]
+  assert stored == [[blue], [red]] * 3
