@@ -303,15 +303,16 @@ def _read_typed(
     np.fromiter(map(get, steps), dtype, len(steps)) for get, dtype in _NUMBERS
   )
   lengths = np.fromiter(map(len, rollouts), np.int64, len(rollouts))
-  images = [image or () for image in map(_IMAGE, found)]
-  blank = np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
+  images, wanting = list(map(_IMAGE, found)), []
+  if not all(images):
+    images = [image or () for image in images]
+    absent = [at for at, image in enumerate(images) if not image]
+    wanting = [at for at in absent if any(b"<image" in bytes(get(found[at])) for get in _TEXTS)]
+  blank = np.zeros(len(steps), bool)
+  if any(map(str.isspace, map(_TEXT, steps))):
+    blank = np.fromiter(map(str.isspace, map(_TEXT, steps)), bool, len(steps))
   flags = np.full(line.size, STRICT_OK | PAPER_OK)
   rows = Rows(line, lengths, scores, total, flags, _groups(found, images), images)
-  wanting = [
-    at
-    for at, image in enumerate(images)
-    if not image and any(b"<image" in bytes(get(found[at])) for get in _TEXTS)
-  ]
   return checked_rows(rows, correct, blank, wanting, known_images)
 
 
@@ -334,7 +335,8 @@ def checked_rows(
   right = (rows.scores >= 0) & (rows.scores <= 1) & ~blank
   right &= _counts_agree(rows.scores, correct, rows.totals)
   images = rows.images
-  rows.flags[[at for at, image in enumerate(images) if not image]] = STRICT_OK
+  if not all(images):
+    rows.flags[[at for at, image in enumerate(images) if not image]] = STRICT_OK
   new = [key for key in dict.fromkeys(images) if key and key not in known_images]
   odd_images = _odd_images(new)
   if right.all() and not odd_images and not wanting:
@@ -361,9 +363,10 @@ def _take(rows: Rows, index: np.ndarray) -> Rows:
 
 def _groups(found: Sequence["_Record | _Question"], images: list[ImageSet]) -> np.ndarray:
   """Returns 64 bits that are equal for the same images and question as written: uint64[records]."""
-  texts = [np.fromiter(map(zlib.crc32, map(get, found)), np.uint64, len(found)) for get in _TEXTS]
-  of_text = np.where(np.isin(texts[0], _NO_TEXT), texts[1], texts[0])
-  names = [image if isinstance(image, str) else "\n".join(image) for image in images]
+  of_text = np.fromiter(map(zlib.crc32, map(_TEXTS[0], found)), np.uint64, len(found))
+  for row in np.flatnonzero((of_text == _NO_TEXT[0]) | (of_text == _NO_TEXT[1])).tolist():
+    of_text[row] = zlib.crc32(found[row].question)
+  names = [image if type(image) is str else "\n".join(image) for image in images]
   of_image = np.fromiter(map(zlib.crc32, map(str.encode, names)), np.uint64, len(found))
   return of_image << np.uint64(32) | of_text
 

@@ -71,6 +71,11 @@ class AnnotationFile:
     return self.member is None and self.name.endswith(".jsonl")
 
   @property
+  def _has_descriptor(self) -> bool:
+    """Whether `open` gives the file itself, whose seeks are cheap."""
+    return self.plain and not storage.is_url(self.path)
+
+  @property
   def stamp(self) -> tuple[str, int, int]:
     """Name, size and modification time (of the zip, if any), to detect changes."""
     if storage.is_url(self.path):
@@ -97,7 +102,7 @@ class AnnotationFile:
     else:
       archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(self.path.open("rb"))))
       stream = stack.enter_context(archive.open(self.member))
-    if self.plain and not storage.is_url(self.path):
+    if self._has_descriptor:
       return stream
     if self.name.endswith(".gz"):
       return io.BufferedReader(stack.enter_context(gzip.GzipFile(fileobj=stream)), BLOCK)
@@ -132,8 +137,7 @@ class AnnotationFile:
 
     The last line is cut if it is longer than `MAX_LINE`.
     """
-    local = self.plain and not storage.is_url(self.path)
-    if local:  # find the end first: joining two parts would copy every block
+    if local := self._has_descriptor:  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
       size += len(stream.readline(MAX_LINE)) - 1
       stream.seek(at)
@@ -146,9 +150,11 @@ class AnnotationFile:
   def read_lines(self, offsets: list[int], lengths: list[int]) -> Iterator[bytes]:
     """Yields the bytes at increasing offsets."""
     with self.open() as stream:
-      at = 0
+      at, has_descriptor = 0, self._has_descriptor
       for offset, length in zip(offsets, lengths, strict=True):
-        if self.plain:
+        if has_descriptor:
+          line = os.pread(stream.fileno(), length, offset)
+        elif self.plain:
           stream.seek(offset)
           line = stream.read(length)
         else:
