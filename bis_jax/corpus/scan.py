@@ -3,14 +3,13 @@
 import collections
 import dataclasses
 import functools
-import gc
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from bis_jax.console import progress_bar
+from bis_jax.console import progress_bar, without_collector
 from bis_jax.corpus.columns import BlockReader, Columns, concatenate
 from bis_jax.corpus.containers import ConvertedFile, sources
 from bis_jax.corpus.formats import AUTO
@@ -165,8 +164,7 @@ class _Span:
 def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
   file, start, stop, whole_lines = task
   reader, size = BlockReader(file.source, whole_lines=whole_lines), 0
-  gc.disable()  # decoded records hold no cycles
-  try:
+  with without_collector():
     if isinstance(file, ConvertedFile) and file.is_table:
       size = file.size // file.groups()
       _scan_group(file, file.group_of(start), reader)
@@ -175,8 +173,6 @@ def _scan_span(task: tuple[AnnotationFile, int, int | None, bool]) -> _Span:
       marked = start == 0 and not reader.lines and offset == len(BOM)
       reader.read(offset, block, marked=marked)
       size += len(block)
-  finally:
-    gc.enable()
   image_sets = [(images,) if isinstance(images, str) else images for images in reader.image_sets]
   rejections = sorted(reader.rejections)
   return _Span(reader.columns(), image_sets, rejections, reader.unlisted, reader.lines, size)

@@ -8,6 +8,7 @@ Batch number n of a run is a pure function of (examples, plan, n), so a run resu
 any number of processes and workers.
 """
 
+import array
 import concurrent.futures
 import hashlib
 import itertools
@@ -21,7 +22,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from bis_jax.console import log, progress_bar, start_worker
+from bis_jax.console import log, progress_bar, start_worker, without_collector
 from bis_jax.errors import UserError
 from bis_jax.images import decode
 from bis_jax.inputs import layout, pack
@@ -162,9 +163,10 @@ def measure(
   """
   first, end = (len(examples) * part // share[1] for part in (share[0], share[0] + 1))
   rows, digests = [], []
-  with progress_bar(
-    "measure", end - first, unit="rollout", disable=None if progress else True
-  ) as bar:
+  with (
+    progress_bar("measure", end - first, unit="rollout", disable=None if progress else True) as bar,
+    without_collector(),
+  ):
     for start in range(first, end, chunk):
       chosen = _several(examples, range(start, min(start + chunk, end)))
       of_images = [[images.cost(*size) for size in example.image_sizes] for example in chosen]
@@ -178,7 +180,8 @@ def measure(
         kept, slots = len(example.steps) - dropped, sum(slots for _, slots in cost)
         rows.append((len(compact) + in_images, slots, kept, dropped, prefix + in_images))
         names = repr((i if example.images_id is None else example.images_id, cost)).encode()
-        digests.append(hashlib.blake2b(names + compact[:prefix].tobytes(), digest_size=16).digest())
+        shared = array.array("i", compact[:prefix]).tobytes()
+        digests.append(hashlib.blake2b(names + shared, digest_size=16).digest())
       bar.update(len(chosen))
   # As 32-bit numbers, which processes can gather; equal digests are checked again in the row.
   digest = np.frombuffer(b"".join(digests), np.int32).reshape(-1, 4)

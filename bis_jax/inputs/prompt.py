@@ -10,6 +10,7 @@ encoder that knows no special tokens, and the special ids are put between them.
 
 import abc
 import functools
+import itertools
 import json
 import os
 import re
@@ -119,10 +120,10 @@ class Prompt(abc.ABC):
     image_token_counts: Sequence[Sequence[int]],
     *,
     max_length: int,
-  ) -> list[tuple[np.ndarray, int, int]]:
+  ) -> list[tuple[list[int], int, int]]:
     """Returns (compact tokens, dropped steps, prefix) per (question, steps).
 
-    Compact tokens, int32, hold one `image_pad` per image and ~id where a step is scored; `expand`
+    Compact tokens hold one `image_pad` per image and ~id where a step is scored; `expand`
     makes the sample of them. The first `prefix` of them are those that another solution of the
     question with its images has, too.
     Trailing steps that do not fit into `max_length` expanded tokens are dropped, marker included.
@@ -160,12 +161,12 @@ class Prompt(abc.ABC):
           kept += 1
       if not kept and frame.alone:
         ids += self._encode([frame.alone])[0]
-      samples.append((np.asarray(ids, np.int32), len(steps) - kept, min(prefix, len(ids))))
+      samples.append((ids, len(steps) - kept, min(prefix, len(ids))))
     return samples
 
 
 def expand(
-  compact: np.ndarray,
+  tokens: Sequence[int] | np.ndarray,
   image_token_counts: Sequence[int],
   special: SpecialTokens,
   dropped_steps: int = 0,
@@ -178,6 +179,7 @@ def expand(
 
   Raises ValueError if the tokens hold another number of images.
   """
+  compact = np.asarray(tokens, np.int32)
   is_image = compact == special.image_pad
   if is_image.sum() != len(image_token_counts):
     raise ValueError(
@@ -197,8 +199,13 @@ def expand(
 
 
 _WORDS = 200_000  # that are remembered
-_PLAIN = re.compile(r"[\t\n\r -~]*")  # texts whose split into words is the same with any library
+_PLAIN = re.compile(r"[\t\n\r -~]*")
 _CLASSES = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9"}  # what plain texts have of classes of Unicode
+
+
+def _is_plain(text: str) -> bool:
+  """Returns whether the split into words is the same with any library."""
+  return text.isascii() and (text.isprintable() or bool(_PLAIN.fullmatch(text)))
 
 
 @functools.cache
@@ -253,14 +260,15 @@ class PlainEncoder:
     if self._pattern is None:
       return self._plainly(texts)
     find, known = _words_of_plain_texts(self._pattern), self._ids
-    split = {text: find(text) for text in texts if _PLAIN.fullmatch(text)}
+    split = {text: find(text) for text in texts if _is_plain(text)}
     if len(known) > _WORDS:
       known.clear()
-    new = list({word for words in split.values() for word in words} - known.keys())
+    new = list(set().union(*split.values()) - known.keys())
     known.update(zip(new, self._plainly(new), strict=True))
     others = [text for text in texts if text not in split]
     found = dict(zip(others, self._plainly(others), strict=True))
-    found |= {text: [i for word in words for i in known[word]] for text, words in split.items()}
+    for text, words in split.items():
+      found[text] = list(itertools.chain.from_iterable(map(known.__getitem__, words)))
     return [found[text] for text in texts]
 
   def _plainly(self, texts: list[str]) -> list[list[int]]:

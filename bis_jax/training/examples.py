@@ -1,6 +1,7 @@
 """The selected rollouts of a corpus as training examples."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,35 +38,48 @@ class RolloutExamples:
     return self.__getitems__([i])[0]
 
   def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-    return [*map(self._example, self._corpus.rollouts(self._indices[list(indices)].tolist()))]
+    rollouts = self._corpus.rollouts(self._indices[list(indices)].tolist())
+    image_sizes = self._corpus.image_sizes
+    return [
+      Example(
+        id=rollout.id,
+        question=rollout.question,
+        steps=rollout.steps,
+        image_sizes=[(height, width) for height, width in image_sizes[[*rollout.image_ids]].tolist()],
+        read_images=functools.partial(self._read_images, rollout.image_ids),
+        targets=targets,
+        weights=weights,
+        images_id=repr(rollout.image_ids),
+      )
+      for rollout, (targets, weights) in zip(rollouts, self._labels_of(rollouts), strict=True)
+    ]
 
-  def _example(self, rollout: StoredRollout) -> Example:
-    truth = self._truth[rollout.source, rollout.line] if self._truth else None
-    targets, weights = step_labels(
-      np.asarray(rollout.scores),
-      np.asarray(rollout.measured),
+  def _labels_of(self, rollouts: list[StoredRollout]) -> list[tuple[np.ndarray, np.ndarray]]:
+    # Of all steps together: numpy takes longer for a call than for the steps of a rollout.
+    truth = self._truth and [label for r in rollouts for label in self._truth[r.source, r.line]]
+    labels = step_labels(
+      np.fromiter(itertools.chain.from_iterable(r.scores for r in rollouts), np.float64),
+      np.fromiter(itertools.chain.from_iterable(r.measured for r in rollouts), bool),
       self._labels,
       self._tau,
       self._unmeasured,
       truth,
     )
-    if self._needs_counts:
-      counts = self._corpus.continuations(rollout)
-      scores = np.asarray(rollout.scores)
-      targets, weights = with_policy(targets, weights, scores, counts, self._labels)
-      if self._labels.kind == "beta":  # an unknown number, and none, count as one
-        weights = weights * np.maximum(counts, 1).astype(np.float32)
-    image_sizes = self._corpus.image_sizes[list(rollout.image_ids)].tolist()
-    return Example(
-      id=rollout.id,
-      question=rollout.question,
-      steps=rollout.steps,
-      image_sizes=[(height, width) for height, width in image_sizes],
-      read_images=functools.partial(self._read_images, rollout.image_ids),
-      targets=targets,
-      weights=weights,
-      images_id=repr(rollout.image_ids),
-    )
+    ends = list(itertools.accumulate(len(rollout.steps) for rollout in rollouts))
+    spans = list(map(slice, [0, *ends], ends))
+    of_rollouts = [(labels[0][span], labels[1][span]) for span in spans]
+    if not self._needs_counts:
+      return of_rollouts
+    return [self._by_counts(*rollout) for rollout in zip(rollouts, of_rollouts, strict=True)]
+
+  def _by_counts(
+    self, rollout: StoredRollout, labels: tuple[np.ndarray, np.ndarray]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    counts = self._corpus.continuations(rollout)
+    targets, weights = with_policy(*labels, np.asarray(rollout.scores), counts, self._labels)
+    if self._labels.kind == "beta":  # an unknown number, and none, count as one
+      weights = weights * np.maximum(counts, 1).astype(np.float32)
+    return targets, weights
 
   def _read_images(self, image_ids: tuple[int, ...]) -> list[bytes]:
     return self._corpus.images(image_ids)
