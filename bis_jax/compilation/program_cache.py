@@ -8,7 +8,7 @@ from etils import epath
 from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
 
-from bis_jax import files, storage
+from bis_jax import files
 from bis_jax.console import log
 
 _DIGEST_BYTES = 16
@@ -19,8 +19,8 @@ def use(folder: epath.PathLike) -> None:
   # JAX itself would run a program with a flipped byte, and never replaces a file that was cut.
   folder = epath.Path(folder)
   jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
-  if storage.is_url(folder):  # XLA's own caches are files
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+  # XLA's own caches are local files without digests, and keys of programs would depend on their path.
+  jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   compilation_cache.reset_cache()
   compilation_cache._cache, compilation_cache._cache_initialized = _CheckedCache(folder), True
 
