@@ -56,7 +56,9 @@ class RolloutExamples:
 
   def _labels_of(self, rollouts: list[StoredRollout]) -> list[tuple[np.ndarray, np.ndarray]]:
     # Of all steps together: numpy takes longer for a call than for the steps of a rollout.
-    truth = self._truth and [label for r in rollouts for label in self._truth[r.source, r.line]]
+    truth = None
+    if self._truth:
+      truth = [label for r in rollouts for label in self._truth[r.source, r.line]]
     labels = step_labels(
       np.fromiter(itertools.chain.from_iterable(r.scores for r in rollouts), np.float64),
       np.fromiter(itertools.chain.from_iterable(r.measured for r in rollouts), bool),

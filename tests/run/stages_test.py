@@ -207,9 +207,9 @@ def test_another_manifest_is_refused(unbroken, small_config, tmp_path):
 def test_a_bad_loss_stops_the_run_and_names_the_records(small_config, tmp_path, monkeypatch):
   labels = examples.step_labels
 
-  def damaged(*arguments):
-    targets, weights = labels(*arguments)
-    return np.where(len(targets) == 3, np.nan, targets), weights
+  def damaged(scores, *arguments):
+    targets, weights = labels(scores, *arguments)
+    return np.where(scores == 1 / 16, np.nan, targets), weights
 
   monkeypatch.setattr(examples, "step_labels", damaged)
   config = small_config.copy_and_resolve_references()
