@@ -137,7 +137,9 @@ class AnnotationFile:
 
     The last line is cut if it is longer than `MAX_LINE`.
     """
-    if local := self._has_descriptor:  # find the end first: joining two parts would copy every block
+    if (
+      local := self._has_descriptor
+    ):  # find the end first: joining two parts would copy every block
       stream.seek(at + size - 1)
       size += len(stream.readline(MAX_LINE)) - 1
       stream.seek(at)

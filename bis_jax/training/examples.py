@@ -45,7 +45,9 @@ class RolloutExamples:
         id=rollout.id,
         question=rollout.question,
         steps=rollout.steps,
-        image_sizes=[(height, width) for height, width in image_sizes[[*rollout.image_ids]].tolist()],
+        image_sizes=[
+          (height, width) for height, width in image_sizes[[*rollout.image_ids]].tolist()
+        ],
         read_images=functools.partial(self._read_images, rollout.image_ids),
         targets=targets,
         weights=weights,
