@@ -137,9 +137,8 @@ class AnnotationFile:
 
     The last line is cut if it is longer than `MAX_LINE`.
     """
-    if (
-      local := self._has_descriptor
-    ):  # find the end first: joining two parts would copy every block
+    # Of a local file the end is found first: joining two parts would copy every block.
+    if local := self._has_descriptor:
       stream.seek(at + size - 1)
       size += len(stream.readline(MAX_LINE)) - 1
       stream.seek(at)
