@@ -1,6 +1,6 @@
 """Memory and roofline of the recipes' training steps on TPU slices, from the TPU compiler; no TPU.
 
-  python -m benchmarks.aot_table [--only=v5e:8x8] [--recipe=internvl_bis10]
+  python -m benchmarks.aot_table [--only=v5e:8x8] [--recipe=internvl_bis10] [--rollouts_per_group=1]
 
 The paper's recipe (frozen tower, bfloat16, float32 parameters and moments, about 512 rollouts per
 step in rows of 4096 or 8192 tokens), with the settings that a run takes by itself. Needs the extra
@@ -26,6 +26,9 @@ from configs import (
 
 _ONLY = flags.DEFINE_string("only", None, "one slice of the table")
 _RECIPE = flags.DEFINE_string("recipe", None, "a recipe of the table")
+_GROUP = flags.DEFINE_integer(
+  "rollouts_per_group", None, "with the same images and question; default: 3 if all are selected"
+)
 _WHOLE = flags.DEFINE_bool(
   "whole", False, "generate machine code too, which takes ten times as long"
 )
@@ -75,7 +78,7 @@ def main(argv: list[str]) -> None:
     c.inputs.row_patches = c.inputs.row_patches * tokens // c.inputs.row_tokens
     c.inputs.row_tokens = c.inputs.max_length = tokens
     start = _seconds()
-    step = (compile_step if _WHOLE.value else plan_step)(c, topology)
+    step = (compile_step if _WHOLE.value else plan_step)(c, topology, None, _GROUP.value)
     print(
       f"| {name} | {topology} | {tokens} | {step.mesh['fsdp']} x {step.mesh['tensor']} "
       f"| {step.micro_batches} | {step.rollouts:.0f} "

@@ -1,6 +1,6 @@
 """Soaks the scoring server: clients of mixed requests, a tenth of them broken, then SIGTERM.
 
-  python -m benchmarks.server_soak WORKDIR --benchmark=DIR [--seconds=180] [--clients=64]
+  python -m benchmarks.server_soak WORKDIR --benchmark=DIR [--seconds=180] [--clients=64] [--lists]
 
 WORKDIR is a run's, DIR a benchmark of the same kind (the toy run's is in its corpus cache). The
 right answers are computed first, one at a time with the same model in this process. Then the
@@ -10,8 +10,8 @@ every answer is compared. Requests are of all forms: `/score` of one solution, w
 lists, `/pooling` and `/get_reward`. A tenth is broken: bad base64, an image of 12,000 x 12,000 pixels,
 10,000 steps, a body that stops half way, an unknown key, a message without a role, prompts that are
 not in their queries. Texts with special tokens are good requests. At the end a SIGTERM arrives while
-requests are in flight. Lists: rounds of 16 solutions of one question and image in one request and in
-16 requests at a time alternate. Results: benchmarks/RESULTS.md.
+requests are in flight. Lists: 16 solutions of one question and image in one request, in 16 requests one
+after the other, and in 16 at once alternate, each time of a new question. Results: benchmarks/RESULTS.md.
 """
 
 import argparse
@@ -198,41 +198,56 @@ class Clients:
 
 
 def lists(solutions_of_one: list[Solution], rounds: int = 5, times: int = 4) -> None:
-  """Prints how many solutions a second are scored in one request, and in one request each."""
-  image = base64.b64encode(solutions_of_one[0].images[0]).decode()
-  question = solutions_of_one[0].question
-  steps = [list(one.steps) for one in solutions_of_one]
-  shared = {"question": question, "images": [image]}
-  one = json.dumps(shared | {"solutions": [{"steps": own} for own in steps]}).encode()
-  each = [json.dumps(shared | {"steps": own}).encode() for own in steps]
+  """Prints how many solutions a second are scored in one request, and in one request each.
 
-  def alone() -> list[list[float]]:
+  Every time they answer a question of their own, so that the server has seen nothing of it.
+  """
+  image = base64.b64encode(solutions_of_one[0].images[0]).decode()
+  steps = [list(one.steps) for one in solutions_of_one]
+  asked = 0
+
+  def bodies() -> tuple[bytes, list[bytes]]:
+    nonlocal asked
+    asked += 1
+    shared = {"question": f"{asked}. {solutions_of_one[0].question}", "images": [image]}
+    one = json.dumps(shared | {"solutions": [{"steps": own} for own in steps]}).encode()
+    return one, [json.dumps(shared | {"steps": own}).encode() for own in steps]
+
+  def in_turn(_: bytes, each: list[bytes]) -> list[list[float]]:
+    return [post(body)[1]["scores"] for body in each]
+
+  def at_once(_: bytes, each: list[bytes]) -> list[list[float]]:
     with ThreadPoolExecutor(len(each)) as pool:
       return [answer["scores"] for _, answer in pool.map(post, each)]
 
-  def together() -> list[list[float]]:
+  def together(one: bytes, _: list[bytes]) -> list[list[float]]:
     return [entry["scores"] for entry in post(one)[1]["solutions"]]
 
-  for a, b in zip(alone(), together(), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-  ratios = []
+  ways = {"16 requests in turn": in_turn, "16 at once": at_once, "one request": together}
+  same = bodies()
+  for one, two, three in zip(*(ask(*same) for ask in ways.values()), strict=True):
+    np.testing.assert_allclose(one, three, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(two, three, rtol=0, atol=1e-5)
+  rates = []
   for _ in range(rounds):
-    seconds = []
-    for ask in (alone, together):
-      start = time.perf_counter()
-      for _ in range(times):
-        ask()
-      seconds.append((time.perf_counter() - start) / times)
-    ratios.append(seconds[0] / seconds[1])
-    rates = [len(each) / second for second in seconds]
-    print(f"{len(each)} requests {rates[0]:.1f}/s, one request {rates[1]:.1f}/s: {ratios[-1]:.2f}")
-  print(f"one request: median {np.median(ratios):.2f} times as many solutions a second")
+    seconds = dict.fromkeys(ways, 0.0)
+    for _ in range(times):
+      for name, ask in ways.items():
+        new = bodies()
+        start = time.perf_counter()
+        ask(*new)
+        seconds[name] += time.perf_counter() - start
+    rates.append([len(steps) * times / second for second in seconds.values()])
+    print(", ".join(f"{name} {rate:.1f}/s" for name, rate in zip(ways, rates[-1], strict=True)))
+  in_turns, at_onces, ones = np.array(rates).T
+  print(f"one request: median {np.median(ones / in_turns):.2f} times as many solutions a second as")
+  print(f"in turn, {np.median(ones / at_onces):.2f} times as many as at once")
 
 
-def start_server(workdir: str) -> subprocess.Popen:
+def start_server(workdir: str, *flags: str) -> subprocess.Popen:
   """Starts the server and returns its process once it answers."""
   command = [sys.executable, "-m", "bis_jax.serve", f"--checkpoint={workdir}", f"--port={PORT}"]
-  process = subprocess.Popen([*command, "--body_seconds=1", "--rows=2"])
+  process = subprocess.Popen([*command, "--body_seconds=1", "--rows=2", *flags])
   while True:
     try:
       connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
@@ -279,6 +294,8 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=180)
   parser.add_argument("--clients", type=int, default=64)
   parser.add_argument("--burst", type=int, default=32)
+  parser.add_argument("--cache_mb", type=int, default=1024)
+  parser.add_argument("--lists", action="store_true", help="no soak and no burst")
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   chosen = good_solutions(args.benchmark, 100)
@@ -286,8 +303,8 @@ def main() -> None:
   scorer.warm_up()
   wanted = [solutions.score(scorer, [solution])[0] for solution in chosen]
   requests = [requests_of(solution) for solution in chosen]
-  process = start_server(args.workdir)
-  if args.burst:
+  process = start_server(args.workdir, f"--cache_mb={args.cache_mb}")
+  if args.burst and not args.lists:
     throughput(scorer, chosen, requests, wanted, args.burst)
   largest = max(range(len(chosen)), key=lambda i: sum(map(len, chosen[i].images)))
   beginnings = [
@@ -295,6 +312,9 @@ def main() -> None:
     for k in range(16)
   ]
   lists(beginnings)
+  if args.lists:
+    process.terminate()
+    return
 
   soak, memory = Clients(requests, wanted, 0.1), []
   watching = threading.Event()

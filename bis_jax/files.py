@@ -53,6 +53,13 @@ def real_path(path: epath.PathLike) -> epath.Path:
   return path if is_url(path) else epath.Path(os.path.realpath(path))
 
 
+def is_below(name: object) -> bool:
+  """Returns whether a name that a file states is that of a file below a folder, links aside."""
+  if not isinstance(name, str) or "\0" in name or posixpath.isabs(name):
+    return False
+  return posixpath.normpath(name).split("/")[0] != ".."
+
+
 def size_of(path: epath.PathLike) -> int:
   return filesystem(path).info(os.fspath(path))["size"] if is_url(path) else os.stat(path).st_size
 
@@ -470,7 +477,8 @@ def changed_files(folder: epath.Path, *names: str) -> list[epath.Path]:
 
 def _noted(folder: epath.Path) -> dict[str, str]:
   try:
-    return read_json(folder / _NOTES, "", dict[str, str])
+    noted = read_json(folder / _NOTES, "", dict[str, str])
+    return {name: digest for name, digest in noted.items() if is_below(name)}
   except (UserError, OSError):
     return {}
 

@@ -31,6 +31,13 @@ _ROWS = flags.DEFINE_integer(
   "maximum packed rows per batch; 0: the run's evaluation.batch_rows. Fewer are faster on a CPU",
   lower_bound=0,
 )
+_CACHE = flags.DEFINE_integer(
+  "cache_mb",
+  1024,
+  "memory of each device for keys and values of what was scored, which solutions of the same question "
+  "and images continue; 0: none",
+  lower_bound=0,
+)
 _INPUTS = [
   flags.DEFINE_integer(name, 0, f"replaces inputs.{name} of the run; 0: the run's", lower_bound=0)
   for name in ("max_length", "row_tokens", "row_patches", "row_markers")
@@ -61,7 +68,7 @@ def main(argv: list[str]) -> None:
     scorer = step_scorer.load(
       _CHECKPOINT.value, batch_rows=_ROWS.value or None, adapt_rows=False, workers=0, **inputs
     )
-    scorer.warm_up()
+    scorer.warm_up(_CACHE.value << 20)
   limits = server.Limits(
     body_seconds=_BODY_SECONDS.value, waiting=_WAITING.value, batch=_BATCH.value
   )

@@ -27,6 +27,7 @@ class Lengths:
   """Scores a step by its length; refuses steps that are too long; keeps the sizes of batches."""
 
   name = "lengths"
+  cache = None
 
   def __init__(self, seconds: float = 0.0):
     self.batches, self._seconds = [], seconds

@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from bis_jax import storage
+from bis_jax import files, storage
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
@@ -45,12 +45,9 @@ def candidates(reference: str) -> tuple[str, ...]:
     names = (name, f"nlvr2/images/{name}", f"nlvr2/{name}")
   else:
     names = (reference,)
-  if "\0" in reference or posixpath.isabs(names[0]):
+  if not all(map(files.is_below, names)):
     raise BadRecord("image_outside_root", repr(reference))
-  names = tuple(map(posixpath.normpath, names))
-  if any(name == ".." or name.startswith("../") for name in names):
-    raise BadRecord("image_outside_root", repr(reference))
-  return names
+  return tuple(map(posixpath.normpath, names))
 
 
 class ImageRoot:

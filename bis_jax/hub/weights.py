@@ -175,13 +175,14 @@ def _places(
 
 
 def is_hub_id(name: str) -> bool:
-  return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith((".", "~"))
+  return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
   """Returns the folder of a checkpoint given as a local folder or as a hub id ("Qwen/...").
 
-  A hub id is read from the local cache, or downloaded, without the weights if `tokenizer_alone`.
+  A hub id is read from the local cache, or downloaded, without the weights if `tokenizer_alone`. A
+  name in a folder that exists here is probably a mistyped path: the hub is not asked for it.
   """
   folder = files.absolute(name)
   if folder.is_dir():
@@ -191,10 +192,17 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
       f"no folder {name}, and that is not a hub id (like Qwen/Qwen2.5-VL-7B-Instruct)"
     )
   patterns = [*TOKENIZER_FILES] if tokenizer_alone else ["*.safetensors", *TOKENIZER_FILES]
+  include = " ".join(f"'{pattern}'" for pattern in patterns)
+  here = folder.parent.is_dir()
   try:
-    return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    found = huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=here)
+    return epath.Path(found)
   except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-    include = " ".join(f"'{pattern}'" for pattern in patterns)
+    if here:
+      raise FileNotFoundError(
+        f"no folder {name} in {folder.parent}, which exists, so the hub was not asked for {name}: "
+        f"correct the name, or run `hf download {name} --include {include}` first"
+      ) from error
     raise FileNotFoundError(
       f"no folder {name}, and the hub could not be reached ({error}). On a machine with a network, "
       f"run `hf download {name} --include {include} --local-dir FOLDER` and name that folder"
@@ -219,7 +227,10 @@ def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredT
   if index.exists():
     try:
       weight_map = dict(files.parse_json(index.read_bytes())["weight_map"])
+      if outside := [name for name in weight_map.values() if not files.is_below(name)]:
+        raise ValueError(f"it names {outside[0]!r}, which is not in the folder")
     except (KeyError, TypeError, ValueError) as error:
+      weight_map = None
       problems.append(f"corrupt file: {_INDEX} ({error}); download it again")
   names = set(weight_map.values() if weight_map else [p.name for p in folder.glob("*.safetensors")])
   if not names:

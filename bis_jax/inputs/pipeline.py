@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsIndex
 
@@ -28,7 +28,7 @@ from bis_jax.images import decode
 from bis_jax.inputs import layout, pack
 from bis_jax.inputs.images import Batch, ImagePatches, ImageProcessor
 from bis_jax.inputs.prompt import Prompt, Sample, expand
-from bis_jax.inputs.rows import Place, RowWriter, empty_batch
+from bis_jax.inputs.rows import NO_SLOT, Place, RowWriter, empty_batch
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")
 _READERS = 16  # examples of a row that are read at the same time, for corpora in a bucket
@@ -96,6 +96,8 @@ class Measured:
   dropped_steps: np.ndarray  # int64[n], trailing steps beyond the length limit
   prefixes: np.ndarray  # int64[n], tokens before the first step
   groups: np.ndarray  # int64[n], equal for examples with the same images and prefix
+  # Of the examples that are remembered, the slots of their tokens, see `rows`; None: none is.
+  slots: Mapping[int, np.ndarray] | None = None
 
   def sample(self, example: Example, image_token_counts: Sequence[int]) -> Sample:
     [(compact, dropped, prefix)] = self.prompt.encode_batch(
@@ -111,6 +113,12 @@ class Measured:
     with fitted.unlocked():
       fitted.row_patches = 0
     return fitted
+
+  def image_patches(self, example: Example) -> list[ImagePatches]:
+    return [
+      self.images.patches(decode(image)) if isinstance(image, bytes) else image
+      for image in example.read_images()
+    ]
 
   def layout(
     self, inputs: ConfigDict, *, only: np.ndarray | None = None, **options: Any
@@ -218,6 +226,9 @@ class BatchSource:
   def __getitem__(self, number: SupportsIndex, /) -> Batch:
     rows = self.rows_per_batch // self.share[1]
     batch = empty_batch(self.measured.images, rows, *self.plan.layout)
+    slots = self.measured.slots
+    if slots is not None:
+      batch["slots"] = np.full_like(batch["tokens"], NO_SLOT)
     start = int(number) * self.rows_per_batch + self.share[0] * rows
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
       for b in range(rows):
@@ -233,7 +244,8 @@ class BatchSource:
         ):
           labels = example.targets, example.weights
           try:
-            row.add(sample, images, *labels, example_index=i, place=place)
+            kept = slots.get(i) if slots else None
+            row.add(sample, images, *labels, example_index=i, place=place, slots=kept)
           except ValueError as error:
             raise InputError(f"example {example.id}: {error}") from error
     return batch
@@ -242,10 +254,7 @@ class BatchSource:
     # The images of a group are read once, with the example that leads it.
     rule = self.measured.images
     try:
-      images = [
-        rule.patches(decode(image)) if isinstance(image, bytes) else image
-        for image in (example.read_images() if leads else ())
-      ]
+      images = self.measured.image_patches(example) if leads else []
       planned = [rule.cost(*size)[0] for size in example.image_sizes]
       found = [image.image_tokens for image in images] if leads else planned
       if planned != found:

@@ -25,6 +25,10 @@ of each in a stream of its own:
     tokens        [image question | step 1 prm step 2 prm | step 1 prm _]   of two solutions
     segment_ids   [  1      1     |   1     1    1     1  |   1     1  0]   and two streams
 
+Rows whose keys and values are remembered (see `Decoder.with_memory`) have
+
+    slots          int32[B, T]      where those of the token are kept; NO_SLOT: nowhere
+
 A backbone may add arrays: see `empty` of its image processor.
 """
 
@@ -38,6 +42,7 @@ from bis_jax.inputs.prompt import Sample
 
 # Arrays that stay on the host: the model does not read them.
 HOST_KEYS = ("example_index", "step_index")
+NO_SLOT = np.iinfo(np.int32).max
 
 
 def device_arrays(batch: Batch) -> Batch:
@@ -97,10 +102,12 @@ class RowWriter:
     *,
     example_index: int,
     place: Place | None = None,
+    slots: np.ndarray | None = None,
   ) -> None:
     """Adds a sample with its images and float32[n] labels, of which the kept steps are used.
 
-    Of a group's samples, the first alone has images. `place` None is that of rows without streams.
+    Of a group's samples, the first alone has images. `place` None is that of rows without streams,
+    `slots` int32[t] are those of the sample's tokens.
     Raises ValueError if a sample has other tokens in its prefix than its group.
     """
     length = len(sample.tokens)
@@ -117,7 +124,10 @@ class RowWriter:
       self._ends[0] += place.split
     elif (self._arrays["tokens"][here] != sample.tokens)[: place.split].any():
       raise ValueError("its question or its images are not those of its group")
-    self._write(sample, images, here, 0 if new else place.split)
+    written = 0 if new else place.split
+    self._write(sample, images, here, written)
+    if slots is not None:
+      self._arrays["slots"][here[written:]] = slots[written:]
 
     kept = len(sample.markers)
     used = slice(self._markers, self._markers + kept)

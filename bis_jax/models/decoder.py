@@ -5,15 +5,18 @@ Qwen2_5_VLTextModel, Qwen3VLTextModel, Qwen2Model and LlamaModel in Transformers
 """
 
 # Array names end in their dims: B rows, T tokens, D width, N query heads, K key and value heads, H
-# head dim, h half of a head dim, M image features, V vocab, F layers with added features.
+# head dim, h half of a head dim, M image features, V vocab, F layers with added features, L layers, Z
+# slots of a memory, S slots before a row.
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bis_jax.models.attention import stream_attention
+from bis_jax.models.attention import attention, stream_attention
 from bis_jax.models.layers import (
   Embedding,
   GatedMLP,
@@ -26,7 +29,7 @@ from bis_jax.models.layers import (
   stack,
 )
 from bis_jax.models.model_config import ModelConfig
-from bis_jax.parallel.sharding import P
+from bis_jax.parallel.sharding import P, whole_rows
 
 # Kernels are [in, out], stacked layers lead with [layer]; widths split over fsdp, heads and
 # hidden units over tensor. Vectors are small and stay whole.
@@ -39,8 +42,18 @@ SHARDING = (
 )
 
 
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # of queries, keys and values
+
+
+class Memory(NamedTuple):
+  """Keys, rotated, and values of tokens by their slots, for tokens that come after them later."""
+
+  keys_LZKH: jax.Array
+  values_LZKH: jax.Array
+
+
 class SelfAttention(nnx.Module):
-  """Causal attention within segments; bias and norm, if any, as `TextConfig` says."""
+  """Projections around attention; bias and norm, if any, as `TextConfig` says."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     text, bias = config.text, config.text.attention_bias
@@ -53,14 +66,9 @@ class SelfAttention(nnx.Module):
       RMSNorm(text.head_dim, text.rms_norm_eps, config) if text.qk_norm else None for _ in range(2)
     )
     self.head_dim = text.head_dim
-    self.backend = config.attention
 
   def __call__(
-    self,
-    x_BTD: jax.Array,
-    rope: tuple[jax.Array, jax.Array],
-    segment_BT: jax.Array,
-    streams: tuple[int, int],
+    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
   ) -> jax.Array:
     b, t, _ = x_BTD.shape
     q_BTNH, k_BTKH, v_BTKH = (
@@ -70,8 +78,7 @@ class SelfAttention(nnx.Module):
     if self.q_norm is not None and self.k_norm is not None:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH, k_BTKH = rotate(q_BTNH, *rope), rotate(k_BTKH, *rope)
-    out_BTNH = stream_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, streams, backend=self.backend)
-    return projection(self.o_proj(out_BTNH.reshape(b, t, -1)))
+    return projection(self.o_proj(attend(q_BTNH, k_BTKH, v_BTKH).reshape(b, t, -1)))
 
 
 class DecoderLayer(nnx.Module):
@@ -84,13 +91,9 @@ class DecoderLayer(nnx.Module):
     self.mlp = GatedMLP(*sizes, config, rngs, use_bias=False)
 
   def __call__(
-    self,
-    x_BTD: jax.Array,
-    rope: tuple[jax.Array, jax.Array],
-    segment_BT: jax.Array,
-    streams: tuple[int, int] = (0, 0),
+    self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
   ) -> jax.Array:
-    x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, segment_BT, streams)
+    x_BTD += self.self_attn(self.input_layernorm(x_BTD), rope, attend)
     return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -119,17 +122,79 @@ class Decoder(nnx.Module):
     streams: tuple[int, int] = (0, 0),
     added: tuple[jax.Array, jax.Array] | None = None,
   ) -> jax.Array:
-    def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
-      return layer(x_BTD, rope, segment_BT, streams)
+    def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+      backend = self.config.attention
+      return stream_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, streams, backend=backend)
 
+    def apply(layer: DecoderLayer, x_BTD: jax.Array) -> jax.Array:
+      return layer(x_BTD, rope, attend)
+
+    return self._through(apply, added, x_BTD)
+
+  def with_memory(
+    self,
+    x_BTD: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    segment_BT: jax.Array,
+    streams: tuple[int, int],
+    memory: Memory,
+    slot_BT: jax.Array,
+    past_BS: jax.Array | None,
+    added: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Memory]:
+    """As `__call__`, and returns a memory that also holds the tokens, each in its slot.
+
+    A row with slots in `past_BS` comes after their tokens, and is one segment without streams. A slot
+    outside the memory is none.
+    """
+    backend = self.config.attention
+
+    def apply(layer, x_BTD, number, memory):
+      def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+        nonlocal memory
+        new = Memory(k_BTKH, v_BTKH)
+        # Written before it is read, so that XLA changes the memory in place.
+        memory = Memory(
+          *(
+            all_LZKH.at[number, slot_BT].set(whole_rows(x_BTKH), mode="drop")
+            for all_LZKH, x_BTKH in zip(memory, new, strict=True)
+          )
+        )
+        if past_BS is None:
+          return stream_attention(q_BTNH, *new, segment_BT, streams, backend=backend)
+        keys, values = (
+          jnp.concatenate(
+            [all_LZKH.at[number, past_BS].get(mode="fill", fill_value=0), x_BTKH], axis=1
+          )
+          for all_LZKH, x_BTKH in zip(memory, new, strict=True)
+        )
+        past = (past_BS < memory.keys_LZKH.shape[1]).astype(segment_BT.dtype)
+        segment = jnp.concatenate([past, segment_BT], axis=1)
+        return attention(q_BTNH, keys, values, segment_BT, segment, causal=True, backend=backend)
+
+      x_BTD = layer(x_BTD, rope, attend)
+      return x_BTD, number + 1, memory
+
+    x_BTD, _, memory = self._through(apply, added, x_BTD, jnp.int32(0), memory)
+    return x_BTD, memory
+
+  def _through(
+    self,
+    apply: Callable[..., Any],
+    added: tuple[jax.Array, jax.Array] | None,
+    *state: Any,
+  ) -> Any:
+    """Returns what `scan` does of `apply` over all layers, with the added features."""
     layers = self.layers
     if added is not None:
       features_FBMD, index_BT = added
 
-      def apply_and_add(both: tuple[DecoderLayer, jax.Array], x_BTD: jax.Array) -> jax.Array:
+      def apply_and_add(both: tuple[DecoderLayer, jax.Array], *state: Any) -> Any:
         layer, features_BMD = both
-        x_BTD = apply(layer, x_BTD)
-        return place_features(x_BTD, features_BMD, index_BT, add=True)
+        after = apply(layer, *state)
+        x_BTD, *rest = after if len(state) > 1 else (after,)
+        x_BTD = place_features(x_BTD, features_BMD, index_BT, add=True)
+        return (x_BTD, *rest) if rest else x_BTD
 
       count = len(features_FBMD)
       first, layers = (
@@ -137,8 +202,9 @@ class Decoder(nnx.Module):
         for part in (slice(count), slice(count, None))
       )
       run = rematerialized(apply_and_add, self.config.remat)
-      x_BTD = scan(run, (first, features_FBMD), x_BTD)
-    return scan(rematerialized(apply, self.config.remat), layers, x_BTD)
+      after = scan(run, (first, features_FBMD), *state)
+      state = after if len(state) > 1 else (after,)
+    return scan(rematerialized(apply, self.config.remat), layers, *state)
 
 
 def place_features(

@@ -195,11 +195,16 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
   return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
-def scan(apply: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array) -> jax.Array:
-  """Returns x [B, ...] after `apply(layer, x)` for every layer of a stack, in order."""
+def scan(apply: Callable[..., Any], layers: Any, x: jax.Array, *carried: Any) -> Any:
+  """Returns x [B, ...] after `apply(layer, x)` for every layer of a stack, in order.
 
-  def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-    return split_rows(apply(layer, x)), None
+  With `carried`, (x, *carried) after `apply(layer, x, *carried)`, which returns both.
+  """
+
+  def step(before: tuple[Any, ...], layer: Any) -> tuple[tuple[Any, ...], None]:
+    after = apply(layer, *before)
+    x, *rest = after if carried else (after,)
+    return (split_rows(x), *rest), None
 
   def cast(path: tuple[Any, ...], array: jax.Array) -> jax.Array:
     # Before the loop, on the shards: otherwise every layer's kernels are gathered in float32.
@@ -208,7 +213,9 @@ def scan(apply: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array
     is_kernel &= jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(x.dtype) if is_kernel else array
 
-  return jax.lax.scan(step, split_rows(x), jax.tree_util.tree_map_with_path(cast, layers))[0]
+  cast_layers = jax.tree_util.tree_map_with_path(cast, layers)
+  after, _ = jax.lax.scan(step, (split_rows(x), *carried), cast_layers)
+  return after if carried else after[0]
 
 
 def rematerialized(apply: Callable[..., jax.Array], remat: str) -> Callable[..., jax.Array]:

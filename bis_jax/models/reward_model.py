@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bis_jax.models import adaptation
-from bis_jax.models.decoder import Decoder, place_features
+from bis_jax.models.decoder import Decoder, Memory, place_features
 from bis_jax.models.layers import Linear
 from bis_jax.models.model_config import ModelConfig
 
@@ -62,16 +62,30 @@ class RewardModel(nnx.Module):
 
   def __call__(self, batch: Batch) -> jax.Array:
     marker_BR1 = batch["marker_index"][:, :, None]
-    x_BRD = jnp.take_along_axis(self.states(batch), marker_BR1, axis=1)
-    return self.reward_head(self.language_model.norm(x_BRD))
+    return self._logits(self.states(batch), marker_BR1)
+
+  def with_memory(self, batch: Batch, memory: Memory) -> tuple[jax.Array, Memory]:
+    """As `__call__` for a batch with `slots`; see `Decoder.with_memory`.
+
+    Rows with `past` slots come after their tokens, and have no images of their own.
+    """
+    x_BTD, memory = self.language_model.with_memory(
+      **self._inputs(batch), memory=memory, slot_BT=batch["slots"], past_BS=batch.get("past")
+    )
+    return self._logits(x_BTD, batch["marker_index"][:, :, None]), memory
 
   def states(self, batch: Batch) -> jax.Array:
     """Returns the states [B, T, D] after the last layer, before the last norm."""
     own = self.config.adaptation
     if own and own.dropout and "random_key" in batch:
       adaptation.draw_dropout(self, jax.random.fold_in(batch["random_key"], 1))
+    return self.language_model(**self._inputs(batch))
+
+  def _inputs(self, batch: Batch) -> dict[str, Any]:
+    """Returns what the decoder takes."""
     # Rows for text alone have no patch slots, and the program has no tower.
-    features = self.image_features(batch) if batch["patches"].shape[1] else None
+    has_images = "past" not in batch and batch["patches"].shape[1]
+    features = self.image_features(batch) if has_images else None
     x_BTD, added = self.language_model.embed_tokens(batch["tokens"]), None
     if features is not None:
       index_BT, parts = batch["image_index"], features.shape[-1] // x_BTD.shape[-1]
@@ -79,8 +93,17 @@ class RewardModel(nnx.Module):
       added = (jnp.stack(more), index_BT) if more else None
       x_BTD = place_features(x_BTD, features_BMD, index_BT)
     _, *streams = batch["stream_ids"].shape if "stream_ids" in batch else (0, 0, 0)
-    rope = self.rope(batch["positions"])
-    return self.language_model(x_BTD, rope, batch["segment_ids"], (streams[0], streams[1]), added)
+    return {
+      "x_BTD": x_BTD,
+      "rope": self.rope(batch["positions"]),
+      "segment_BT": batch["segment_ids"],
+      "streams": (streams[0], streams[1]),
+      "added": added,
+    }
+
+  def _logits(self, x_BTD: jax.Array, marker_BR1: jax.Array) -> jax.Array:
+    x_BRD = jnp.take_along_axis(x_BTD, marker_BR1, axis=1)
+    return self.reward_head(self.language_model.norm(x_BRD))
 
   def next_token_logits(self, batch: Batch) -> jax.Array:
     """Returns float32 logits [B, T, V] of the token after every token, by the tied embedding."""

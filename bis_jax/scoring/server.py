@@ -104,7 +104,7 @@ class _Shared:
 
 
 def create_app(scorer: step_scorer.Scorer, limits: Limits) -> ASGIApp:
-  metrics = ServerMetrics()
+  metrics = ServerMetrics(scorer.cache)
   batcher = Batcher(scorer, limits.batch, metrics)
   quick, slow = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # slow: large bodies and images
   # A client's slow requests are read one after the other, so that others get their turn.
@@ -139,7 +139,8 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> ASGIApp:
       return JSONResponse(asked.answer(results))
 
   async def healthz(_: Request) -> JSONResponse:
-    return JSONResponse({"status": "ok", "checkpoint": scorer.name, "waiting": requests.total()})
+    found = {"status": "ok", "checkpoint": scorer.name, "waiting": requests.total()}
+    return JSONResponse(found | ({"cache": scorer.cache.counts()} if scorer.cache else {}))
 
   async def models(_: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [{"id": scorer.name, "object": "model"}]})

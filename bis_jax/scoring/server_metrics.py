@@ -1,6 +1,7 @@
 """What the server counts and times, in Prometheus' text form."""
 
 import time
+from collections.abc import Iterator
 
 from prometheus_client import (
   CollectorRegistry,
@@ -10,16 +11,40 @@ from prometheus_client import (
   ProcessCollector,
   generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bis_jax.scoring.prefix_cache import PrefixCache
+
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class _CacheMetrics(Collector):
+  """The counts of a cache of prefixes."""
+
+  def __init__(self, cache: PrefixCache):
+    self._cache = cache
+
+  def collect(self) -> Iterator[Metric]:
+    counts = self._cache.counts()
+    yield GaugeMetricFamily("bis_jax_cached_tokens", "Tokens in the cache", counts["tokens"])
+    yield CounterMetricFamily(
+      "bis_jax_reused_tokens", "Tokens taken from the cache", counts["reused_tokens"]
+    )
+    for name in ("hits", "misses", "evicted"):
+      yield CounterMetricFamily(
+        f"bis_jax_cache_{name}", f"{name.capitalize()} of the cache", counts[name]
+      )
 
 
 class ServerMetrics:
   """The metrics of one application; `watched` adds those of its requests."""
 
-  def __init__(self):
+  def __init__(self, cache: PrefixCache | None = None):
     self._registry = CollectorRegistry()
+    if cache:
+      self._registry.register(_CacheMetrics(cache))
     ProcessCollector(registry=self._registry)
     self._requests = Counter(
       "bis_jax_requests", "Requests answered", ("path", "status"), registry=self._registry

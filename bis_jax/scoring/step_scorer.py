@@ -20,12 +20,13 @@ from bis_jax.images import decode
 from bis_jax.inputs import layout, pack, pipeline
 from bis_jax.inputs.images import ImagePatches
 from bis_jax.inputs.pipeline import Examples
-from bis_jax.inputs.rows import HOST_KEYS, Batch, device_arrays, empty_batch
+from bis_jax.inputs.rows import HOST_KEYS, NO_SLOT, Batch, device_arrays, empty_batch
 from bis_jax.models.backbone import Processor
 from bis_jax.models.chip_settings import compiler_options
 from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.reward_model import belief
 from bis_jax.parallel.sharding import OnMesh, batch_shards, batch_share, put_rows
+from bis_jax.scoring.prefix_cache import PrefixCache
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings.keys import SETTINGS
 
@@ -67,22 +68,24 @@ class Scorer:
     self._processor, self._inputs, self._params = processor, inputs, params
     self._layouts: list[pack.Layout] = []  # with streams, that are compiled
     self._fixed = False  # the layouts: no other is compiled
-    self._mesh, self._share = mesh, batch_share(mesh)
+    self._mesh, self._share, self._graph = mesh, batch_share(mesh), graph
+    self._options = compiler_options(mesh, options)
+    self.cache: PrefixCache | None = None
     self._sizes = [batch_shards(mesh)]  # rows per batch; few sizes, so that few are compiled
     while self._sizes[-1] < batch_rows:
       self._sizes.append(2 * self._sizes[-1])
-    self._make_step = functools.partial(make_score_step, graph, compiler_options(mesh, options))
+    self._make_step = functools.partial(make_score_step, graph, self._options)
     self._step = OnMesh(self._make_step(), mesh)
 
   def with_params(self, params: Params) -> "Scorer":
     """Returns a scorer with other parameters of the same model; the compiled step is shared."""
     other = copy.copy(self)
-    other._params = params
+    other._params, other.cache = params, None
     return other
 
   def of_concentrations(self) -> "Scorer":
     """Returns a scorer that gives the concentrations of beliefs in place of their means."""
-    other = copy.copy(self)
+    other = self.with_params(self._params)
     other._step = OnMesh(self._make_step(concentrations=True), self._mesh)
     return other
 
@@ -112,17 +115,42 @@ class Scorer:
     costs = measured.costs
     large = (costs > pack.row_budgets(inputs)).any(axis=1)
     accepted = np.array([i not in refused for i in range(len(examples))], bool)
-    if len(fitting := np.flatnonzero(accepted & ~large)):
-      rows = self._layout(measured, inputs, fitting)
-      plan = measured.plan_rows(inputs, rows=rows, only=fitting, shuffle=False)
-      most = self._sizes[-1] * inputs.row_tokens // int(rows.budgets[0])
-      self._run(measured, plan, scores, self.batch_rows(len(plan), most))
+    fitting = np.flatnonzero(accepted & ~large)
+    try:
+      if self.cache:
+        given = self._params, measured, scores
+        others, waiting = self.cache.score(*given, fitting, may_wait=True)
+        self._score_rows(measured, inputs, others, scores)
+        fitting, _ = self.cache.score(*given, waiting, may_wait=False)
+      self._score_rows(measured, inputs, fitting, scores)
+    except BaseException:
+      if self.cache:  # its memory may be gone
+        self.cache.clear()
+      raise
     if len(fitting := np.flatnonzero(accepted & large)):
       larger = _larger_rows(inputs, costs[fitting].max(axis=0))
       plan = measured.plan_rows(larger, only=fitting, shuffle=False)
       fewest = self._sizes[0]
       self._run(measured, plan, scores, [fewest] * -(-len(plan) // fewest))
     return scores, refused
+
+  def _score_rows(
+    self,
+    measured: pipeline.Measured,
+    inputs: ConfigDict,
+    chosen: np.ndarray,
+    scores: list[np.ndarray],
+  ) -> None:
+    if not len(chosen):
+      return
+    rows = self._layout(measured, inputs, chosen)
+    plan = measured.plan_rows(inputs, rows=rows, only=chosen, shuffle=False)
+    most = self._sizes[-1] * inputs.row_tokens // int(rows.budgets[0])
+    if self.cache:
+      measured = dataclasses.replace(measured, slots=self.cache.slots(plan))
+    self._run(measured, plan, scores, self.batch_rows(len(plan), most))
+    if self.cache:
+      self.cache.note(scores)
 
   def _layout(
     self, measured: pipeline.Measured, inputs: ConfigDict, chosen: np.ndarray
@@ -144,13 +172,26 @@ class Scorer:
       self._layouts.append(rows)
     return rows
 
-  def warm_up(self) -> None:
-    """Compiles the step for rows without streams and with; scoring then compiles no other layout."""
-    images, self._fixed = self._processor.images, True
-    self._layouts = layout.ahead(self._inputs, images.slot_multiple)
-    for rows in (pack.Layout(pack.row_budgets(self._inputs)), *self._layouts):
+  def warm_up(self, cache_bytes: int = 0) -> None:
+    """Compiles the step for rows without streams and with; scoring then compiles no other layout.
+
+    With `cache_bytes` of each device's memory, solutions continue what they hold of earlier ones
+    instead of sharing a row; for one process.
+    """
+    images, self._fixed, self._layouts = self._processor.images, True, []
+    if cache_bytes:  # takes the place of streams
+      parts = self._graph, self._params, images, self._inputs, self._mesh
+      self.cache = PrefixCache(*parts, cache_bytes, self._options)
+      self.cache.warm_up(self._params)
+    else:
+      self._layouts = layout.ahead(self._inputs, images.slot_multiple)
+    plain = pack.Layout(pack.row_budgets(self._inputs))
+    for rows in [plain, *self._layouts]:
       for count in self._sizes:
-        jax.block_until_ready(self._scores_of(empty_batch(images, count, *rows)))
+        batch = empty_batch(images, count, rows.budgets, rows.streams)
+        if self.cache:
+          batch["slots"] = np.full_like(batch["tokens"], NO_SLOT)
+        jax.block_until_ready(self._scores_of(batch))
 
   def batch_rows(self, rows: int, most: int | None = None) -> list[int]:
     """Returns the sizes of the batches that hold `rows` packed rows, decreasing, up to `most` each.
@@ -203,6 +244,8 @@ class Scorer:
 
   def _scores_of(self, batch: Batch) -> jax.Array:
     """Returns float32[B, R], B rows of all processes, from this process's share of a batch."""
+    if self.cache and "slots" in batch:
+      return self.cache.run(self._params, batch)
     return self._step(self._params, put_rows(device_arrays(batch), self._mesh))
 
 

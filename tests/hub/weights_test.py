@@ -257,6 +257,19 @@ def test_damaged_files_are_named(lab, config, folder, tmp_path, bucket):
   assert f"missing file: {gone}" in str(in_bucket.value)
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", 3])
+def test_an_index_names_no_file_outside_its_folder(lab, config, tensors, tmp_path, name):
+  """Mutation caught: a shared folder's index reads any safetensors file of the machine."""
+  (tmp_path / "in").mkdir()
+  _save(tensors, config, tmp_path / "in")
+  _save(tensors, config, tmp_path)
+  name = str(tmp_path / name[1:]) if name == "/model.safetensors" else name
+  index = {"weight_map": dict.fromkeys(tensors, name)}
+  (tmp_path / "in/model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(weights.WeightsError, match="which is not in the folder"):
+    _load(lab, tmp_path / "in", config)
+
+
 def test_another_architecture_is_refused(lab, config, folder, tmp_path):
   """Differences that shapes do not show: rope base, sections, heads of the same total width."""
   other = dataclasses.replace(config.text, rope_theta=1e4, mrope_section=(3, 3, 2))
@@ -279,6 +292,21 @@ def test_a_checkpoint_is_found_by_folder_or_hub_id(folder, tmp_path, monkeypatch
   monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
   with pytest.raises(FileNotFoundError, match="hf download Qwen/Qwen2.5-VL-7B-Instruct"):
     weights.find_checkpoint("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def test_a_name_in_a_folder_that_exists_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+  """Mutation caught: a mistyped workdir waits for the network, and its name is sent there."""
+  (tmp_path / "runs").mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+  def connect(*_, **__):
+    raise AssertionError("the network was asked")
+
+  monkeypatch.setattr(socket.socket, "connect", connect)
+  monkeypatch.setattr(socket, "getaddrinfo", connect)
+  with pytest.raises(FileNotFoundError, match="no folder runs/toy_bis01 .* hub was not asked"):
+    weights.find_checkpoint("runs/toy_bis01")
 
 
 def test_config_json_round_trip(config, folder):

@@ -112,12 +112,16 @@ def test_loss_and_gradients_on_eight_devices(name, shape):
 
 
 def test_loss_and_gradients_on_two_processes(tmp_path):
-  assert_close(run_two_processes(device_arrays(case("qwen")[2]), tmp_path), alone("qwen"))
+  batches = {MODELS[name][0].backbone: device_arrays(case(name)[2]) for name in MODELS}
+  found = run_two_processes(batches, tmp_path)
+  for name in MODELS:
+    assert_close(found[MODELS[name][0].backbone], alone(name))
 
 
-def test_no_gradient_crosses_continuations():
+@pytest.mark.parametrize("name", MODELS)
+def test_no_gradient_crosses_continuations(name):
   """The logits of a rollout have gradient exactly 0 by the tokens of all others but its prefix."""
-  model, rollouts, batch, _ = case("qwen")
+  model, rollouts, batch, _ = case(name)
   graph, params = split(backbones.build(model, 0))
   row = 0
   batch = {key: array[row : row + 1] for key, array in batch.items()}
