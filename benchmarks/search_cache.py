@@ -1,6 +1,6 @@
 """A search over HTTP: a server that remembers prefixes against one that does not.
 
-  python -m benchmarks.search_cache [--case=qwen|internvl] [--expand=4] [--rounds=3]
+  python -m benchmarks.search_cache [--case=qwen|internvl] [--expand=1] [--rounds=3]
 
 The models of `shared_prefixes`: about 50M parameters; question and image are 350 tokens (Qwen2.5-VL)
 or 1,130 (InternVL), a step 27. A beam search keeps 8 responses for 10 steps; a scripted policy
@@ -38,7 +38,7 @@ from bis_jax.toy import drawing
 from configs import toy_bis10
 
 _BEAMS = flags.DEFINE_integer("beams", 8, "responses that are kept")
-_EXPAND = flags.DEFINE_integer("expand", 4, "next steps of each")
+_EXPAND = flags.DEFINE_integer("expand", 1, "next steps of each")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "searches on each server")
 
 STEPS, STEP, QUESTION = 10, 25, 70  # steps, and digits of a step and of a question
@@ -116,13 +116,12 @@ def measure(name: str, tokenizer: str) -> str:
   own = len(tokens) + counts[0][0] - 1 - prefix
   print(f"{name}: {prefix} tokens of prefix, {own} of the first step", flush=True)
   seconds, worst = [], 0.0
-  for seed in range(-1, _ROUNDS.value):
-    found = [search(served, seed + 1, image) for served in servers]
+  for seed in range(_ROUNDS.value):
+    found = [search(served, seed, image) for served in servers]
     for a, b in zip(found[0][1], found[1][1], strict=True):
       worst = max(worst, float(np.abs(np.subtract(a, b)).max()))
-    if seed >= 0:  # the first warms up
-      seconds.append([one for one, _ in found])
-      print(f"  {seconds[-1][0]:.2f} s without, {seconds[-1][1]:.2f} s with the cache", flush=True)
+    seconds.append([one for one, _ in found])
+    print(f"  {seconds[-1][0]:.2f} s without, {seconds[-1][1]:.2f} s with the cache", flush=True)
   print(servers[1].ask(None, "/healthz")["cache"])
   without, cached = (statistics.median(side) for side in zip(*seconds, strict=True))
   return (
