@@ -93,7 +93,9 @@ def search(served: Served, seed: int, image: str) -> tuple[float, list[list[floa
     candidates = [[*one, digits(rng, STEP)] for one in kept for _ in range(_EXPAND.value)]
     listed = [{"steps": steps} for steps in candidates]
     start = time.perf_counter()
-    answers = served.ask({"question": question, "images": [image], "solutions": listed})["solutions"]
+    answers = served.ask({"question": question, "images": [image], "solutions": listed})[
+      "solutions"
+    ]
     seconds += time.perf_counter() - start
     order = np.argsort([-answer["score"] for answer in answers], kind="stable")
     kept = [candidates[i] for i in order[: _BEAMS.value]]

@@ -112,9 +112,7 @@ def assert_same(found, wanted):
       np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "config", ["qwen_bis10", "qwen3vl_bis10", "internvl_bis10"], indirect=True
-)
+@pytest.mark.parametrize("config", ["qwen_bis10", "qwen3vl_bis10", "internvl_bis10"], indirect=True)
 @pytest.mark.parametrize("slots", [10_000, 400, 90])
 def test_scores_are_the_same_whatever_is_remembered(make, plain, items, slots):
   """Mutations caught: positions that begin at 0, images that are not in the key, slots that are used
