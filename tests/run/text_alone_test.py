@@ -76,7 +76,7 @@ def test_every_format_trains_is_selected_and_written_back(tmp_path):
   for form in ("raw", "conversations", "trl", "openrlhf", "dataset", "parquet"):
     out = tmp_path / form / ("x.parquet" if form == "parquet" else "x.jsonl")
     subset.WRITERS[form][0](out, subset.kept_lines(found.files, table, manifest), manifest)
-    again = scan(tmp_path / form / "data" if form == "dataset" else out)
+    again = scan(out / "data" if form == "dataset" else out)
     read = [json.loads(line) for line in again.read_lines(np.flatnonzero(again.strict))]
     texts = [[step["step"] for step in record["steps_with_score"]] for record in read]
     labels = [[step["score"] for step in record["steps_with_score"]] for record in read]
