@@ -29,7 +29,8 @@ from configs import toy_bis10
 
 _STEPS = flags.DEFINE_integer("steps", 945, "of training")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of order and initialization")
-_KINDS = ("hard", "soft", "beta")
+_KINDS = flags.DEFINE_list("kinds", ["hard", "soft", "beta"], "of labels")
+_SMALL = flags.DEFINE_bool("small", False, "a tiny model on 1,500 rollouts: does the script run?")
 _CONTINUATIONS = 512
 
 
@@ -48,11 +49,15 @@ def main(argv: list[str]) -> None:
   folder = pathlib.Path(argv[1])
   start_logging()
   truth, table = {}, {}
-  for kind, seed in itertools.product(_KINDS, map(int, _SEEDS.value)):
+  for kind, seed in itertools.product(_KINDS.value, map(int, _SEEDS.value)):
     config = toy_bis10.get_config()
     config.corpus.cache = str(folder / "cache")
     config.seed, config.labels.kind, config.train.steps = seed, kind, _STEPS.value
     config.evaluation.every, config.evaluation.blank_images = 0, False
+    if _SMALL.value:
+      config.corpus.toy.rollouts, config.corpus.toy.images = 1500, 500
+      config.corpus.toy.benchmark_items, config.evaluation.dev_rollouts = 60, 40
+      config.model.size, config.pretrain.steps = "tiny", 2
     workdir = folder / f"{kind}-{seed}"
     block = stages.run(config, str(workdir))["thresholds"]
     measured = json.loads((workdir / "evaluation.json").read_text())
@@ -72,7 +77,7 @@ def main(argv: list[str]) -> None:
       row += [spearmanr(np.concatenate(kappas), -error)[0], np.median(np.concatenate(kappas))]
     table[kind, seed] = row
     print(kind, seed, " ".join(f"{value:.4f}" for value in row), flush=True)
-  for kind in _KINDS:
+  for kind in _KINDS.value:
     rows = np.array([row for (of, _), row in table.items() if of == kind])
     mean, spread = rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else rows.std(0)
     shown = "  ".join(f"{m:.4f} +- {s:.4f}" for m, s in zip(mean, spread, strict=True))
