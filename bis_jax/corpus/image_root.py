@@ -4,6 +4,8 @@ Nothing outside the root is opened: references are resolved by name, symbolic li
 place inside, and only regular files are read.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 import itertools
 import lzma
@@ -22,7 +24,8 @@ from bis_jax import files, storage
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
-_AT_ONCE = 32  # images that are asked of an object store at the same time
+_AT_ONCE = 32  # images that are asked of an object store, or folders of a disk, at the same time
+_FOLDERS = 32  # that a thread lists in one task
 _LOCAL_HEADER = 30  # bytes before the names of a zip's member, which its data follow
 _SLACK = 1 << 10  # bytes of those names at most, or the member is read alone
 
@@ -108,13 +111,28 @@ class ImageRoot:
     if self._zip is not None or self._url:
       yield from ((name, *self.stamp(name)) for name in self._members or self._objects)
       return
-    for folder, _, names in os.walk(self._folder):
-      inside = os.path.relpath(folder, self._folder)  # once: it is slow
-      for name in names:
-        found = os.lstat(os.path.join(folder, name))
-        if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
-          located = name if inside == os.curdir else os.path.join(inside, name)
-          yield located, found.st_size, found.st_mtime_ns
+    folders = [""]
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:  # a disk answers many at once
+      while folders:
+        tasks = [folders[at : at + _FOLDERS] for at in range(0, len(folders), _FOLDERS)]
+        parts = list(pool.map(self._inside, tasks))
+        folders = [folder for inside, _ in parts for folder in inside]
+        yield from itertools.chain.from_iterable(found for _, found in parts)
+
+  def _inside(self, folders: Sequence[str]) -> tuple[list[str], list[tuple[str, int, int]]]:
+    """Returns the folders in local folders, and the (name, *stamp) of the files and links."""
+    inside, found = [], []
+    for folder in folders:
+      with contextlib.suppress(OSError), os.scandir(os.path.join(self._folder, folder)) as entries:
+        for entry in entries:
+          name = os.path.join(folder, entry.name)
+          if entry.is_dir(follow_symlinks=False):
+            inside.append(name)
+          elif not os.path.isdir(entry.path):  # a link to a folder
+            about = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode):
+              found.append((name, about.st_size, about.st_mtime_ns))
+    return inside, found
 
   def stamp(self, name: str) -> tuple[int, int]:
     """Returns size and CRC (zip), generation (bucket) or modification time, to detect changes."""
