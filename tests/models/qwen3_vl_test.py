@@ -2,6 +2,12 @@
 
 Errors are ||ours - reference|| / ||reference||. `python -m pytest tests/models -s` prints the worst.
 The rows here are written from Transformers' own functions and know nothing of `bis_jax.inputs`.
+
+Mutations of batches and configs are tests below. These mutations of the code were each tried once, and
+moved the logits by 2.3e-5 (erf for tanh in the tower) to 0.3 where the code has 3.6e-7: tanh for erf in
+the mergers; rope sections one after the other; deep features left out, or in reverse order; queries and
+keys without norm; learned positions rounded instead of interpolated. Another norm epsilon in the tower
+(8e-7) does not show; no config.json states it.
 """
 
 import dataclasses
