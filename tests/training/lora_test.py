@@ -22,6 +22,7 @@ from bis_jax.models.model_config import Adaptation
 from bis_jax.models.model_flops import step_flops, trained_stages
 from bis_jax.models.param_tree import merge, split
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
+from bis_jax.models.qwen3_vl.config import SIZES as QWEN3_SIZES
 from bis_jax.parallel.sharding import batch_sharding, make_mesh
 from bis_jax.run import stages
 from bis_jax.scoring.restore import load_run
@@ -130,7 +131,15 @@ def test_eight_devices_agree_with_one_and_split_the_adapters(batch):
   assert shapes[f"{stem}.lora_b"].sharding.spec == P(None, None, "fsdp")
 
 
-@pytest.mark.parametrize("plain", [PLAIN, INTERNVL_SIZES["tiny"].with_vocabulary(256)])
+@pytest.mark.parametrize(
+  "plain",
+  [
+    PLAIN,
+    QWEN3_SIZES["tiny"].with_vocabulary(256),
+    INTERNVL_SIZES["tiny"].with_vocabulary(256),
+  ],
+  ids=lambda config: config.backbone,
+)
 def test_merged_parameters_are_the_same_function(plain, batch):
   """At most 1e-5 on the logits, with adapters on every kernel, the tower's too."""
   own = dataclasses.replace(LORA, rules=((".*kernel", "lora"), (EMBEDDING_PATH, "lora"), (".*", 1)))
@@ -139,6 +148,9 @@ def test_merged_parameters_are_the_same_function(plain, batch):
     values = plain.vision.side**2 * 4, plain.vision.patch_values
     patches = np.random.default_rng(0).normal(size=(ROWS, *values)).astype(np.float32)
     batch = batch | {"patches": patches, "positions": batch["positions"][:, 0]}
+  if plain.backbone == "qwen3_vl":
+    patches = np.random.default_rng(0).normal(size=(ROWS, 64, 1536)).astype(np.float32)
+    batch = batch | {"patches": patches, "patch_grid": np.full((ROWS, 64, 2), 8, np.int32)}
   graph, params = split(backbones.build(model, 0))
   params |= {path: value for path, value in _noise(model).items()}
   for path, value in params.items():
