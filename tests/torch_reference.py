@@ -19,6 +19,8 @@ from transformers.vision_utils import get_vision_window_index
 
 from bis_jax.hub import weights
 from bis_jax.models import param_tree
+from bis_jax.models.attention import attention
+from bis_jax.models.decoder import DecoderLayer
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.models.qwen2_5_vl.model import Qwen2_5_VL
@@ -137,6 +139,13 @@ def _patch_positions(grids: np.ndarray) -> np.ndarray:
     row_column = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), axis=-1)
     parts.append(row_column.reshape(h // 2, 2, w // 2, 2, 2).swapaxes(1, 2).reshape(-1, 2))
   return np.concatenate(parts)
+
+
+def layer_output(
+  layer: DecoderLayer, x: jax.Array, rope: tuple[jax.Array, jax.Array], segment: jax.Array
+) -> jax.Array:
+  """A decoder layer's output for rows without streams."""
+  return layer(x, rope, lambda *qkv: attention(*qkv, segment, causal=True))
 
 
 def _relative_error(ours, reference) -> float:

@@ -35,6 +35,7 @@ from bis_jax.models import param_tree
 from bis_jax.models.decoder import place_features
 from bis_jax.models.internvl.config import SIZES as INTERNVL_SIZES
 from bis_jax.models.internvl.model import InternVL
+from tests.torch_reference import layer_output
 
 VOCAB, YES, NO, MARKER, CONTEXT, IMAGE_START, IMAGE_END = 512, 11, 12, 505, 500, 501, 502
 TOKENS, TILES, MARKERS = 96, 5, 8  # of a row: one shape, compiled once
@@ -229,6 +230,7 @@ def _layer(layers, i):
 
 
 _apply = jax.jit(lambda layer, *args: layer(*args))
+_decoder_layer = jax.jit(layer_output)
 
 
 def _stages(lab, batch):
@@ -245,7 +247,8 @@ def _stages(lab, batch):
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
   rope = model.rope(batch["positions"])
   for i in range(config.text.num_hidden_layers):
-    x = out[f"layer {i}"] = _apply(_layer(decoder.layers, i), x, rope, batch["segment_ids"])
+    x = _decoder_layer(_layer(decoder.layers, i), x, rope, batch["segment_ids"])
+    out[f"layer {i}"] = x
   out["final states"] = decoder.norm(x)
   out["logits"] = _forward(model, batch)
   return out

@@ -30,7 +30,17 @@ from bis_jax.models.qwen3_vl.config import SIZES, Qwen3VLConfig
 from bis_jax.models.qwen3_vl.hub_layout import layout
 from bis_jax.models.qwen3_vl.images import PATCH_VALUES
 from configs import qwen3vl_bis10
-from tests.torch_reference import IDS, IMAGE_PAD, MARKER, NO, VISION_END, VISION_START, VOCAB, YES
+from tests.torch_reference import (
+  IDS,
+  IMAGE_PAD,
+  MARKER,
+  NO,
+  VISION_END,
+  VISION_START,
+  VOCAB,
+  YES,
+  layer_output,
+)
 
 BUDGETS = (256, 1024, 8)  # tokens, patch slots and markers: one shape, compiled once
 SIZES_PX = [  # (height, width) of each image
@@ -187,7 +197,8 @@ def _stages(model, batch):
   x = out["embeddings"] = place_features(x, features, batch["image_index"])
   rope = model.rope(batch["positions"])
   for i in range(model.config.text.num_hidden_layers):
-    x = jax.tree.map(lambda array, i=i: array[i], decoder.layers)(x, rope, batch["segment_ids"])
+    layer = jax.tree.map(lambda array, i=i: array[i], decoder.layers)
+    x = layer_output(layer, x, rope, batch["segment_ids"])
     out[f"layer {i}"] = x
     if i < len(deep):
       x = place_features(x, deep[i], batch["image_index"], add=True)
