@@ -76,7 +76,7 @@ def scorer_of(case: Case, tokenizer: str, cache_bytes: int) -> tuple[Scorer, Pro
   inputs.row_patches, inputs.row_markers = case.row_patches, 256
   mesh = make_mesh(1, 1, 1, jax.devices()[:1])
   graph, shapes = backbones.structure(case.model, mesh)
-  made = Scorer(processor, inputs, mesh, graph, parameters(shapes), batch_rows=2)
+  made = Scorer(processor, inputs, mesh, graph, parameters(shapes), batch_rows=1)
   made.warm_up(cache_bytes)
   return made, processor
 
