@@ -89,6 +89,7 @@ def write_report(folder: epath.PathLike, table: ScoreTable, rule: Rule) -> None:
   page.write(
     epath.Path(folder) / "index.html",
     "selection.html",
+    hard_labels=bool(ranked.any() and (reliability[ranked] == 1).all()),
     figures=figures,
     plots=folder,
     title=_title(rule),

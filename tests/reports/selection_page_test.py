@@ -47,6 +47,17 @@ def test_page_and_pictures_are_written(tmp_path, table, rule):
       assert np.ptp(np.asarray(image.convert("L"))) > 100, f"{name} is blank"
 
 
+def test_the_page_says_what_hard_labels_mean_for_the_ranking(tmp_path, table_of, table):
+  hard = table_of([[1.0, 0.0], [1.0], [0.0, 0.0, 1.0], [0.0]] * 5, line=range(20))
+  for name, one in (("hard", hard), ("counts", table)):
+    selection_page.write_report(tmp_path / name, one, Rule("bis", fraction=0.5))
+  said = [
+    ("by mixture alone" in (tmp_path / name / "index.html").read_text())
+    for name in ("hard", "counts")
+  ]
+  assert said == [True, False]
+
+
 @pytest.mark.parametrize(
   ("rule", "other"),
   [
