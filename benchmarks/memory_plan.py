@@ -13,15 +13,19 @@ import jax
 from absl import app, flags
 
 from bis_jax.compilation.compiled_step import plan_step
-from configs import qwen_bis10_lora
+from configs import internvl_bis10_lora, qwen_bis10_lora
 
 _ONLY = flags.DEFINE_string("only", None, "one frozen dtype")
 
+# (recipe, frozen dtype, slice, rematerialization, rows per micro-batch)
 CASES = (
-  ("bfloat16", "v5p:2x2x1", {}),
-  ("nf4", "v6e:2x2", {}),
-  ("int8", "v6e:2x2", {}),
-  ("bfloat16", "v6e:2x2", {}),
+  (qwen_bis10_lora, "bfloat16", "v5p:2x2x1", "full", 1),
+  (qwen_bis10_lora, "nf4", "v6e:2x2", "full", 1),
+  (qwen_bis10_lora, "bfloat16", "v5p:2x2x1", "full", 5),
+  (qwen_bis10_lora, "bfloat16", "v5p:2x2x1", "dots", 1),
+  (internvl_bis10_lora, "bfloat16", "v5p:2x2x1", "full", 1),
+  (qwen_bis10_lora, "nf4", "v6e:2x2", "full", 5),
+  (qwen_bis10_lora, "int8", "v6e:2x2", "full", 1),
 )
 
 
@@ -29,23 +33,22 @@ def main(argv: list[str]) -> None:
   """Prints each line of the table once it is known."""
   del argv
   jax.config.update("jax_platforms", "cpu")
-  for dtype, topology, changes in CASES:
+  for recipe, dtype, topology, remat, rows in CASES:
     if _ONLY.value not in (None, dtype):
       continue
-    c = qwen_bis10_lora.get_config()
-    c.model.frozen_dtype, c.model.remat = dtype, "full"
+    c, name = recipe.get_config(), recipe.__name__.removeprefix("configs.")
+    c.model.frozen_dtype, c.model.remat = dtype, remat
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 4, 1, 1
-    c.train.accumulate, c.inputs.row_multiple = 20, 80
-    c.update_from_flattened_dict(changes)
+    c.train.accumulate, c.inputs.row_multiple = 20 // rows, 80
     start = time.perf_counter()
     try:
       step = plan_step(c, topology)
     except Exception as error:
-      print(f"| {dtype} | {topology} | {str(error).splitlines()[0][:300]} |", flush=True)
+      print(f"| {name} | {dtype} | {topology} | {str(error).splitlines()[0][:300]} |", flush=True)
       continue
     uses = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in step.memory.items())
     print(
-      f"| {dtype} | {topology} | {step.rows} rows in {step.micro_batches} | {step.total / 1e9:.2f} GB "
+      f"| {name} | {dtype} | {topology} | {remat} | {step.rows} rows in {step.micro_batches} | {step.total / 1e9:.2f} GB "
       f"| {uses} | {time.perf_counter() - start:.0f} s |",
       flush=True,
     )

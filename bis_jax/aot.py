@@ -2,11 +2,13 @@
 
     python -m bis_jax.aot --config=configs/qwen_bis10.py --topology=v5p:2x2x4
     python -m bis_jax.aot --config=configs/qwen_bis10.py --topology=v5e:8x8 --search
+    python -m bis_jax.aot --config=configs/qwen_bis10_lora.py --memory=80GB --devices=1
 
 Every key of the config can be overridden (--config.mesh.tensor=2). --search tries mesh shapes,
 rematerialization and micro-batches, and lists the settings that leave 10 % of memory free first, by
 predicted rate. Both stop before the compiler generates machine code, unless --whole is given. Needs
-`pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU.
+`pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU. --memory compiles nothing: it estimates
+what full training, LoRA and QLoRA take of any device, and says what to change if that is too much.
 """
 
 import sys
@@ -16,17 +18,20 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from bis_jax.compilation import step_search
+from bis_jax.compilation import memory, step_search
 from bis_jax.compilation.compiled_step import CompiledStep, compile_step, plan_step
 from bis_jax.console import command
+from bis_jax.errors import UserError
 from bis_jax.models import backbones
 from bis_jax.settings import recipe
 from bis_jax.settings.config_check import check
 
 recipe.define_flags()
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "TPU slice, such as v5p:2x2x4, v5e:8x8 or v6e:4x4", required=True
+  "topology", None, "TPU slice, such as v5p:2x2x4, v5e:8x8 or v6e:4x4"
 )
+_MEMORY = flags.DEFINE_string("memory", None, "of a device, such as 80GB, in place of --topology")
+_DEVICES = flags.DEFINE_integer("devices", 1, "number of devices of --memory", lower_bound=1)
 _ROLLOUT_TOKENS = flags.DEFINE_float(
   "rollout_tokens", None, "mean token slots per rollout; default: as measured for the backbone"
 )
@@ -81,10 +86,15 @@ def report(config: ConfigDict, topology: str, step: CompiledStep) -> Iterator[st
 
 def main(argv: list[str]) -> None:
   jax.config.update("jax_platforms", "cpu")  # the process itself must not look for accelerators
-  topology = _TOPOLOGY.value
+  topology = _TOPOLOGY.value or ""
   with command("aot", argv, "--search"):
     config = recipe.from_flags()
     check(config)
+    if bool(_MEMORY.value) == bool(topology):
+      raise UserError("set --topology=SLICE to compile for it, or --memory=80GB to estimate")
+    if _MEMORY.value:
+      print(*memory.table(config, memory.parse(_MEMORY.value), _DEVICES.value), sep="\n")
+      return
     compile = compile_step if _WHOLE.value else plan_step
     tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens
     if _SEARCH.value:

@@ -50,6 +50,8 @@ def with_lora(c: ConfigDict, form: str) -> ConfigDict:
   """Returns the recipe `c` in a form, with adapters on the decoder, for one GPU."""
   c.inputs.row_patches = c.inputs.row_patches * 4096 // c.inputs.row_tokens
   c.inputs.row_tokens = c.inputs.max_length = 4096
+  # One row at a time on one device; on N devices set accumulate to 80 / N.
+  c.inputs.row_multiple = c.train.accumulate = 80
   c = in_form(c, form)
   c.model.learning_rates = ((VISION_TOWER, 0.0), (r"language_model\.", LORA), (r".*", 1.0))
   c.model.frozen_dtype = "bfloat16"

@@ -218,7 +218,7 @@ def resident_bytes(config: ConfigDict, devices: list[Any]) -> int:
   """Returns the bytes of parameters and optimizer state on one of `devices`; compiles nothing."""
   mesh = run_mesh(config, devices)
   step = step_of(config, _model_config(config), mesh, _STEPS)
-  return _device_bytes((step.state, step.frozen))
+  return device_bytes((step.state, step.frozen))
 
 
 def _model_config(config: ConfigDict) -> Any:
@@ -233,16 +233,16 @@ def _model_config(config: ConfigDict) -> Any:
 
 def _memory_uses(program: plan.Program, params: Any, opt_state: Any, batch: Any) -> dict[str, int]:
   uses = {
-    "parameters": _device_bytes(params),
-    "optimizer state": _device_bytes(opt_state),
-    "batch": _device_bytes(batch),
+    "parameters": device_bytes(params),
+    "optimizer state": device_bytes(opt_state),
+    "batch": device_bytes(batch),
   }
   if program.code:
     uses["program"] = program.code
   return uses | {"gradients, activations, buffers": program.total - sum(uses.values())}
 
 
-def _device_bytes(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * _bits(leaf.dtype) // 8
     for leaf in jax.tree.leaves(tree)

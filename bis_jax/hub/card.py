@@ -98,7 +98,7 @@ def _metadata(
   evaluation: Mapping[str, Any] | None,
   name: str,
   license: str | None,
-  adapter_of: str,
+  adapter_of: str = "",
 ) -> ModelCardData:
   base = hub_id_of_base(run["model"]["checkpoint"])
   toy = run["corpus"]["name"] == "toy"

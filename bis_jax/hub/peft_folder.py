@@ -41,7 +41,8 @@ def write(
 
   `base_name` is what PEFT loads the base by. Raises UserError if the base's files fuse what is adapted.
   """
-  assert config.adaptation
+  own = config.adaptation
+  assert own
   tensors, targets, whole = {}, [], []
   layout = backbones.get(config.backbone).layout(config, weights.read_config(base)[0])
   places = layout.tensors({path: v for path, v in params.items() if not is_adapter(path)})
@@ -62,14 +63,14 @@ def write(
         module, kernel = name.removesuffix(".weight"), params[path]
         targets.append(module)
         value = np.asarray(kernel[layer] if place.stacked else kernel, np.float32).T
-        tensors[
-          f"{module}.{part.replace('lora_a', 'lora_A').replace('lora_b', 'lora_B')}.weight"
-        ] = value
+        inner = place.shape[1:] if part == "lora_a" else (own.rank, *[1] * (len(place.shape) - 2))
+        name = {"lora_a": "lora_A", "lora_b": "lora_B"}[part]  # of the convolution too
+        tensors[f"{module}.{name}.weight"] = value.reshape(len(value), *inner)
   delta = "token_adapter.trainable_tokens_delta"
   embedding, head = (layout.in_memory_name(key) for key in (layout.embedding, layout.lm_head))
   tensors[embedding.replace("weight", delta)] = np.asarray(params[MARKER_PATH], np.float32)[None]
   tensors[head.replace("weight", delta)] = np.asarray(params[REWARD_HEAD_PATH], np.float32).T
-  own, special = config.adaptation, processor.prompt.special
+  special = processor.prompt.special
   content = {
     "peft_type": "LORA",
     "base_model_name_or_path": base_name,

@@ -3,6 +3,7 @@
 Compiled for TPU slices by `benchmarks/aot_table.py`; every value can be set in a run's config.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 
 from bis_jax.errors import UserError
 from bis_jax.models import backbones
-from bis_jax.models.model_config import TextConfig
+from bis_jax.models.backbones import learning_rates
+from bis_jax.models.model_config import LORA, TextConfig
 from bis_jax.parallel.devices import CHIPS, chip_of_kind
 from bis_jax.parallel.sharding import batch_shards, make_mesh
 
@@ -30,6 +32,7 @@ CHIP_OPTIONS: dict[str, Options] = dict.fromkeys(CHIPS, _EVERY_CHIP)
 _PRODUCTS = 0.6
 # Float32 parameter, moments and gradient, and in bfloat16 the cast parameter and its gradient.
 _STATE_BYTES = 4 * 4 + 2 * 2
+_FROZEN_BYTES = {"float32": 4 + 2, "bfloat16": 2, "int8": 1.1, "nf4": 0.6}  # scales included
 
 
 def compiler_options(mesh: Mesh, changes: str) -> Options:
@@ -96,7 +99,14 @@ def _room(config: ConfigDict, device: Any, sharing: int) -> float | None:
     2 * (text.query_width + _key_width(text)) + 3 * text.intermediate_size
   )
   parameters = text.num_hidden_layers * layer + text.vocab_size * text.hidden_size
-  return _PRODUCTS * (0.9 * CHIPS[chip].hbm_bytes - _STATE_BYTES * parameters / sharing)
+  return _PRODUCTS * (0.9 * CHIPS[chip].hbm_bytes - _state_bytes(config) * parameters / sharing)
+
+
+def _state_bytes(config: ConfigDict) -> float:
+  """Bytes of a decoder's parameter and of what its training needs."""
+  kernel = "language_model.layers.mlp.up_proj.kernel"
+  factor = next(value for regex, value in learning_rates(config) if re.search(regex, kernel))
+  return _FROZEN_BYTES[config.model.frozen_dtype] if factor in (0, LORA) else _STATE_BYTES
 
 
 def _row_bytes(config: ConfigDict) -> int:
