@@ -24,6 +24,7 @@ import contextlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
+import sys  # noqa: E402
 import types  # noqa: E402
 
 import jax  # noqa: E402  (the flags above must be set before jax is imported)
@@ -41,6 +42,17 @@ from tests.tables import table_from_steps  # noqa: E402
 flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_configure(config):
+  """Commands in processes of their own run without torch, as most users': half the time to start.
+
+  Mutation caught: a command that needs torch.
+  """
+  if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+    folder = str(pathlib.Path(__file__).with_name("without_torch"))
+    sys.path.append(folder)  # some tests make PYTHONPATH of it
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
