@@ -1,7 +1,7 @@
 """Qwen3-VL-8B on the 10 % of each source with the highest BIS: 110 steps of 512 rollouts.
 
 The paper has no Qwen3-VL: this is its recipe for Qwen2.5-VL-7B with other weights.
-Hardware: TPU v5e 8x8, 0.04 hours at least, by the compiler's roofline; not measured.
+Hardware: TPU v5e 8x8, 0.03 hours at least, by the compiler's roofline; not measured.
 
   python -m bis_jax.main --config=configs/qwen3vl_bis10.py --workdir=gs://BUCKET/qwen3vl_bis10
   python -m bis_jax.main --config=configs/qwen3vl_bis10.py:toy --workdir=runs/qwen3vl_bis10_toy
