@@ -1,6 +1,6 @@
 """A search over HTTP: a server that remembers prefixes against one that does not.
 
-  python -m benchmarks.search_cache [--case=qwen|internvl] [--expand=1] [--rounds=3]
+  python -m benchmarks.search_cache [--model=qwen|internvl] [--expand=1] [--rounds=3]
 
 The models of `shared_prefixes`: about 50M parameters; question and image are 350 tokens (Qwen2.5-VL)
 or 1,130 (InternVL), a step 27. A beam search keeps 8 responses for 10 steps; a scripted policy
@@ -37,6 +37,7 @@ from bis_jax.settings import locations
 from bis_jax.toy import drawing
 from configs import toy_bis10
 
+_MODEL = flags.DEFINE_enum("model", None, ("qwen", "internvl"), "one of the models")
 _BEAMS = flags.DEFINE_integer("beams", 8, "responses that are kept")
 _EXPAND = flags.DEFINE_integer("expand", 1, "next steps of each")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "searches on each server")
@@ -145,7 +146,7 @@ def main(argv: list[str]) -> None:
     lines = ["| model | search | without | with the cache | times | largest difference |"]
     lines.append("|---|---|---|---|---|---|")
     for name in ("qwen", "internvl"):
-      if flags.FLAGS.case in (None, name):  # a flag of shared_prefixes
+      if _MODEL.value in (None, name):
         lines.append(measure(name, where.tokenizer))
   print(*lines, sep="\n")
 

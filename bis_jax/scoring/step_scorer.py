@@ -181,8 +181,14 @@ class Scorer:
     images, self._fixed, self._layouts = self._processor.images, True, []
     if cache_bytes:  # takes the place of streams
       parts = self._graph, self._params, images, self._inputs, self._mesh
-      self.cache = PrefixCache(*parts, cache_bytes, self._options)
-      self.cache.warm_up(self._params)
+      try:
+        self.cache = PrefixCache(*parts, cache_bytes, self._options)
+        self.cache.warm_up(self._params)
+      except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+          f"the device has no room for the model and --cache_mb={cache_bytes >> 20}: lower it, or set "
+          f"it to 0 ({str(error).splitlines()[0]})"
+        ) from error
     else:
       self._layouts = layout.ahead(self._inputs, images.slot_multiple)
     plain = pack.Layout(pack.row_budgets(self._inputs))

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from bis_jax.errors import UserError
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.inputs.prompt import Sample
 from bis_jax.inputs.rows import NO_SLOT
 from bis_jax.models import backbones
 from bis_jax.models.processor import make_processor
 from bis_jax.parallel import sharding
-from bis_jax.scoring import server, solutions
+from bis_jax.scoring import prefix_cache, server, solutions
 from bis_jax.scoring.prefix_tree import PrefixTree, chain_of
 from bis_jax.scoring.solutions import Solution, SolutionError
 from bis_jax.scoring.step_scorer import Scorer
@@ -179,6 +180,17 @@ def test_a_batch_that_fails_leaves_no_wrong_memory(make, plain, items, monkeypat
       solutions.score(scorer, more)
   assert scorer.cache.tree.used == 0
   assert_same(solutions.score(scorer, more), solutions.score(plain, more))
+
+
+def test_a_cache_without_room_is_named(make, monkeypatch):
+  scorer = copy.copy(make())
+
+  def full(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+  monkeypatch.setattr(prefix_cache.jnp, "zeros", full)
+  with pytest.raises(UserError, match="no room for the model and --cache_mb=64: lower it"):
+    scorer.warm_up(64 << 20)
 
 
 def test_other_parameters_have_no_part_in_it(make):
