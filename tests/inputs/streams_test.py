@@ -39,7 +39,8 @@ rollouts = st.lists(  # (group, tokens of its prefix, own tokens, patch slots, m
 @settings(max_examples=300, deadline=None)
 @given(rollouts=rollouts, seed=st.integers(0, 3), lookahead=st.integers(1, 20))
 def test_groups_within_every_budget(rollouts, seed, lookahead):
-  """Mutations caught: two samples of a group in one stream, patches counted per sample."""
+  """Mutations caught: two samples of a group in one stream, patches counted per sample, streams too
+  short for what goes into them."""
   group, prefix, own, patches, markers = np.array(rollouts).T
   _, first, group = np.unique(group, return_index=True, return_inverse=True)
   prefix, patches = prefix[first[group]], patches[first[group]]  # of a group, the same

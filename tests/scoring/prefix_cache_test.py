@@ -241,7 +241,7 @@ def test_keys_are_of_images_tokens_and_markers():
 def test_slots_are_held_once_and_the_longest_unused_are_given_up():
   """Mutations caught: a prefix is evicted before its steps; pieces of this turn are evicted."""
   rng = np.random.default_rng(0)
-  tree, given = PrefixTree(60), collections.Counter()
+  tree, given, parents = PrefixTree(60), collections.Counter(), {}
   for _ in range(300):
     tree.next_turn()
     before, turn = {*tree._pieces}, {}
@@ -253,8 +253,8 @@ def test_slots_are_held_once_and_the_longest_unused_are_given_up():
       assert len(found) + len(new) <= len(chain.keys)
       assert (slots[: chain.ends[len(found) - 1] if found else 0] == NO_SLOT).all()
       turn |= {id(piece): piece for piece in [*found, *new.values()]}
-      for parent, child in zip(chain.keys, chain.keys[1:], strict=False):
-        assert parent in tree._pieces or child not in tree._pieces
+      parents |= dict(zip(chain.keys[1:], chain.keys, strict=False))
+    assert all(parents.get(key, key) in tree._pieces for key in tree._pieces)
     held = np.concatenate([piece.slots for piece in tree._pieces.values()])
     assert len(set(held.tolist())) == len(held) == tree.used <= 60
     assert {*turn} <= {id(piece) for piece in tree._pieces.values()}
