@@ -93,7 +93,7 @@ def estimate(config: ConfigDict, devices: int) -> Estimate:
     "batch": batch,
     "gradients": 2 * device_bytes(trained),  # of the step so far, and of a micro-batch
     "activations": micro * _row_bytes(model, config),
-    "kernels in use": _kernel_bytes(model, shapes, devices),
+    "kernels in use": _kernel_bytes(model, shapes),
   }
   return Estimate(uses, micro, accumulate)
 
@@ -109,12 +109,11 @@ def _row_bytes(model: ModelConfig, config: ConfigDict) -> float:
     "offload": 2 * d,
     "attention": 2 * d + projections,
     "mlp": 2 * d + products,
-    "dots": 2 * d + projections + products,
+    "dots": 2 * d + (1 + (model.adaptation is not None)) * (projections + products),  # adapters too
     "none": 8 * d + projections + 3 * f,
   }
   layers = text.num_hidden_layers * kept["full" if model.remat == "auto" else model.remat] * size
-  # Of one layer: the MLP's three products and their gradients, states, and norms in float32.
-  layer = (6 * f + 8 * d) * size + 4 * 4 * d
+  layer = (3 * f + 4 * d) * size  # of one layer at work: the MLP's three products, and states
   return tokens * (layers + layer) + config.inputs.row_patches * _patch_bytes(model, size)
 
 
@@ -124,8 +123,8 @@ def _patch_bytes(model: ModelConfig, size: int) -> float:
   return layer + vision.patch_values * (4 + size)
 
 
-def _kernel_bytes(model: ModelConfig, shapes: dict[str, Any], devices: int) -> float:
-  """Bytes of a layer's kernels while they are used, if they are stored otherwise or elsewhere."""
+def _kernel_bytes(model: ModelConfig, shapes: dict[str, Any]) -> float:
+  """Bytes of copies of layers' kernels while they are used."""
   layer = sum(
     math.prod(shape.shape[1:])
     for path, shape in shapes.items()
@@ -133,8 +132,8 @@ def _kernel_bytes(model: ModelConfig, shapes: dict[str, Any], devices: int) -> f
   )
   largest = model.text.hidden_size * model.text.intermediate_size
   quantized = model.adaptation is not None and model.adaptation.dtype in DTYPES
-  gathered = (2 if devices > 1 else 0) * layer * _size(model.dtype)  # the next one's meanwhile
-  return gathered + (layer * _size(model.dtype) + 4 * largest if quantized else 0)
+  copies = 4.5 if quantized else 2.5  # as the compiler has; the next layer's meanwhile
+  return copies * layer * _size(model.dtype) + (4 * largest if quantized else 0)
 
 
 def _size(dtype: str) -> int:

@@ -33,7 +33,8 @@ def test_devices_share_the_state_but_not_the_rows():
   one, eight = memory.estimate(c, 1).uses, memory.estimate(c, 8).uses
   for use in ("parameters", "optimizer state", "gradients"):
     assert eight[use] == pytest.approx(one[use] / 8, rel=0.01)
-  assert eight["activations"] == one["activations"] and eight["kernels in use"] > 0
+  assert eight["activations"] == one["activations"]
+  assert eight["kernels in use"] == one["kernels in use"]
 
 
 def test_the_report_says_what_fits_and_what_to_change():
