@@ -171,6 +171,7 @@ def refused(command, tmp_path, monkeypatch):
   """refused(*arguments) -> what the command said; nothing may be written."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+  monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # Python's bytecode of a recipe
 
   def run(*arguments: str, lines: int = 3) -> str:
     before = sorted(tmp_path.rglob("*"))
