@@ -52,10 +52,11 @@ def test_the_messages_render_as_our_prompt(items, folder):
     assert ids.count(special.prm) == len(item.steps)
 
 
-def test_vllm_gives_our_scores(items, folder, tmp_path):
+def test_vllm_gives_our_scores(items, folder, tmp_path, monkeypatch):
   program = os.environ.get("VLLM") or shutil.which("vllm")
   if not program:
     pytest.skip("set VLLM to the program vllm of an environment of its own")
+  monkeypatch.setenv("PYTHONPATH", "")  # see tests/conftest.py: it needs torch
   model, port = bis_jax.load(str(folder)), vllm_scores.free_port()
   with vllm_scores.serving(
     vllm_scores.vllm_command(program, str(folder), port), port, tmp_path / "log", 900

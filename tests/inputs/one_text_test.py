@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bis_jax.corpus.records import parse_rollout
-from bis_jax.evaluation import process_bench, visual_process_bench
+from bis_jax.evaluation import benchmarks, visual_process_bench
 from bis_jax.inputs.texts import question_text
 from bis_jax.models.internvl import prompt as internvl_prompt
 from bis_jax.scoring import server, solution_files
@@ -67,7 +67,8 @@ def texts_by_way(folder, solutions):
       {"image": ["a.png"], "question": question, "response": response, "data_source": "MMMU"}
     )
   (folder / "test.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-  (folder / "math.json").write_text(
+  (folder / "text").mkdir(exist_ok=True)
+  (folder / "text" / "math.json").write_text(
     json.dumps([{"problem": q, "steps": steps, "label": -1} for q, steps in solutions])
   )
   request = {"images": [base64.b64encode(picture).decode()]}
@@ -78,7 +79,7 @@ def texts_by_way(folder, solutions):
       for record in records
     ],
     "benchmark": benchmark_examples(visual_process_bench.load(folder), "multi"),
-    "ProcessBench": benchmark_examples(process_bench.load(folder), "multi"),
+    "ProcessBench": benchmark_examples(benchmarks.load(str(folder / "text")), "multi"),
     "file": [solution_files.read_line(json.dumps(line).encode(), folder)[1] for line in lines],
     "HTTP": [
       server.read(

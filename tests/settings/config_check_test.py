@@ -165,7 +165,8 @@ def test_a_checkpoint_on_the_hub_that_cannot_be_reached_is_named(tmp_path, monke
 def test_a_checkpoint_on_the_hub_becomes_its_folder(tmp_path, monkeypatch):
   fetched = []
 
-  def fetch(name, allow_patterns):
+  def fetch(name, allow_patterns, local_files_only):
+    assert not local_files_only  # no folder Qwen or some is here
     assert "*.model" in allow_patterns  # SentencePiece's, of InternLM2.5
     fetched.append((name, "*.safetensors" in allow_patterns))
     return str(tmp_path / name)
