@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK  # noqa: E402
@@ -39,6 +40,8 @@ from tests.bucket_server import BucketServer  # noqa: E402
 from tests.commands import run_command  # noqa: E402
 from tests.tables import table_from_steps  # noqa: E402
 
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 flags.FLAGS.mark_as_parsed()  # commands run in process with their defaults
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

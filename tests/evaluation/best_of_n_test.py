@@ -61,7 +61,7 @@ def right_by_loops(row, n, value):
   return best is not None and (best["answer"] or "").strip() == "1"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=QUESTIONS)
 def test_every_pick_is_the_definitions(tmp_path_factory, rows):
   path = write(tmp_path_factory.getbasetemp() / "candidates.jsonl", rows)
@@ -89,7 +89,7 @@ def test_every_pick_is_the_definitions(tmp_path_factory, rows):
     assert result["curve"]["majority_vote"]["values"][position] == np.mean(most)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
   st.lists(st.floats(0, 1), min_size=1, max_size=6), st.sampled_from([*best_of_n.AGGREGATIONS])
 )
@@ -110,7 +110,7 @@ def test_ties_go_to_the_first_candidate():
   ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=QUESTIONS, name=st.sampled_from(best_of_n.VOTES))
 def test_a_weighted_vote_is_its_definition(tmp_path_factory, rows, name):
   """Mutation caught: a vote counts candidates, or the largest value of an answer."""

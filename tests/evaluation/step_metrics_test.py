@@ -39,7 +39,7 @@ def labelled(items):
   return [(g, y, s) for g, steps in items for y, s in steps if y != 0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS, st.sampled_from([0, 0.5, 0.75, 1]))
 def test_overall_measures_are_scikit_learns(items, threshold):
   flat = labelled(items)
@@ -71,7 +71,7 @@ def test_overall_measures_are_scikit_learns(items, threshold):
     np.testing.assert_allclose(got[name], want[name], **EXACT, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS)
 def test_ranking_measures_are_scikit_learns(items):
   steps = scored(items)
@@ -88,7 +88,7 @@ def test_ranking_measures_are_scikit_learns(items):
     assert np.isnan(precision)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS)
 def test_calibration_is_the_definition(items):
   flat = [(y == 1, s) for _, y, s in labelled(items)]
@@ -107,7 +107,7 @@ def test_calibration_is_the_definition(items):
   np.testing.assert_allclose(got["brier"], want, **EXACT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS, st.sampled_from([0, 0.5, 1]))
 def test_first_error_is_process_benchs(items, threshold):
   found, clean = [], []
@@ -149,7 +149,7 @@ def tuned_by_loops(flat, at_most=1000):
   return best[1], best[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ITEMS)
 def test_tuned_threshold_is_the_released_rules_to_the_last_bit(items):
   steps = scored(items)

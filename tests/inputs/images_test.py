@@ -77,7 +77,7 @@ def reference_windows(rows, columns):
   }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 26), columns=st.integers(1, 26))
 def test_windows_and_positions_equal_transformers(rows, columns):
   """Mutations caught: windows cut across columns first, (column, row) for (row, column)."""
@@ -93,7 +93,7 @@ def test_windows_and_positions_equal_transformers(rows, columns):
   np.testing.assert_array_equal(position, reference.numpy())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40))
 def test_no_window_straddles_a_block(rows, columns):
   layout = images._layout(rows, columns)
@@ -109,7 +109,7 @@ def test_no_window_straddles_a_block(rows, columns):
   assert (filled <= BLOCK / 2).sum() <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=st.integers(1, 900), width=st.integers(1, 900))
 def test_cost_without_decoding_is_what_the_patches_take(height, width):
   limits = QwenImages(min_pixels=28 * 28, max_pixels=100 * 28 * 28)

@@ -97,7 +97,7 @@ def texts_by_way(folder, solutions):
 
 
 # 90 x 8 questions with 1 to 4 steps each: above 2,000 texts, through seven ways and two backbones.
-@settings(max_examples=90, deadline=None)
+@settings(max_examples=90)
 @given(SOLUTIONS)
 def test_the_ids_are_the_same_by_every_way(prompts, folder, solutions):
   ways = texts_by_way(folder, solutions)

@@ -20,7 +20,7 @@ costs = st.lists(
 ).map(np.array)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
   costs=costs,
   seed=st.integers(0, 3),
@@ -47,7 +47,7 @@ def test_every_example_once_an_epoch_within_budgets(costs, seed, epochs, lookahe
   assert plan.padding == pytest.approx(1 - used / (len(plan) * BUDGETS))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(costs=costs, lookahead=st.integers(1, 10))
 def test_no_example_waits_beyond_the_lookahead(costs, lookahead):
   """Mutation caught: starting a row with the best fit instead of the oldest waiting example."""

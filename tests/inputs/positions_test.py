@@ -23,7 +23,7 @@ def reference(types_of_tokens, grids):
   return ids[:, 0].numpy()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
   parts=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 7)), max_size=4),
   tail=st.integers(1, 9),

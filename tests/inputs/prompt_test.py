@@ -25,7 +25,7 @@ ORDINARY = (
 @given(
   text=st.text(st.sampled_from([*map(chr, range(9, 127)), *"sStT \n'", "é", "\x85", "ſ", "求"]))
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_remembered_words_give_the_tokenizers_own_ids(request, tokenizer, text):
   encoder = _encoder(request, tokenizer)
   expected = encoder._plainly([text, text[::-1]])
@@ -110,7 +110,7 @@ def test_text_never_becomes_a_special_token(request, which):
   assert tokenizer.decode(sample.tokens).count(attack) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   steps=st.lists(st.text(max_size=20), max_size=6),
   counts=st.lists(st.integers(1, 30), max_size=3),

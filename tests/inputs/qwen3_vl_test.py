@@ -69,7 +69,7 @@ def test_values_and_grid_equal_the_hugging_face_processor(height, width):
     np.testing.assert_array_equal(values, reference["pixel_values"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 26), columns=st.integers(1, 26), before=st.integers(0, 3))
 def test_slots_have_transformers_order(rows, columns, before):
   """Mutation caught: (column, row) for (row, column)."""

@@ -36,7 +36,7 @@ rollouts = st.lists(  # (group, tokens of its prefix, own tokens, patch slots, m
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rollouts=rollouts, seed=st.integers(0, 3), lookahead=st.integers(1, 20))
 def test_groups_within_every_budget(rollouts, seed, lookahead):
   """Mutations caught: two samples of a group in one stream, patches counted per sample, streams too

@@ -243,7 +243,7 @@ def test_the_schema_names_every_path():
 
 
 @schemathesis.openapi.from_path(SCHEMA).parametrize()
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_answer_has_the_form_of_the_schema(served, case):
   """Every request: no 5xx, and an answer of the documented form; wrong ones are refused.
 

@@ -160,7 +160,7 @@ def test_the_device_program_holds_no_floating_point():
   assert "f32" not in text and "f64" not in text
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
   st.lists(st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 0.2, np.inf]), max_size=20)
 )

@@ -146,7 +146,7 @@ RANKED_BY_STATISTICS = st.sampled_from(
 NONE_POSITIVE = st.sampled_from([1.0, 0.0, 0.3, 0.5])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(corpora(), FRACTIONS, ALPHAS, RANKED_BY_STATISTICS, NONE_POSITIVE)
 def test_kept_set_is_that_of_rational_arithmetic(
   table_of, corpus, fraction, alpha, strategy, none_positive
@@ -181,7 +181,7 @@ def test_without_its_rule_a_rollout_without_a_positive_step_comes_last(table_of)
   assert kept(tied) == {"a": [0, 1]}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_cut_among_ties_keeps_the_first_of_them(table_of, data):
   """Every rollout ties: the kept ones are a prefix, of exactly the quota."""
@@ -192,7 +192,7 @@ def test_a_cut_among_ties_keeps_the_first_of_them(table_of, data):
   assert lines == list(range(max(1, int(len(rollouts) * fraction))))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(corpora(sources=1), FRACTIONS, st.randoms(use_true_random=False))
 def test_both_orders_follow_their_definition(table_of, corpus, fraction, random):
   (rollouts,) = corpus
