@@ -24,7 +24,8 @@ from bis_jax import files, storage
 from bis_jax.corpus.rejections import BadRecord, CorpusError
 
 MAX_BYTES = 256 << 20  # of an encoded image
-_AT_ONCE = 32  # images that are asked of an object store, or folders of a disk, at the same time
+_AT_ONCE = 32  # images that are asked of an object store at the same time
+_LISTERS = 4  # threads that list local folders; with more, two cores are slower than with one
 _FOLDERS = 32  # that a thread lists in one task
 _LOCAL_HEADER = 30  # bytes before the names of a zip's member, which its data follow
 _SLACK = 1 << 10  # bytes of those names at most, or the member is read alone
@@ -112,7 +113,7 @@ class ImageRoot:
       yield from ((name, *self.stamp(name)) for name in self._members or self._objects)
       return
     folders = [""]
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:  # a disk answers many at once
+    with concurrent.futures.ThreadPoolExecutor(_LISTERS) as pool:
       while folders:
         tasks = [folders[at : at + _FOLDERS] for at in range(0, len(folders), _FOLDERS)]
         parts = list(pool.map(self._inside, tasks))
@@ -123,15 +124,19 @@ class ImageRoot:
     """Returns the folders in local folders, and the (name, *stamp) of the files and links."""
     inside, found = [], []
     for folder in folders:
-      with contextlib.suppress(OSError), os.scandir(os.path.join(self._folder, folder)) as entries:
-        for entry in entries:
-          name = os.path.join(folder, entry.name)
-          if entry.is_dir(follow_symlinks=False):
-            inside.append(name)
-          elif not os.path.isdir(entry.path):  # a link to a folder
-            about = entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode):
-              found.append((name, about.st_size, about.st_mtime_ns))
+      entries: list[os.DirEntry] = []
+      with contextlib.suppress(
+        PermissionError
+      ):  # its images are then missing, each with its record
+        entries = [*os.scandir(os.path.join(self._folder, folder))]
+      for entry in entries:
+        name = os.path.join(folder, entry.name)
+        if entry.is_dir(follow_symlinks=False):
+          inside.append(name)
+        elif not (entry.is_symlink() and os.path.isdir(entry.path)):  # a link to a folder
+          about = entry.stat(follow_symlinks=False)
+          if stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode):
+            found.append((name, about.st_size, about.st_mtime_ns))
     return inside, found
 
   def stamp(self, name: str) -> tuple[int, int]:
