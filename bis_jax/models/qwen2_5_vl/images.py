@@ -17,6 +17,7 @@ and `vision_utils.get_vision_window_index` (windows), `Qwen2_5_VLModel.get_rope_
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -73,32 +74,47 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class QwenImages:
-  """See `inputs.images.ImageProcessor`; the limits are of height x width after the resize."""
+class UnitImages:
+  """Images of merge units of `unit` pixels; the limits are of height x width after the resize."""
 
+  unit: ClassVar[int]
   min_pixels: int
   max_pixels: int
-
-  @property
-  def slot_multiple(self) -> int:
-    return BLOCK
 
   def grid(self, height: int, width: int) -> tuple[int, int]:
     # Past the longest aspect ratio that Transformers accepts, the image is squeezed to it.
     height, width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
-    resized = smart_resize(height, width, UNIT, self.min_pixels, self.max_pixels)
-    return resized[0] // UNIT, resized[1] // UNIT
+    resized = smart_resize(height, width, self.unit, self.min_pixels, self.max_pixels)
+    return resized[0] // self.unit, resized[1] // self.unit
+
+  def units(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the pixels of an image's merge units as `patchify` does, and its grid."""
+    rows, columns = self.grid(image.height, image.width)
+    size = (columns * self.unit, rows * self.unit)
+    if image.size != size:
+      image = image.resize(size, Image.Resampling.BICUBIC)
+    return patchify(image, rows, columns, MERGE), (rows, columns)
+
+  def positions(self, length: int, spans: np.ndarray, images: Sequence[Any]) -> np.ndarray:
+    return mrope(length, spans, [image.grid for image in images])
+
+
+class QwenImages(UnitImages):
+  """See `inputs.images.ImageProcessor`."""
+
+  unit = UNIT
+
+  @property
+  def slot_multiple(self) -> int:
+    return BLOCK
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
     rows, columns = self.grid(height, width)
     return rows * columns, _layout(rows, columns).blocks * BLOCK
 
   def patches(self, image: Image.Image) -> Patches:
-    rows, columns = self.grid(image.height, image.width)
-    size = (columns * UNIT, rows * UNIT)
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BICUBIC)
-    return replace(_layout(rows, columns), pixels=patchify(image, rows, columns, MERGE))
+    pixels, grid = self.units(image)
+    return replace(_layout(*grid), pixels=pixels)
 
   def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
     return {
@@ -109,9 +125,6 @@ class QwenImages:
       # (row, column) of the patch in its image
       "patch_position": np.zeros((rows, row_patches, 2), np.int32),
     }
-
-  def positions(self, length: int, spans: np.ndarray, images: Sequence[Patches]) -> np.ndarray:
-    return mrope(length, spans, [image.grid for image in images])
 
 
 def mrope(length: int, image_spans: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -9,18 +9,14 @@ normalization in `preprocessor_config.json` of the release, and `Qwen3VLModel.ge
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-  Qwen2VLImageProcessorPil,
-  smart_resize,
-)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from bis_jax.inputs.images import Batch, patchify
-from bis_jax.models.qwen2_5_vl.images import MAX_ASPECT, MERGE, UNIT_PATCHES, mrope
+from bis_jax.inputs.images import Batch
+from bis_jax.models.qwen2_5_vl.images import MERGE, UNIT_PATCHES, UnitImages
 
 PATCH = 16  # pixels along a side
 UNIT = PATCH * MERGE  # pixels along a side of a merge unit: one image token
@@ -53,33 +49,21 @@ class Patches:
     values[:] = _value_table().take(self.pixels[:, :, :, None])
 
 
-@dataclass(frozen=True)
-class Qwen3Images:
-  """See `inputs.images.ImageProcessor`; the limits are of height x width after the resize."""
+class Qwen3Images(UnitImages):
+  """See `inputs.images.ImageProcessor`."""
 
-  min_pixels: int
-  max_pixels: int
+  unit = UNIT
 
   @property
   def slot_multiple(self) -> int:
     return UNIT_PATCHES
-
-  def grid(self, height: int, width: int) -> tuple[int, int]:
-    # Past the longest aspect ratio that Transformers accepts, the image is squeezed to it.
-    height, width = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
-    resized = smart_resize(height, width, UNIT, self.min_pixels, self.max_pixels)
-    return resized[0] // UNIT, resized[1] // UNIT
 
   def cost(self, height: int, width: int) -> tuple[int, int]:
     rows, columns = self.grid(height, width)
     return rows * columns, rows * columns * UNIT_PATCHES
 
   def patches(self, image: Image.Image) -> Patches:
-    rows, columns = self.grid(image.height, image.width)
-    size = (columns * UNIT, rows * UNIT)
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BICUBIC)
-    return Patches(patchify(image, rows, columns, MERGE), (rows, columns))
+    return Patches(*self.units(image))
 
   def empty(self, rows: int, row_tokens: int, row_patches: int) -> Batch:
     return {
@@ -89,9 +73,6 @@ class Qwen3Images:
       "patch_position": np.zeros((rows, row_patches, 2), np.int32),
       "patch_grid": np.zeros((rows, row_patches, 2), np.int32),
     }
-
-  def positions(self, length: int, spans: np.ndarray, images: Sequence[Patches]) -> np.ndarray:
-    return mrope(length, spans, [image.grid for image in images])
 
 
 @functools.lru_cache(maxsize=4096)
