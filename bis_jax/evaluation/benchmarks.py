@@ -63,9 +63,7 @@ def find(name: str) -> Benchmark:
   # name.
   folder = files.absolute(name)
   if not folder.is_dir():
-    from bis_jax.storage import (
-      hub_datasets,
-    )  # here, because a local folder needs nothing of the hub
+    from bis_jax.storage import hub_datasets  # a local folder needs nothing of the hub
 
     folder = hub_datasets.download(name, f"no benchmark folder at {folder}", _FILES)
   if (folder / visual_process_bench.ANNOTATIONS).is_file():

@@ -106,6 +106,18 @@ def test_a_place_without_a_benchmark_is_an_error_with_the_remedy(monkeypatch, tm
   ):
     benchmarks.load("a/b")
 
+  def kept(*_, local_files_only, **__):
+    assert local_files_only
+    raise FileNotFoundError
+
+  (tmp_path / "a").mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", kept)
+  with pytest.raises(
+    FileNotFoundError, match="the hub was not asked for it: correct the name of a/b"
+  ):
+    benchmarks.load("a/b")
+
 
 def table(rows) -> bytes:
   file = io.BytesIO()
