@@ -116,7 +116,9 @@ def export_adapter(workdir: str, out: epath.Path, license: str | None = None) ->
   run = load_run(workdir, _MESH)
   base = pretrain.base_folder(run.config, locations.locate(run.config))
   if run.model.adaptation is None or not any(map(is_adapter, run.params)) or base is None:
-    raise UserError(f"{workdir} is no run with LoRA from a checkpoint: export it without --adapter")
+    raise UserError(
+      f"{workdir} is not a LoRA run that started from a checkpoint: export it without --adapter"
+    )
   manifest, evaluation = _results(workdir)
   name = run.config.model.checkpoint or str(base)
   card = model_card(

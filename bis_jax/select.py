@@ -172,7 +172,7 @@ def run() -> None:
       write(out, subset.noting_images(lines, in_columns) if converted else lines, manifest)
       if images and in_columns:
         subset.write_images(images, annotations, in_columns)
-        print(f"{len(in_columns):,} images that stood in columns are in {images}, an image root")
+        print(f"{len(in_columns):,} images stored in columns are in {images}, an image root")
     manifest.save(manifest_path)
     if report:
       from bis_jax.reports import selection_page  # imports matplotlib

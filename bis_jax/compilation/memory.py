@@ -48,7 +48,7 @@ def parse(text: str) -> float:
   """Returns the bytes of "80GB" or "80GiB"; raises UserError."""
   found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB)", text)
   if not found:
-    raise UserError(f"--memory={text} is no amount of memory: write --memory=80GB")
+    raise UserError(f"--memory={text} is not an amount of memory: write --memory=80GB")
   return float(found[1]) * _UNITS[found[2]]
 
 

@@ -190,7 +190,7 @@ class ConvertedFile(AnnotationFile):
     return b"".join(self._lines(batch.to_pylist()))
 
   def embedded_images(self, group: int) -> Iterator[tuple[str, bytes]]:
-    """Yields the references and contents of the images that stand in columns; they may repeat."""
+    """Yields the references and contents of the images stored in columns; they may repeat."""
     found: list[tuple[str, bytes]] = []
     for record in self.records(group) if self.embeds_images() else ():
       _references(record, lambda name, content: found.append((name, content)))
@@ -273,7 +273,7 @@ class ConvertedFile(AnnotationFile):
         return json.loads(stream.read())
       except (ValueError, RecursionError) as error:
         raise AnnotationError(
-          f"{self.path} ({self.name}) is no JSON list of records ({error}): get the file again"
+          f"{self.path} ({self.name}) is not a JSON list of records ({error}): get the file again"
         ) from error
 
   @contextlib.contextmanager

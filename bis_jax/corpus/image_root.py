@@ -32,7 +32,7 @@ _SLACK = 1 << 10  # bytes of those names at most, or the member is read alone
 
 _RELEASE = "VisualPRM400K-v1.1-Raw/"
 _FOLDER = "images/"
-EMBEDDED = "embedded/"  # before the digest of an image that stands in a column: its reference
+EMBEDDED = "embedded/"  # before the digest of an image stored in a column: its reference
 
 
 def candidates(reference: str) -> tuple[str, ...]:
@@ -215,7 +215,7 @@ class ImageRoot:
 
 
 class ImageRoots:
-  """The image root, if there is one, and a folder with the images that stand in columns."""
+  """The image root, if there is one, and a folder with the images stored in columns."""
 
   def __init__(self, root: ImageRoot | None, embedded: str | os.PathLike | None = None):
     """`embedded` is a folder of files named by their digests."""

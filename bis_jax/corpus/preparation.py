@@ -118,7 +118,7 @@ def prepare(
 def _image_roots(
   out: epath.Path, found: Sequence[AnnotationFile], root: ImageRoot | None, workers: Workers
 ) -> Iterator[ImageRoots]:
-  """Yields the image root with the images in columns, which stand beside `out` in the meantime."""
+  """Yields the image root with the images in columns, extracted beside `out` until it is done."""
   of_columns = [f for f in found if isinstance(f, ConvertedFile) and f.embeds_images()]
   if not of_columns:
     yield ImageRoots(root)

@@ -75,7 +75,7 @@ class BenchmarkImage:
 
 @dataclasses.dataclass(frozen=True)
 class ColumnImage:
-  """An image that stands in a column of a table; its name is the digest of its content."""
+  """An image stored in a column of a table; its name is the digest of its content."""
 
   name: str
   content: bytes = dataclasses.field(repr=False)

@@ -81,7 +81,7 @@ def noting_images(lines: Iterable[Line], found: set[str]) -> Iterator[Line]:
 def write_images(
   folder: epath.Path, annotations: Sequence[AnnotationFile], wanted: set[str]
 ) -> None:
-  """Writes images that stand in columns as files of an image root; the records name them so."""
+  """Writes images stored in columns as files of an image root; the records name them so."""
   for file in annotations:
     if isinstance(file, ConvertedFile) and file.embeds_images():
       for group in range(file.groups()):

@@ -243,7 +243,7 @@ def test_images_in_columns_are_written_beside_a_subset(tmp_path, write_files, pn
   out = tmp_path / "out/subset.jsonl"
   flags = ["--strategy=full", "--fraction=1", "--format=trl", f"--out={out}"]
   done = command("bis_jax.select", f"--annotations={folder}", *flags)
-  assert done.returncode == 0 and "2 images that stood in columns are in" in done.stdout, done
+  assert done.returncode == 0 and "2 images stored in columns are in" in done.stdout, done
   corpus = prepare(out, out.with_name("subset.images"), tmp_path / "corpus", workers=1)
   stored = [corpus.images(corpus.image_ids(i)) for i in range(6)]
   assert stored == [[blue], [red]] * 3
