@@ -4,12 +4,11 @@
     python -m bis_jax.serve --checkpoint=RUN --port=8000
     curl localhost:8000/score -d '{"question": "2 + 2?", "steps": ["4."], "images": []}'
 
-http://localhost:8000 is a page to try it. `bis_jax.scoring.server` defines requests and answers. On SIGTERM it accepts no new connection,
-answers the requests that it holds, and ends.
+http://localhost:8000 is a page to try it. `bis_jax.scoring.server` defines requests and answers. On SIGTERM it answers
+every connection that waits or is open, with `Connection: close`, and ends.
 """
 
 import ctypes
-import signal
 import socket
 
 from absl import app, flags
@@ -23,6 +22,9 @@ _CHECKPOINT = flags.DEFINE_string(
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1, upper_bound=65535)
 _BODY_SECONDS = flags.DEFINE_float("body_seconds", 20, "seconds in which a request must arrive")
+_STOP_SECONDS = flags.DEFINE_integer(
+  "stop_seconds", 25, "seconds after SIGTERM in which requests are answered; then a 503", 1
+)
 _WAITING = flags.DEFINE_integer("waiting", 256, "requests held at once; more get a 503", 1)
 _BATCH = flags.DEFINE_integer("batch", 64, "solutions handed to the model at a time", 1)
 _ROWS = flags.DEFINE_integer(
@@ -49,10 +51,7 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINT.value:
       raise UserError("name a workdir, an exported folder or a hub id with --checkpoint=RUN")
     try:
-      import uvicorn
-
-      from bis_jax.scoring import server, step_scorer
-      from bis_jax.scoring.http_protocol import Protocol
+      from bis_jax.scoring import http_protocol, server, step_scorer
     except ModuleNotFoundError as error:
       if error.name not in ("prometheus_client", "starlette", "uvicorn"):
         raise
@@ -72,11 +71,7 @@ def main(argv: list[str]) -> None:
   limits = server.Limits(
     body_seconds=_BODY_SECONDS.value, waiting=_WAITING.value, batch=_BATCH.value
   )
-  # Uvicorn stops on SIGTERM and then raises it once more, which would look like a crash.
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  app = server.create_app(scorer, limits)
-  config = uvicorn.Config(app, http=Protocol, access_log=False)
-  uvicorn.Server(config).run(sockets=[bound])
+  http_protocol.serve(server.create_app(scorer, limits), bound, _STOP_SECONDS.value)
 
 
 def _free_large_blocks() -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from bis_jax import images
@@ -50,20 +49,20 @@ class Lengths:
 
 class QuickProtocol(http_protocol.Protocol):
   head_seconds = 0.3
+  last_seconds = 0.3
   most = 40
 
 
 class Served:
   """An application served on a free port by a thread of this process."""
 
-  def __init__(self, scorer, limits=LIMITS, app=None):
+  def __init__(self, scorer, limits=LIMITS, app=None, stop_seconds=20):
     self.scorer = scorer
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     self.port = listener.getsockname()[1]
     app = app or server.create_app(scorer, limits)
-    config = uvicorn.Config(app, http=QuickProtocol, log_level="critical")
-    self._server = uvicorn.Server(config)
+    self._server = http_protocol.Server(app, stop_seconds, QuickProtocol)
     self._thread = threading.Thread(target=self._server.run, args=([listener],))
     self._thread.start()
     while not self._server.started:

@@ -138,6 +138,13 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> ASGIApp:
       results = [s if isinstance(s, SolutionError) else next(scores) for s in found]
       return JSONResponse(asked.answer(results))
 
+  async def answer_in_time(form: Form, request: Request) -> JSONResponse:
+    try:
+      return await answer(form, request)
+    except asyncio.CancelledError as error:  # by Uvicorn, at the end of `stop_seconds`
+      reason = "the server stops before it could answer; ask again"
+      raise HTTPException(503, reason, {"retry-after": "1"}) from error
+
   async def healthz(_: Request) -> JSONResponse:
     found = {"status": "ok", "checkpoint": scorer.name, "waiting": requests.total()}
     return JSONResponse(found | ({"cache": scorer.cache.counts()} if scorer.cache else {}))
@@ -168,7 +175,7 @@ def create_app(scorer: step_scorer.Scorer, limits: Limits) -> ASGIApp:
     "/v1/models": models,
     "/openapi.json": schema,
   }
-  posts = {path: functools.partial(answer, form) for path, form in _FORMS.items()}
+  posts = {path: functools.partial(answer_in_time, form) for path, form in _FORMS.items()}
   app = Starlette(
     routes=[
       *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()),
@@ -299,7 +306,7 @@ async def _read_body(
   return bytes(body)
 
 
-def _refuse(request: Request, error: Exception) -> JSONResponse:
+async def _refuse(request: Request, error: Exception) -> JSONResponse:
   status, reason, headers = 500, "internal error; the server's log has more", {}
   if isinstance(error, HTTPException):
     status, reason, headers = error.status_code, error.detail, dict(error.headers or {})

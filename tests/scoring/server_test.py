@@ -5,17 +5,17 @@ The model is the stub of `tests/served.py`; `scoring_test.py` holds the real one
 
 import base64
 import dataclasses
+import http.client
 import io
 import json
-import pathlib
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from absl import flags
 from PIL import Image, ImageFile
 from starlette.exceptions import HTTPException
 
-from bis_jax.scoring import batcher, server
+from bis_jax.scoring import batcher, http_protocol, server
 from bis_jax.scoring.server_metrics import ServerMetrics
 from tests.commands import run_command
 from tests.served import LIMITS, Lengths, QuickProtocol, Served, png, solution
@@ -301,43 +301,83 @@ def test_a_full_house_says_so_and_a_failed_batch_hurts_no_other():
   assert set(statuses) == {200, 503} and statuses.count(200) >= 2
 
 
-SLOW_SERVER = """
-import signal, sys, uvicorn
-from tests import served
-from bis_jax.scoring import batcher, http_protocol, server
-from bis_jax.scoring.server_metrics import ServerMetrics
-from tests.commands import run_command
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-app = server.create_app(served.Lengths(seconds=1.0), server.Limits())
-uvicorn.run(app, port={port}, log_level="critical")
-"""
+def test_sigterm_ends_it_once_all_that_have_connected_are_answered(monkeypatch):
+  """Mutations caught: what waits in the listener's backlog, or is sent on an open connection, is reset.
 
+  The loop stands still from the moment it stops until all have connected, so it accepts none before.
+  """
+  in_flight, stopping, go_on = threading.Event(), threading.Event(), threading.Event()
+  stop = http_protocol.Server.shutdown
 
-def test_sigterm_ends_it_once_requests_in_flight_are_answered(served):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  tests = pathlib.Path(__file__).parent
-  program = SLOW_SERVER.format(port=port)
-  process = subprocess.Popen([sys.executable, "-c", program], cwd=tests.parents[1])
-  probe = Served.__new__(Served)
-  probe.port = port
-  deadline = time.monotonic() + 60
-  while True:
+  async def stop_late(self, sockets=None):
+    stopping.set()
+    go_on.wait(20)
+    await stop(self, sockets)
+
+  class Busy(Lengths):
+    def score_each(self, examples):
+      if self.batches:  # all but the first
+        in_flight.set()
+        go_on.wait(20)
+      return super().score_each(examples)
+
+  monkeypatch.setattr(http_protocol.Server, "shutdown", stop_late)
+  listener = socket.create_server(("127.0.0.1", 0))
+  address = listener.getsockname()
+
+  def connect():
+    connection = http.client.HTTPConnection(*address, timeout=20)
+    connection.connect()
+    return connection
+
+  def ask(connection, length):
+    connection.request("POST", "/score", json.dumps(solution("a" * length)))
+
+  def answer(connection, length):
+    response = connection.getresponse()
+    assert json.loads(response.read()) == {"scores": [pytest.approx(length / 1000)]}
+    return response.status, response.getheader("connection")
+
+  def clients():
     try:
-      assert probe.call(None, "GET", "/healthz")[0] == 200
-      break
-    except ConnectionError:
-      assert time.monotonic() < deadline
-      time.sleep(0.1)
-  answers = []
-  thread = threading.Thread(target=lambda: answers.append(probe.call(solution("abc"))))
-  thread.start()
-  while probe.call(None, "GET", "/healthz")[1]["waiting"] == 0:
-    time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
-  thread.join()
-  assert answers[0][0] == 200
-  assert process.wait(timeout=20) == 0
-  with pytest.raises(ConnectionError):
-    probe.call(solution("late"))
+      used, busy = connect(), connect()
+      ask(used, 65)
+      assert answer(used, 65) == (200, None)
+      ask(busy, 67)
+      assert in_flight.wait(20)
+    finally:
+      os.kill(os.getpid(), signal.SIGTERM)
+    assert stopping.wait(20)
+    waiting, late = [connect() for _ in range(64)], connect()
+    for length, one in enumerate([*waiting, used]):
+      ask(one, length + 1)
+    go_on.set()
+    ask(late, 66)
+    for length, one in enumerate([*waiting, used, late, busy]):
+      assert answer(one, length + 1) == (200, "close")
+
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    with ThreadPoolExecutor(1) as pool:
+      done = pool.submit(clients)
+      http_protocol.serve(server.create_app(Busy(), server.Limits()), listener, stop_seconds=20)
+      done.result()
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  with pytest.raises(ConnectionRefusedError):
+    connect()
+
+
+def test_what_takes_too_long_at_the_end_is_told_so():
+  scorer = Lengths(seconds=3.0)
+  served = Served(scorer, stop_seconds=1)
+  found = []
+  asking = threading.Thread(target=lambda: found.append(served.call(solution("a"))))
+  asking.start()
+  while not scorer.batches:
+    time.sleep(0.01)
+  started = time.monotonic()
+  served.stop()
+  asking.join()
+  assert time.monotonic() - started < 2.5
+  assert found == [(503, {"error": "the server stops before it could answer; ask again"})]
