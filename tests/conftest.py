@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all other processes inherit the first one's
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bis_jax_tests_")
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import contextlib  # noqa: E402
 import io  # noqa: E402
@@ -33,8 +33,11 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from bis_jax.compilation import program_cache  # noqa: E402
 from bis_jax.corpus.score_table import PAPER_OK, STRICT_OK  # noqa: E402
 from tests.bucket_server import BucketServer  # noqa: E402
 from tests.commands import run_command  # noqa: E402
@@ -85,12 +88,23 @@ def bucket(bucket_server, tmp_path) -> epath.Path:
 
 
 @pytest.fixture(scope="session")
-def small_config(tmp_path_factory):
+def shared_cache(tmp_path_factory) -> str:
+  """A folder for corpora and pre-trained backbones, the same in all workers of a session."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent
+  (folder / "cache").mkdir(exist_ok=True)
+  return str(folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def small_config(shared_cache):
   """The toy recipe on a thousand rollouts with the smallest model: a run of seconds."""
   from configs import qwen_bis10
 
   c = qwen_bis10.get_config("toy")
-  c.corpus.cache = str(tmp_path_factory.mktemp("cache"))
+  c.corpus.cache, c.corpus.workers = shared_cache, 1
+  c.train.compile_cache = ""  # commands in other processes, too, share the session's
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
   c.model.size = "tiny"
   c.pretrain.steps = 2
@@ -98,6 +112,71 @@ def small_config(tmp_path_factory):
   c.train.log_every, c.train.checkpoint_every = 1, 2
   c.evaluation.blank_images, c.evaluation.every, c.evaluation.dev_rollouts = False, 0, 0
   return c.lock()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache_of_programs():
+  """Runs share the session's compiled programs: with folders of their own each compiles anew.
+
+  The folder that a run names stays JAX's for all later tests of the process, too.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program_cache, "use", lambda folder: None)
+    yield
+
+
+@pytest.fixture(scope="module")
+def own_programs():
+  """Runs of a file of tests keep their compiled programs in the folder that the config names."""
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+  before = {name: getattr(jax.config, name) for name in names}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program_cache, "use", _USE_PROGRAMS)
+    yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+_USE_PROGRAMS = program_cache.use
+
+
+@pytest.fixture(scope="module")
+def programs_once():
+  """Runs of one config in a file of tests trace and lower each of their programs once."""
+  from bis_jax.scoring import step_scorer
+  from bis_jax.training import loop
+
+  made = {}
+
+  def text(part):
+    if isinstance(part, ConfigDict):  # no program depends on the sections left out
+      return str([part[s] for s in sorted(part) if s not in ("corpus", "evaluation", "selection")])
+    return str(part) if isinstance(part, dict) else part
+
+  def once(function):
+    def call(*arguments, **options):
+      key = (function, *map(text, arguments), *options.items())
+      if key not in made:
+        made[key] = function(*arguments, **options)
+      return made[key]
+
+    return call
+
+  with pytest.MonkeyPatch.context() as patch:
+    for module, name in ((loop, "step_of"), (step_scorer, "make_score_step")):
+      patch.setattr(module, name, once(getattr(module, name)))
+    yield
+
+
+@pytest.fixture(scope="module")
+def no_plots():
+  """The plots of pages are empty files; tests/reports and whole commands draw them."""
+  from bis_jax.reports import plot_style
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(plot_style, "png_bytes", lambda figure: b"")
+    yield
 
 
 SOURCES = ("MMMU", "MathVision", "MathVerse_VO", "DynaMath", "WeMath")

@@ -27,8 +27,8 @@ def test_the_notebook_and_the_scoring_script_run(monkeypatch, tmp_path):
   monkeypatch.setenv("XLA_FLAGS", FAST_COMPILATION)  # and one device
   notebook = NOTEBOOK.copy()
   script = nbformat.v4.new_code_cell(
-    "print(subprocess.run([sys.executable, '-m', 'examples.score_solutions', f'{folder}/run', "
-    "str(paths[0])], check=True, capture_output=True, text=True).stdout)"
+    "import runpy\nsys.argv[1:] = [f'{folder}/run', str(paths[0])]\n"
+    "runpy.run_module('examples.score_solutions', run_name='__main__')"
   )
   notebook.cells = [*notebook.cells, script]
   resources = {"metadata": {"path": str(ROOT / "examples")}}
@@ -36,7 +36,8 @@ def test_the_notebook_and_the_scoring_script_run(monkeypatch, tmp_path):
   printed = [cell.outputs[0] for cell in notebook.cells if cell.get("outputs")]
   assert any("image/png" in output.get("data", {}) for output in printed)
   assert "100 lines" in notebook.cells[-3].outputs[-1].text
-  assert len(re.findall(r"^0\.\d{3}  ", notebook.cells[-1].outputs[0].text, re.M)) == 3
+  shown = "".join(o.text for o in notebook.cells[-1].outputs if o.get("name") == "stdout")
+  assert len(re.findall(r"^0\.\d{3}  ", shown, re.M)) == 3
 
 
 def test_the_selection_script_writes_one_row_per_kept_rollout(tmp_path):

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   # Halves the time of compilation. Later releases have no other way to make kernels, and stop at
   # a flag that they do not know.

@@ -10,6 +10,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bis_jax.compilation import program_cache
 
+pytestmark = pytest.mark.usefixtures("own_programs")
+
 
 @contextlib.contextmanager
 def settings_restored():

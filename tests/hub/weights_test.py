@@ -23,6 +23,7 @@ from bis_jax.models.hub_layout import REWARD_HEAD_PATH
 from bis_jax.models.qwen2_5_vl.config import SIZES as QWEN_SIZES
 from bis_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from bis_jax.models.qwen2_5_vl.hub_layout import layout
+from tests.xla_flags import FAST_COMPILATION
 
 
 @pytest.fixture
@@ -363,7 +364,9 @@ def test_each_of_two_processes_reads_its_half(folder, config, params, bucket, bu
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  environment = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILATION}"
+  }
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", _PROCESS, str(folder), str(bucket), address, str(process)],

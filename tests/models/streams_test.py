@@ -112,10 +112,9 @@ def test_loss_and_gradients_on_eight_devices(name, shape):
 
 
 def test_loss_and_gradients_on_two_processes(tmp_path):
-  batches = {MODELS[name][0].backbone: device_arrays(case(name)[2]) for name in MODELS}
-  found = run_two_processes(batches, tmp_path)
-  for name in MODELS:
-    assert_close(found[MODELS[name][0].backbone], alone(name))
+  """One backbone: which rows a process gives does not depend on it."""
+  found = run_two_processes({"qwen3_vl": device_arrays(case("qwen3")[2])}, tmp_path)
+  assert_close(found["qwen3_vl"], alone("qwen3"))
 
 
 @pytest.mark.parametrize("name", MODELS)

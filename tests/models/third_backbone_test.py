@@ -21,6 +21,8 @@ from bis_jax.scoring.restore import load_run
 from bis_jax.settings import config_check, keys
 from configs import common
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 class Third(Qwen2_5_VL):
   """A model of its own class."""

@@ -1,5 +1,6 @@
 """Real processes find each other, wait for each other, compute together and end together."""
 
+import concurrent.futures
 import os
 import pathlib
 import signal
@@ -208,24 +209,38 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize(
-  "who, how, wait, bound",
-  [
-    (0, "SIGKILL", "step", 0),
-    (1, "SIGKILL", "step", HEARTBEAT),  # over TCP at once; on devices after the heartbeat
-    (1, "SIGSTOP", "step", HEARTBEAT),  # a host that hangs: nothing breaks off by itself
-    (1, "SIGKILL", "barrier", HEARTBEAT),
-    (0, "error", "barrier", 0),
-    (1, "error", "step", HEARTBEAT),
-  ],
-)
-def test_where_one_process_dies_the_other_stops_with_an_error_in_time(who, how, wait, bound):
+DEATHS = [
+  (0, "SIGKILL", "step", 0),
+  (1, "SIGKILL", "step", HEARTBEAT),  # over TCP at once; on devices after the heartbeat
+  (1, "SIGSTOP", "step", HEARTBEAT),  # a host that hangs: nothing breaks off by itself
+  (1, "SIGKILL", "barrier", HEARTBEAT),
+  (0, "error", "barrier", 0),
+  (1, "error", "step", HEARTBEAT),
+]
+
+
+def _die(who: int, how: str, wait: str, bound: int) -> tuple:
+  """Returns what `_finish` gives for the other process, then for `who`, and how long that took."""
   started = _start_two(DIE, who, how, wait, HEARTBEAT)
-  code, out, err = _finish(started[1 - who])
-  seconds = time.time() - float(out.split()[-1])
+  other = _finish(started[1 - who])
+  seconds = time.time() - float(other[1].split()[-1])
   if how == "SIGSTOP":
     started[who].send_signal(signal.SIGKILL)
-  died, _, its_err = _finish(started[who])
+  return other, _finish(started[who]), seconds
+
+
+@pytest.fixture(scope="module")
+def deaths():
+  """{case: future of `_die`}: three pairs at a time, because they mostly wait."""
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    yield {case: pool.submit(_die, *case) for case in DEATHS}
+
+
+@pytest.mark.parametrize("who, how, wait, bound", DEATHS)
+def test_where_one_process_dies_the_other_stops_with_an_error_in_time(
+  deaths, who, how, wait, bound
+):
+  (code, _, err), (died, _, its_err), seconds = deaths[who, how, wait, bound].result()
   assert code != 0 and died != 0
   assert "error" in err.lower(), "it says why"
   assert how != "error" or "error: a bad record" in its_err

@@ -38,7 +38,7 @@ def _config(small_config, cache: str) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def ran(small_config, bucket_server, tmp_path_factory) -> Ran:
+def ran(small_config, bucket_server, own_programs, tmp_path_factory) -> Ran:
   folder = tmp_path_factory.mktemp("runs")
   here = tmp_path_factory.mktemp("here")
   stages.run(_config(small_config, str(folder / "cache")), str(folder / "run"))

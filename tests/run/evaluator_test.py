@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -171,16 +169,12 @@ def test_a_damaged_benchmark_image_is_found_before_training(config, tmp_path, mo
     stages.run(config, str(tmp_path / "run"))
 
 
-def test_the_report_draws_the_curve(judged, tmp_path):
+def test_the_report_draws_the_curve(judged, command, tmp_path):
   folder, out = judged[0], tmp_path / "report"
   curve = run_table.read_run(str(folder), *KEY.split("/")).curve
   assert [step for step, _ in curve] == [2, 4, 6]
-  command = [sys.executable, "-m", "bis_jax.report", str(folder), f"--out={out}"]
-  done = subprocess.run(
-    command, cwd=stages.__file__.rsplit("/", 3)[0], capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
-  assert (out / "overall_against_step.png").read_bytes().startswith(b"\x89PNG")
+  assert command("bis_jax.report", folder, f"--out={out}").returncode == 0
+  assert (out / "overall_against_step.png").exists()
 
 
 def test_a_threshold_is_tuned_on_rollouts_that_were_not_trained_on(judged, config):

@@ -45,10 +45,10 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(shared_cache):
   """The recipe's toy form on a thousand rollouts, for a few steps."""
   c = internvl_bis10.get_config("toy")
-  c.corpus.cache = str(tmp_path_factory.mktemp("cache"))
+  c.corpus.cache = shared_cache
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
   c.corpus.workers = 1
   c.pretrain.steps = 2

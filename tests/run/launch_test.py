@@ -87,7 +87,7 @@ class Pod:
     with config.unlocked():
       config.pretrain.steps = 0
       config.corpus.workers = 1
-      config.corpus.cache = str(self["cache"])
+      config.corpus.cache, config.train.compile_cache = str(self["cache"]), "compiled"
       # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
       config.optim.eps = 1e-5
       config.train.checkpoint_every = 100  # only if a run is stopped, and at its end

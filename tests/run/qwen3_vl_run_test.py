@@ -29,10 +29,10 @@ from tests.served import Served
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(shared_cache):
   """The recipe's toy form on a thousand rollouts, for a few steps."""
   c = qwen3vl_bis10.get_config("toy")
-  c.corpus.cache = str(tmp_path_factory.mktemp("cache"))
+  c.corpus.cache = shared_cache
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
   c.corpus.workers, c.pretrain.steps, c.optim.learning_rate = 1, 2, 1e-2
   c.train.global_batch, c.train.steps = 8, 4

@@ -11,6 +11,7 @@ import pytest
 
 from bis_jax.corpus.corpus import Corpus
 from bis_jax.run import stages
+from bis_jax.settings.locations import locate
 from configs import qwen_bis10
 
 
@@ -38,10 +39,8 @@ def _benchmark(corpus, out):
 
 @pytest.fixture
 def config(shared, tmp_path):
-  """The Qwen recipe at tiny widths, with the real tokenizer, on a corpus in the released layout."""
-  corpus = _make_corpus(shared, tmp_path / "corpus")
+  """The Qwen recipe at tiny widths, with the real tokenizer; without corpus and benchmark."""
   c = qwen_bis10.get_config()
-  c.corpus.annotations, c.corpus.images = str(corpus / "annotations"), str(corpus / "images")
   c.corpus.cache = str(tmp_path / "cache")
   c.selection.fraction = 0.25
   c.inputs.tokenizer = str(shared / "data" / "tokenizers" / "qwen2_5_vl")
@@ -50,16 +49,19 @@ def config(shared, tmp_path):
   c.inputs.row_multiple, c.inputs.workers = 8, 0
   c.model.size, c.model.checkpoint, c.model.remat = "tiny", "", "none"
   c.model.dtype = "float32"
-  c.train.global_batch, c.train.steps, c.train.epochs = 8, 20, 3
-  c.evaluation.benchmark = str(_benchmark(corpus, tmp_path / "benchmark"))
+  c.train.global_batch, c.train.steps, c.train.epochs = 8, 4, 3
   return c
 
 
-def test_prepare_select_twenty_steps_and_evaluate(config, tmp_path):
+def test_prepare_select_four_steps_and_evaluate(config, shared, tmp_path):
+  corpus = _make_corpus(shared, tmp_path / "corpus")
+  config.corpus.annotations = str(corpus / "annotations")
+  config.corpus.images = str(corpus / "images")
+  config.evaluation.benchmark = str(_benchmark(corpus, tmp_path / "benchmark"))
   evaluation = stages.run(config, str(tmp_path / "run"))
   assert 0 <= evaluation["thresholds"]["fixed_0.5"]["macro_f1_pooled"] <= 1
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-  assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_every_planted_record_is_named_and_no_good_one_lost(config, shared, tmp_path):
@@ -67,9 +69,7 @@ def test_every_planted_record_is_named_and_no_good_one_lost(config, shared, tmp_
   config.corpus.annotations = str(dirty / "annotations")
   config.corpus.images = str(dirty / "images")
   config.corpus.max_rejected_fraction = 0.1
-  config.evaluation.benchmark = ""
-  config.train.steps = 1
-  stages.run(config, str(tmp_path / "run"))
+  stages.prepare_corpus(config, locate(config))
   (folder,) = (tmp_path / "cache").glob("corpus-*")
   listed = [
     json.loads(line)

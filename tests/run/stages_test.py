@@ -93,25 +93,6 @@ def test_a_finished_run_started_again_changes_nothing(unbroken, small_config):
   assert len((unbroken / "metrics.jsonl").read_text().splitlines()) == 6
 
 
-def test_a_relative_workdir_trains_resumes_and_scores(small_config, tmp_path, monkeypatch):
-  """README's own command names one; Orbax refuses relative paths."""
-  monkeypatch.chdir(tmp_path)
-  with small_config.unlocked():
-    config = small_config.copy_and_resolve_references()
-  config.unlock()
-  config.evaluation.benchmark, config.pretrain.steps = "", 0
-  config.train.steps = 2
-  stages.run(config, "runs/relative")
-  stages.run(config, "runs/relative")  # finds its checkpoint again
-  assert load_run("runs/relative").step == 2
-  solutions = tmp_path / "solutions.jsonl"
-  solutions.write_text(json.dumps({"id": 1, "question": "Add.", "steps": ["One.", "Two."]}) + "\n")
-  solution_files.score_file(
-    "runs/relative", solutions, tmp_path / "scores.jsonl", root=tmp_path, chunk=8
-  )
-  assert len(json.loads((tmp_path / "scores.jsonl").read_text())["scores"]) == 2
-
-
 def test_a_run_shares_prefixes_and_resumes_exactly(small_config, tmp_path, caplog):
   """All rollouts, about three per question, in rows as they are proposed."""
   with small_config.unlocked():
@@ -160,29 +141,43 @@ def test_a_killed_run_started_again_ends_as_if_never_stopped(unbroken, small_con
   assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_told_to_stop_saves_at_once_and_ends_as_if_never_stopped(
-  unbroken, small_config, tmp_path, monkeypatch, number
-):
-  """It arrives as the batch of step 3 is requested; checkpoints are due every 2 steps."""
-  folder = tmp_path / "run"
+def _stopped(config, folder: str, number: int) -> None:
+  """Runs until a signal, as the batch of step 3 is requested; checkpoints are due every 2 steps."""
   handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  with monkeypatch.context() as patch:
-    take = pipeline.BatchIterator.__next__
+  take = pipeline.BatchIterator.__next__
 
-    def hit(self):
-      if self.next_batch == 2:
-        os.kill(os.getpid(), number)
-      return take(self)
+  def hit(self):
+    if self.next_batch == 2:
+      os.kill(os.getpid(), number)
+    return take(self)
 
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline.BatchIterator, "__next__", hit)
     with pytest.raises(Preempted, match="step 3 of 6 is saved: run the same command again"):
-      stages.run(small_config, str(folder))
+      stages.run(config, folder)
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
-  assert (folder / "checkpoints" / "3" / "state" / "_METADATA").exists()
+  assert pathlib.Path(folder, "checkpoints", "3", "state", "_METADATA").exists()
+
+
+def test_a_run_told_to_stop_saves_at_once(small_config, tmp_path):
+  _stopped(small_config, str(tmp_path / "run"), signal.SIGINT)
+
+
+def test_a_stopped_run_in_a_relative_workdir_ends_as_if_never_stopped_and_scores(
+  unbroken, small_config, tmp_path, monkeypatch
+):
+  """README's own command names one; Orbax refuses relative paths."""
+  monkeypatch.chdir(tmp_path)
+  _stopped(small_config, "runs/relative", signal.SIGTERM)
   monkeypatch.delattr(stages, "initial_checkpoint")  # not needed on resume
-  stages.run(small_config, str(folder))
-  _assert_bit_equal(folder, unbroken)
+  stages.run(small_config, "runs/relative")
+  _assert_bit_equal(tmp_path / "runs/relative", unbroken)
+  solutions = tmp_path / "solutions.jsonl"
+  solutions.write_text(json.dumps({"id": 1, "question": "Add.", "steps": ["One.", "Two."]}) + "\n")
+  solution_files.score_file(
+    "runs/relative", solutions, tmp_path / "scores.jsonl", root=tmp_path, chunk=8
+  )
+  assert len(json.loads((tmp_path / "scores.jsonl").read_text())["scores"]) == 2
 
 
 def test_another_config_is_refused_and_nothing_is_overwritten(unbroken, small_config):

@@ -12,15 +12,16 @@ from bis_jax.run import stages
 from bis_jax.selection import subset
 from bis_jax.selection.manifest import Manifest
 from bis_jax.selection.rule import select
+from bis_jax.settings.locations import locate
 from bis_jax.toy import drawing
 from tests.record_formats import COUNT, WRITTEN, lines, solutions
 
 
 @pytest.fixture(params=["qwen_bis10", "internvl_bis10"])
-def config(request, tmp_path):
+def config(request, shared_cache):
   """A run of 5 steps on rollouts whose questions describe the pictures."""
   c = importlib.import_module(f"configs.{request.param}").get_config("toy")
-  c.corpus.cache = str(tmp_path / "cache")
+  c.corpus.cache, c.corpus.workers = shared_cache, 1
   c.corpus.toy.update(rollouts=1000, images=300, benchmark_items=18, described=True)
   c.model.size, c.pretrain.steps, c.train.steps, c.train.log_every = "tiny", 0, 5, 1
   c.evaluation.every, c.evaluation.dev_rollouts, c.evaluation.blank_images = 0, 20, False
@@ -40,9 +41,8 @@ def test_a_run_needs_no_tower(config, tmp_path, monkeypatch):
   assert len(lines) == 5 and all(np.isfinite(line["loss"]) for line in lines)
   assert evaluation["benchmark"]["items"] == 18
   assert (tmp_path / "run/index.html").exists()
-  rollout = json.loads(
-    next((tmp_path / "cache").glob("toy-*/annotations/bars_sum.jsonl")).read_text().split("\n")[0]
-  )
+  lines = (locate(config).annotations / "bars_sum.jsonl").read_text().splitlines()
+  rollout = json.loads(lines[0])
   assert rollout["image"] is None and "scores" in rollout["question_orig"]
 
 

@@ -29,6 +29,8 @@ from bis_jax.training import checkpoint, train_state
 from bis_jax.training.train_state import TrainState
 from tests.commands import run_command
 
+pytestmark = pytest.mark.usefixtures("programs_once")
+
 STEP = 3
 
 

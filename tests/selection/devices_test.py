@@ -19,6 +19,7 @@ from bis_jax.selection import blocks, cut
 from bis_jax.selection.rule import Rule, select
 from bis_jax.selection.strategies import STRATEGIES
 from tests.tables import table_from_steps
+from tests.xla_flags import FAST_COMPILATION
 
 RULES = [
   {"strategy": "bis", "fraction": 0.1},
@@ -81,7 +82,7 @@ def test_real_processes_agree_with_one_host(tmp_path, tables, processes):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILATION}"}
   started = [
     subprocess.Popen(
       [sys.executable, "-c", WORKER, address, str(i), str(processes)]

@@ -28,6 +28,8 @@ from bis_jax.toy import drawing
 from bis_jax.training import checkpoint, train_state
 from bis_jax.training.train_state import TrainState
 
+pytestmark = pytest.mark.usefixtures("programs_once")
+
 MANIFEST = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2, "seed": 0}
 MANIFEST |= {"none_positive": 1.0, "rollouts": 100, "digest": "abc123"}
 THRESHOLDS = {"fixed_0.5": 0.5, "tuned_on_dev": 0.4375}

@@ -31,6 +31,8 @@ from bis_jax.training.train_state import split_trainable
 from bis_jax.training.train_step import loss_and_grads
 from configs import common
 
+pytestmark = pytest.mark.usefixtures("programs_once", "no_plots")
+
 RULES = (("visual", 0.0), (r"language_model\.", "lora"), (".*", 1.0))
 MARKER = 7
 LORA = Adaptation(RULES, "float32", rank=4, alpha=8.0, dropout=0.0, marker_token=MARKER)

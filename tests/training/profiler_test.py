@@ -63,7 +63,7 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(config, tmp_path_factory) -> Ran:
+def ran(config, own_programs, tmp_path_factory) -> Ran:
   """Runs twice with one cache on disk; without programs of other tests."""
   compiled, batches = [], []
 

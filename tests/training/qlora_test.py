@@ -19,6 +19,8 @@ from bis_jax.run import stages
 from bis_jax.scoring.restore import load_run
 from bis_jax.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("programs_once")
+
 RULES = (("visual", 0.0), (r"language_model\.", "lora"), (".*", 1.0))
 PLAIN = SIZES["tiny"].with_vocabulary(256)
 # The largest error of a value, in units of the largest of its block: half of a step, or of the widest
