@@ -1,13 +1,13 @@
 """Eight fake CPU devices, strict ranks and exact float32 products in every test.
 
-Every program is compiled fast, and once per session for all processes.
+Every program is compiled fast, and once for all processes and, for a week, for later sessions.
 """
 
-import atexit
+import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
+import time
 
 from tests.xla_flags import FAST_COMPILATION
 
@@ -16,11 +16,14 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all other processes inherit the first one's
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bis_jax_tests_")
-  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+  programs = pathlib.Path.home() / ".cache" / "bis_jax_tests"
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+  for file in programs.glob("*"):
+    with contextlib.suppress(FileNotFoundError):  # another session's turn
+      if time.time() - file.stat().st_mtime > 7 * 24 * 3600:
+        file.unlink()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import contextlib  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import subprocess  # noqa: E402
@@ -145,13 +148,16 @@ _USE_PROGRAMS = program_cache.use
 def programs_once():
   """Runs of one config in a file of tests trace and lower each of their programs once."""
   from bis_jax.scoring import step_scorer
+  from bis_jax.settings import keys
   from bis_jax.training import loop
 
   made = {}
 
   def text(part):
-    if isinstance(part, ConfigDict):  # no program depends on the sections left out
-      return str([part[s] for s in sorted(part) if s not in ("corpus", "evaluation", "selection")])
+    if isinstance(part, ConfigDict):  # no program depends on what is left out
+      settings = keys.flatten(part)
+      left_out = ("corpus.", "evaluation.", "selection.", "train.compile_cache")
+      return str({key: settings[key] for key in settings if not key.startswith(left_out)})
     return str(part) if isinstance(part, dict) else part
 
   def once(function):

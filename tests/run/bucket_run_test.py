@@ -27,13 +27,11 @@ class Ran(NamedTuple):
   params: dict[str, np.ndarray]  # of the first
 
 
-def _config(small_config, cache: str) -> ConfigDict:
+def _config(small_config, **changes) -> ConfigDict:
   c = small_config.copy_and_resolve_references()
   with c.unlocked():
-    c.corpus.cache = cache
-    c.corpus.toy.benchmark_items, c.corpus.workers = 18, 1
     c.evaluation.dev_rollouts, c.train.profile_steps = 8, (2, 1)
-    c.train.compile_cache = "programs"
+    c.update_from_flattened_dict(changes)
   return c
 
 
@@ -41,8 +39,9 @@ def _config(small_config, cache: str) -> ConfigDict:
 def ran(small_config, bucket_server, own_programs, tmp_path_factory) -> Ran:
   folder = tmp_path_factory.mktemp("runs")
   here = tmp_path_factory.mktemp("here")
-  stages.run(_config(small_config, str(folder / "cache")), str(folder / "run"))
-  config = _config(small_config, f"{BUCKET}/cache")
+  stages.run(_config(small_config), str(folder / "run"))
+  changes = {"corpus.cache": f"{BUCKET}/cache", "train.compile_cache": "programs"}
+  config = _config(small_config, **changes)
   with contextlib.chdir(here):
     stages.run(config, f"{BUCKET}/run")
   assert not [*here.iterdir()]  # no folder gs:

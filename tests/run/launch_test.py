@@ -80,14 +80,18 @@ class Pod:
   """A folder of runs that differ only in processes, devices and signals."""
 
   def __init__(self, config, folder: pathlib.Path, place: epath.Path | None = None):
-    """Workdirs and cache are in `place`, by default in `folder`, where records of the runs are."""
+    """Workdirs are in `place`, by default in `folder`, where records of the runs are.
+
+    The cache of corpora is in `place`, by default the config's.
+    """
     self._folder, self._place = folder, place or epath.Path(folder)
+    self.cache = place / "cache" if place else epath.Path(config.corpus.cache)
     self.lines: dict[str, list[str]] = {}  # written by the latest run in a workdir
     config = config.copy_and_resolve_references()
     with config.unlocked():
       config.pretrain.steps = 0
       config.corpus.workers = 1
-      config.corpus.cache, config.train.compile_cache = str(self["cache"]), "compiled"
+      config.corpus.cache, config.train.compile_cache = str(self.cache), "compiled"
       # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
       config.optim.eps = 1e-5
       config.train.checkpoint_every = 100  # only if a run is stopped, and at its end
@@ -240,7 +244,7 @@ def hosts(small_config, tmp_path_factory, bucket_server, pod, unbroken) -> Pod:
   """A pod whose processes share nothing but a bucket, with the programs of the other one."""
   folder = tmp_path_factory.mktemp("hosts")
   hosts = Pod(small_config, folder, epath.Path("gs://bis-jax") / folder.name)
-  hosts.take(pod["cache"] / "compiled", "cache/compiled")
+  hosts.take(pod.cache / "compiled", "cache/compiled")
   return hosts
 
 
