@@ -10,14 +10,16 @@ every answer is compared. Requests are of all forms: `/score` of one solution, w
 lists, `/pooling` and `/get_reward`. A tenth is broken: bad base64, an image of 12,000 x 12,000 pixels,
 10,000 steps, a body that stops half way, an unknown key, a message without a role, prompts that are
 not in their queries. Texts with special tokens are good requests. At the end a SIGTERM arrives while
-requests are in flight. Lists: 16 solutions of one question and image in one request, in 16 requests one
-after the other, and in 16 at once alternate, each time of a new question. Results: benchmarks/RESULTS.md.
+requests are in flight. Lists: 16 solutions of one question and image (the benchmark's largest, then
+pictures of a camera's size) in one request, in 16 requests one after the other, and in 16 at once
+alternate, each time of a new question. Results: benchmarks/RESULTS.md.
 """
 
 import argparse
 import base64
 import collections
 import http.client
+import io
 import json
 import random
 import signal
@@ -32,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from bis_jax.evaluation import visual_process_bench
 from bis_jax.scoring import solutions, step_scorer
@@ -197,12 +200,24 @@ class Clients:
           self.seconds.append(time.perf_counter() - start)
 
 
-def lists(solutions_of_one: list[Solution], rounds: int = 5, times: int = 4) -> None:
+def photo(width: int, height: int) -> bytes:
+  """Returns a JPEG with about as much detail as a photograph."""
+  pixels = np.random.default_rng(0).integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(
+    file, "JPEG", quality=90
+  )
+  return file.getvalue()
+
+
+def lists(
+  solutions_of_one: list[Solution], picture: bytes, rounds: int = 9, times: int = 3
+) -> None:
   """Prints how many solutions a second are scored in one request, and in one request each.
 
   Every time they answer a question of their own, so that the server has seen nothing of it.
   """
-  image = base64.b64encode(solutions_of_one[0].images[0]).decode()
+  image = base64.b64encode(picture).decode()
   steps = [list(one.steps) for one in solutions_of_one]
   asked = 0
 
@@ -238,7 +253,8 @@ def lists(solutions_of_one: list[Solution], rounds: int = 5, times: int = 4) -> 
         ask(*new)
         seconds[name] += time.perf_counter() - start
     rates.append([len(steps) * times / second for second in seconds.values()])
-    print(", ".join(f"{name} {rate:.1f}/s" for name, rate in zip(ways, rates[-1], strict=True)))
+  for name, rate in zip(ways, np.transpose(rates), strict=True):
+    print(f"{name}: median {np.median(rate):.1f}, at most {rate.max():.1f} solutions/s")
   in_turns, at_onces, ones = np.array(rates).T
   print(f"one request: median {np.median(ones / in_turns):.2f} times as many solutions a second as")
   print(f"in turn, {np.median(ones / at_onces):.2f} times as many as at once")
@@ -311,7 +327,11 @@ def main() -> None:
     chosen[largest].with_texts(chosen[largest].question, [f"{k}.", *chosen[largest].steps])
     for k in range(16)
   ]
-  lists(beginnings)
+  pictures = {"benchmark": chosen[largest].images[0]}
+  pictures |= {f"{w} x {h}": photo(w, h) for w, h in ((640, 480), (1280, 960))}
+  for name, picture in pictures.items():
+    print(f"one image, {name}, {len(picture):,} bytes, and 16 solutions:")
+    lists(beginnings, picture)
   if args.lists:
     process.terminate()
     return
@@ -334,10 +354,23 @@ def main() -> None:
   print(f"99 % within {1000 * np.quantile(soak.seconds, 0.99):.0f} ms")
   print("resident MB:", " ".join(f"{mb:.0f}" for mb in memory))
 
-  # Every client has just sent a request when the signal arrives.
-  last = Clients(requests, wanted, 0.0)
-  last.run(args.clients, 0.05, at_end=lambda: process.send_signal(signal.SIGTERM))
-  print("in flight at SIGTERM:", dict(last.outcomes), "exit code", process.wait(timeout=60))
+  # Every client has connected and sent a request when the signal arrives.
+  last, sent = collections.Counter(), []
+  for k in range(args.clients):
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    path, body, _ = requests[k % len(requests)]["score"]
+    connection.request("POST", path, body)
+    sent.append((connection, wanted[k % len(requests)]))
+  process.send_signal(signal.SIGTERM)
+  for connection, scores in sent:
+    try:
+      response = connection.getresponse()
+      answer = json.loads(response.read())
+      right = response.status == 200 and np.allclose(answer["scores"], scores, rtol=0, atol=1e-5)
+      last["right" if right else f"WRONG {response.status} {answer}"] += 1
+    except OSError as error:
+      last[f"WRONG {error!r}"] += 1
+  print("sent before SIGTERM:", dict(last), "exit code", process.wait(timeout=60))
 
 
 if __name__ == "__main__":

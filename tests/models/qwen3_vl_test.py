@@ -322,6 +322,27 @@ def test_remat_changes_no_gradient(config, params, case):
     assert error(again[path], value) < 1e-5, path
 
 
+def test_text_alone_trains_without_a_tower(model, torch_model, monkeypatch):
+  """Rows without patch slots have the gradient of rows with empty ones, and the tower is not called."""
+  sample = draw(3, ())
+  targets = np.array([1.0, 0.0, 0.5, 0.25], np.float32)[: len(sample.markers)]
+  batch = assemble(torch_model, [sample])
+  wanted = param_tree.split(_gradient(model, batch, targets))[1]
+
+  def tower(*_):
+    raise AssertionError("the program has a vision tower")
+
+  monkeypatch.setattr(type(model), "image_features", tower)
+  text = {name: x[:, :0] if name.startswith("patch") else x for name, x in batch.items()}
+  found = param_tree.split(_gradient(model, text, targets))[1]
+  assert found.keys() == wanted.keys()
+  for path, value in found.items():
+    if path.startswith("visual"):
+      assert not np.any(value), path
+    else:
+      assert error(value, wanted[path]) < 1e-5 and np.any(value), path
+
+
 def test_the_paper_recipe_freezes_the_tower_and_trains_every_merger():
   config = qwen3vl_bis10.get_config()
   factors = learning_rates.factors(config, list(backbones.shapes(SIZES["8b"])[1]))

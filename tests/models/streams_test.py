@@ -106,7 +106,9 @@ def test_loss_and_gradients(name):
   assert_close(grads(name, case(name)[2]), alone(name))
 
 
-@pytest.mark.parametrize("name, shape", [("qwen", (2, 2, 2)), ("internvl", (8, 1, 1))])
+@pytest.mark.parametrize(
+  "name, shape", [("qwen", (2, 2, 2)), ("qwen3", (1, 4, 2)), ("internvl", (8, 1, 1))]
+)
 def test_loss_and_gradients_on_eight_devices(name, shape):
   assert_close(grads(name, case(name)[2], make_mesh(*shape)), alone(name))
 

@@ -137,6 +137,13 @@ def test_the_cards_example_gives_our_scores(config, unbroken, folder):
   assert len(differences) == 5 and max(differences) < 1e-4
 
 
+def test_the_folder_scores_as_the_run_did(config, unbroken, folder):
+  examples = benchmark_examples(_items(config), config.evaluation.images)
+  scores = step_scorer.load(str(folder)).score(examples)
+  for ours, theirs in zip(scores, _written_scores(unbroken), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_transformers_loads_the_folder_whole_and_so_does_training(unbroken, folder):
   _, info = Qwen3VLForConditionalGeneration.from_pretrained(
     folder, dtype=torch.float32, output_loading_info=True
