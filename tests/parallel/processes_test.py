@@ -93,8 +93,16 @@ from bis_jax.parallel import processes
 processes.start()
 import jax
 print(jax.process_index(), jax.process_count(), processes.is_first())
+jax.jit(lambda: jax.numpy.arange(3) * 2)()
 processes.wait_for_all("end")
 """
+
+
+def _cache(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    "JAX_COMPILATION_CACHE_DIR": str(folder),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
 
 
 def _environment(kind: str, process: int, port: int) -> dict[str, str]:
@@ -125,18 +133,21 @@ def _environment(kind: str, process: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["variables", "slurm", "tpu"])
-def test_processes_find_each_other(kind):
+def test_processes_find_each_other(kind, tmp_path):
+  """And compile every program: loaded from a cache, XLA's CPU client mixes up their collectives."""
   port = _port()
-  started = [_start(COUNT, **_environment(kind, i, port)) for i in range(2)]
+  started = [_start(COUNT, **_cache(tmp_path), **_environment(kind, i, port)) for i in range(2)]
   ended = [_finish(process) for process in started]
   assert [code for code, _, _ in ended] == [0, 0], ended
   assert [out.split() for _, out, _ in ended] == [["0", "2", "True"], ["1", "2", "False"]]
+  assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("surroundings", [{}, {"JAX_NUM_PROCESSES": "1", "SLURM_NTASKS": "2"}])
-def test_a_process_with_no_others_starts_alone(surroundings):
-  code, out, err = _finish(_start(COUNT, **surroundings))
+def test_a_process_with_no_others_starts_alone(surroundings, tmp_path):
+  code, out, err = _finish(_start(COUNT, **_cache(tmp_path), **surroundings))
   assert (code, out.split()) == (0, ["0", "1", "True"]), err
+  assert any(tmp_path.iterdir()), "its programs are kept"
 
 
 @pytest.mark.parametrize(
