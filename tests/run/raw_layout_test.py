@@ -50,6 +50,7 @@ def config(shared, tmp_path):
   c.model.size, c.model.checkpoint, c.model.remat = "tiny", "", "none"
   c.model.dtype = "float32"
   c.train.global_batch, c.train.steps, c.train.epochs = 8, 2, 3
+  c.evaluation.dev_rollouts = 20
   return c
 
 

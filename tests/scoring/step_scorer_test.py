@@ -359,5 +359,7 @@ def test_a_command_without_a_run_says_what_it_wants(tmp_path, command):
 
 def test_serve_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "uvicorn", None)
+  monkeypatch.delitem(sys.modules, "bis_jax.scoring.http_protocol", raising=False)
+  monkeypatch.delattr("bis_jax.scoring.http_protocol", raising=False)
   message = run_command("serve", f"--checkpoint={tmp_path}")
   assert message == "serve: uvicorn is not installed; run: pip install 'bis_jax[serve]'"
