@@ -184,24 +184,18 @@ class _Packer:
     rank = np.arange(len(examples)) - leads[unit]
     many = ~alone[unit]
     own[unit[many], rank[many]] = lengths[by_length][many]
-    # Tokens of groups of one, of prefixes and of all streams, patches, markers, tokens of each stream.
-    waiting = np.stack(
-      [
-        np.where(alone, costs[leads, 0], 0),
-        shared,
-        own.sum(axis=1),
-        costs[leads, 1],
-        np.add.reduceat(costs[:, 2], leads),
-        *own.T,
-      ],
-      axis=1,
-    )
+    tokens, patches = np.where(alone, costs[leads, 0], 0), costs[leads, 1]
+    markers = np.add.reduceat(costs[:, 2], leads)
+    # Tokens before the streams, patches, tokens of all streams, markers, tokens of groups of one that
+    # streams divide, and tokens of each stream. As floats, which are exact here.
+    before, divided = (shared, tokens) if self._layout.streams[0] else (tokens, shared)
+    waiting = [before, patches, own.sum(axis=1), markers, divided, *own.T]
+    waiting = np.stack(waiting, axis=1, dtype=np.float64)
     units, splits, streams, row_units = self._fill(waiting)
-    taken = waiting.sum(axis=0)
-    self.used += [taken[:3].sum(), *taken[3:5]]
-    order = np.concatenate([np.arange(*offsets[u : u + 2]) for u in units])
+    self.used += [tokens.sum() + shared.sum() + own.sum(), patches.sum(), markers.sum()]
     number = np.arange(len(units)) - np.repeat(np.cumsum(row_units) - row_units, row_units)
     placed = np.repeat(np.arange(len(units)), sizes[units])
+    order = np.arange(len(placed)) + (leads[units] - np.cumsum(sizes[units]) + sizes[units])[placed]
     places = np.stack(
       [splits[placed], streams[placed, rank[order]], number[placed]], axis=1, dtype=np.int32
     )
@@ -229,60 +223,72 @@ class _Packer:
   def _fill(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns (groups in row order, their splits and streams, groups per row)."""
     number, length = self._layout.streams
-    budgets, first = self._layout.budgets, self._layout.prefix_tokens
+    first, (_, of_patches, of_markers) = self._layout.prefix_tokens, self._layout.budgets.tolist()
     n = len(units)
     size = min(self._lookahead, n)
-    waiting = np.arange(size)  # indices into the order; n if none is left
+    window = np.arange(size)
+    waiting = window.copy()  # indices into the order; n if none is left
     near = units[:size].T.copy()
-    whole, shared, behind, patches, markers = near[:5]
     order, splits = np.empty(n, np.int64), np.empty(n, np.int64)
     streams, row_sizes = np.full((n, max(1, number)), -1, np.int64), []
     upcoming, in_row, placed = size, 0, 0
-    left, (room, room_patches, room_markers) = np.full(number, length), (first, *budgets[1:])
+    whole = np.array([first, of_patches, number * length]).clip(1)[:, None]
+    left, room, room_patches, room_markers = [length] * number, first, of_patches, of_markers
+    at, fitting = window, near  # where those are that may fit the row, and what they take
     while placed < n:
-      before, deepest = whole, np.sort(left)[::-1]
-      if number:
-        # What a group of one has before the streams: as full as the streams, if it can.
-        even = (room * number * length - (left.sum() - whole) * first) // (first + number * length)
-        least, most = np.maximum(0, whole - deepest[0]), np.minimum(whole, room)
-        before = np.where(whole > 0, np.clip(even, least, most), shared)
+      deepest = sorted(left, reverse=True)
+      one = room + sum(deepest[:1])  # tokens of a group of one
+      limits = np.array([[room, room_patches, sum(left), room_markers, one, *deepest]]).T
       if in_row == 0:
-        place = int(waiting.argmin())
+        at = np.array([waiting.argmin()])
+        fitting = near.take(at, axis=1)
       else:
-        fits = (patches <= room_patches) & (markers <= room_markers)
-        rest = ((room - before) / first) ** 2 + ((room_patches - patches) / max(1, budgets[1])) ** 2
-        if number:
-          fits &= (shared <= room) & (whole <= room + deepest[0])
-          fits &= (near[5:] <= deepest[:, None]).all(axis=0)
-          beyond = np.where(whole > 0, whole - before, behind)
-          rest += ((left.sum() - beyond) / (number * length)) ** 2
-        else:
-          fits &= whole <= room
-        place = int(np.where(fits, rest, np.inf).argmin())
-        if not fits[place]:
+        if in_row == 1:
+          at, fitting = window, near
+        still = np.flatnonzero(np.all(fitting <= limits, axis=0))
+        if not len(still):
           row_sizes.append(in_row)
-          in_row, left = 0, np.full(number, length)
-          room, room_patches, room_markers = first, *budgets[1:]
+          in_row, left = 0, [length] * number
+          room, room_patches, room_markers = first, of_patches, of_markers
           continue
+        if len(still) < len(at):
+          at, fitting = at.take(still), fitting.take(still, axis=1)
+      taken = self._divided(fitting, room, left) if number else fitting[:3]
+      rest = (limits[:3] - taken) / whole
+      best = int(np.add.reduce(rest * rest).argmin())
+      place, split = int(at[best]), int(taken[0, best])
+      order[placed], splits[placed] = waiting[place], split
+      _, patches, _, markers, divided, *lengths = fitting[:, best].astype(int).tolist()
       if number:
-        lengths = near[5:, place]
-        if whole[place]:
-          lengths = whole[place : place + 1] - before[place]
-        lengths = lengths[lengths > 0]
-        into = np.argsort(-left, kind="stable")[: len(lengths)]
-        left[into] -= lengths
+        lengths = [divided - split] if divided else lengths
+        by_left = sorted(range(number), key=lambda stream: -left[stream])
+        into = by_left[: np.count_nonzero(lengths)]
         streams[placed, : len(into)] = into
-      order[placed], splits[placed] = waiting[place], before[place]
-      room -= before[place]
-      room_patches -= patches[place]
-      room_markers -= markers[place]
+        for stream, tokens in zip(into, lengths, strict=False):
+          left[stream] -= tokens
+      room -= split
+      room_patches -= patches
+      room_markers -= markers
       placed, in_row = placed + 1, in_row + 1
       if upcoming < n:
         waiting[place] = upcoming
-        near[:, place] = units[upcoming]
+        near[:, place] = fitting[:, best] = units[upcoming]
         upcoming += 1
       else:
         waiting[place] = n
-        whole[place] = 2 * budgets[0]  # fits nowhere
+        near[0, place] = fitting[0, best] = np.inf  # fits nowhere
     row_sizes.append(in_row)
     return order, splits, streams, np.array(row_sizes, np.int64)
+
+  def _divided(self, units: np.ndarray, room: int, left: list[int]) -> np.ndarray:
+    """Returns what groups take of a row: tokens before its streams, patches, tokens in them."""
+    (number, length), first = self._layout.streams, self._layout.prefix_tokens
+    taken = units[:3].copy()
+    alone = units[4].nonzero()[0]
+    # What a group of one has before the streams: as full as the streams, if it can.
+    tokens = units[4].take(alone)
+    even = (room * number * length - (sum(left) - tokens) * first) / (first + number * length)
+    least, most = np.maximum(tokens - max(left), 0), np.minimum(tokens, room)
+    before = np.minimum(np.maximum(np.floor(even), least), most)
+    taken[0, alone], taken[2, alone] = before, tokens - before
+    return taken
