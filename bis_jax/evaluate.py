@@ -45,6 +45,9 @@ _SCORES = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir, exported folder or hub id of the model that scores"
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+)
 _IMAGES = flags.DEFINE_enum(
   "images", "multi", MODES, "what --checkpoint sees of an item with several images"
 )
@@ -92,6 +95,8 @@ def main(argv: list[str]) -> None:
       raise UserError(
         "give --checkpoint=RUN to score --candidates and --save_scores=FILE for the scored ones together"
       )
+    if _BASE.value and not _CHECKPOINT.value:
+      raise UserError("--base is read only for adapters that --checkpoint names")
     if not _OUT.value:
       raise UserError("name the file to write with --out=FILE.json")
     if _IMAGES_TSV.value and not (_CANDIDATES.value and _CHECKPOINT.value):
@@ -137,7 +142,7 @@ def _steps() -> dict:
 
     for benchmark in found:
       visual_process_bench.check_images(benchmark.items)
-    scorer = step_scorer.load(_CHECKPOINT.value)
+    scorer = step_scorer.load(_CHECKPOINT.value, base=_BASE.value)
   if len(names) == 1:
     return _one(names[0], found[0], scorer, _SCORES.value, _SAVE_SCORES.value, _PAGE.value)
   scores, saved = _each(_SCORES, names), _each(_SAVE_SCORES, names)
@@ -223,7 +228,9 @@ def _best_of_n() -> dict:
     from bis_jax.scoring import candidate_files  # here, as for a benchmark
 
     source = files.absolute(paths[0])
-    candidate_files.add_scores(_CHECKPOINT.value, questions, source, _IMAGES_TSV.value)
+    candidate_files.add_scores(
+      _CHECKPOINT.value, questions, source, _IMAGES_TSV.value, base=_BASE.value
+    )
     candidate_files.write(_SAVE_SCORES.value, questions)
   candidates = best_of_n.check(_CANDIDATES.value, questions, _MISSING.value, _ANSWERS.value)
   result = best_of_n.evaluate(candidates, bootstrap_draws=_DRAWS.value, seed=_SEED.value)

@@ -9,6 +9,7 @@ other rows are those of the initial checkpoint. A model from a checkpoint in Int
 layout is exported in that layout, which the release's own code loads.
 
 A run with adapters is merged, or with --adapter exported as a folder of PEFT, beside its base.
+--workdir may also be such a folder, which is then merged with its base (--base, if it moved).
 
 The folder is also what `--checkpoint` of the other commands takes, and what vLLM serves (`vllm serve
 exported --config exported/vllm.yaml`). `--push=OWNER/NAME` uploads it to a private repository of the
@@ -30,9 +31,11 @@ from bis_jax.models import learning_rates
 from bis_jax.models.adaptation import is_adapter, merged
 from bis_jax.scoring.restore import load_run
 from bis_jax.settings import exported, locations
-from bis_jax.training import pretrain
+from bis_jax.training import checkpoint, pretrain
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "workdir of a run of bis_jax.main")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "workdir of a run of bis_jax.main, or folder of adapters to merge"
+)
 _OUT = flags.DEFINE_string("out", "", "folder to write, new or empty")
 _DTYPE = flags.DEFINE_enum(
   "dtype", "bfloat16", ["float32", "bfloat16", "float16"], "dtype of the tensors"
@@ -82,7 +85,8 @@ def export_run(
   `license` as in `model_card`. `base` is a folder or hub id of the checkpoint with the LM head's
   other rows; "": they are zero; None: the initial checkpoint of the run.
   """
-  run = load_run(workdir, _MESH)
+  adapters = (files.absolute(workdir) / weights.ADAPTER_CONFIG).exists()
+  run = load_run(workdir, _MESH, base if adapters else None)
   base = run.config.model.checkpoint if base is None else base
   folder = weights.find_checkpoint(base) if base else None
   manifest, evaluation = _results(workdir)
@@ -113,6 +117,8 @@ def export_run(
 def export_adapter(workdir: str, out: epath.Path, license: str | None = None) -> None:
   """Writes the adapters of a run, and what else it trained, as a folder of PEFT."""
   hf_folder.require_empty(out)
+  if (files.absolute(workdir) / weights.ADAPTER_CONFIG).exists():
+    raise UserError(f"{workdir} is a folder of adapters already: without --adapter it is merged")
   run = load_run(workdir, _MESH)
   base = pretrain.base_folder(run.config, locations.locate(run.config))
   if run.model.adaptation is None or not any(map(is_adapter, run.params)) or base is None:
@@ -135,6 +141,8 @@ def export_adapter(workdir: str, out: epath.Path, license: str | None = None) ->
   )
   factor = learning_rates.factors(run.config, run.params)
   trained = {path for path, value in factor.items() if value}
+  frozen = {path: value for path, value in run.params.items() if path not in trained}
+  sums = checkpoint.checksums({"frozen": frozen})
   peft_folder.write(
     out,
     run.params,
@@ -144,6 +152,11 @@ def export_adapter(workdir: str, out: epath.Path, license: str | None = None) ->
     base=base,
     base_name=name,
     card=card,
+    run={
+      exported.FILE: exported.content(run.config, run.step, manifest, evaluation, sums),
+      "manifest.json": {key: value for key, value in manifest.items() if key != "lines"},
+    }
+    | ({"evaluation.json": evaluation} if evaluation else {}),
   )
   print(f"wrote the adapters of step {run.step} of {workdir} to {out}, beside {name}")
 

@@ -15,6 +15,9 @@ from bis_jax.errors import UserError
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+)
 _INPUT = flags.DEFINE_string("input", "", "JSON lines of solutions to score")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON lines of scores to write")
 _IMAGE_ROOT = flags.DEFINE_string(
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
     root = files.absolute(_IMAGE_ROOT.value) if _IMAGE_ROOT.value else source.parent
     inputs = {"max_length": _MAX_LENGTH.value} if _MAX_LENGTH.value else {}
     total, written, errors = solution_files.score_file(
-      _CHECKPOINT.value, source, target, root, _CHUNK.value, **inputs
+      _CHECKPOINT.value, source, target, root, _CHUNK.value, base=_BASE.value, **inputs
     )
   if written:
     print(f"wrote {written} of {total} lines to {target}, {errors} of them errors")

@@ -19,6 +19,9 @@ from bis_jax.errors import UserError
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
+_BASE = flags.DEFINE_string(
+  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1, upper_bound=65535)
 _BODY_SECONDS = flags.DEFINE_float("body_seconds", 20, "seconds in which a request must arrive")
@@ -65,7 +68,12 @@ def main(argv: list[str]) -> None:
     bound = _bind(_HOST.value, _PORT.value)  # before the model is loaded, which takes long
     # Fixed rows: a request must not make the server compile.
     scorer = step_scorer.load(
-      _CHECKPOINT.value, batch_rows=_ROWS.value or None, adapt_rows=False, workers=0, **inputs
+      _CHECKPOINT.value,
+      base=_BASE.value,
+      batch_rows=_ROWS.value or None,
+      adapt_rows=False,
+      workers=0,
+      **inputs,
     )
     scorer.warm_up(_CACHE.value << 20)
   limits = server.Limits(

@@ -31,6 +31,7 @@ from bis_jax.models.processor import TOKENIZER_FILES
 from bis_jax.storage import is_url
 
 _SHOWN = 20  # problems of a checkpoint
+ADAPTER_CONFIG = "adapter_config.json"  # of a folder of PEFT
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
 
@@ -75,13 +76,12 @@ def load(
     overrides: parameters that replace the checkpoint's.
   """
   overrides = dict(overrides or {})
-  raw, stored, places = _checked_places(
+  stored, places = _checked_places(
     folder, config, shapes, (yes_token, no_token), marker_token, skip, overrides
   )
   head = places[REWARD_HEAD_PATH]
   read = {path: places[path] for path in shapes if path not in overrides}
-  # An export names the marker that it was trained with; a published checkpoint names none.
-  untrained = None if marker_token == raw.get("step_marker_token_id") else marker_token
+  untrained = marker_token if is_new_marker(folder, marker_token) else None
   params = {}
   for path, struct in shapes.items():
     if path in overrides:
@@ -112,6 +112,12 @@ def load(
   return params
 
 
+def is_new_marker(folder: epath.Path, token: int | None) -> bool:
+  """Returns whether a checkpoint was not trained with this step marker, whose row is then a mean."""
+  # An export names the marker that it was trained with; a published checkpoint names none.
+  return token != read_config(folder)[0].get("step_marker_token_id")
+
+
 def check(
   folder: epath.Path, config: ModelConfig, shapes: Mapping[str, Any], marker_token: int
 ) -> None:
@@ -127,8 +133,13 @@ def _checked_places(
   marker_token: int | None,
   skip: Sequence[str] = (),
   overrides: Container[str] = (),
-) -> tuple[dict[str, Any], dict[str, StoredTensor], dict[str, HubTensor]]:
-  """Returns a checkpoint's config.json, its tensors by key, and the place of every parameter."""
+) -> tuple[dict[str, StoredTensor], dict[str, HubTensor]]:
+  """Returns a checkpoint's tensors by key, and the place of every parameter."""
+  if (folder / ADAPTER_CONFIG).exists():
+    raise UserError(
+      f"{folder} holds adapters of PEFT and no whole model: merge them with "
+      f"python -m bis_jax.export --workdir={folder} --out=FOLDER, and name that folder"
+    )
   raw, problems = read_config(folder)
   layout = backbones.get(config.backbone).layout(config, raw)
   stored, damage = _read_headers(folder, layout)
@@ -138,13 +149,13 @@ def _checked_places(
   }
   if raw:
     problems += _config_differences(raw, config, rows=places[REWARD_HEAD_PATH].shape[0])
-  problems += damage + _differences(stored, wanted, (*skip, re.escape(layout.lm_head)))
+  problems += damage + differences(stored, wanted, (*skip, re.escape(layout.lm_head)))
   if problems:
     raise WeightsError(
       f"the checkpoint in {folder} does not fit the model: name another one, or its backbone and size",
       problems,
     )
-  return raw, stored, places
+  return stored, places
 
 
 def _places(
@@ -281,8 +292,10 @@ def _config_differences(raw: dict[str, Any], config: ModelConfig, rows: int) -> 
   return problems
 
 
-def _differences(
-  stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]], skip: Sequence[str]
+def differences(
+  stored: Mapping[str, StoredTensor],
+  wanted: Mapping[str, tuple[int, ...]],
+  skip: Sequence[str] = (),
 ) -> list[str]:
   """Returns one line per key that is missing, unknown, or of a wrong shape or dtype."""
   problems = [f"missing: {key} {shape}" for key, shape in wanted.items() if key not in stored]

@@ -15,11 +15,15 @@ from bis_jax.scoring.solutions import Record, Solution, SolutionError
 
 
 def add_scores(
-  checkpoint: str, questions: Sequence[Question], source: epath.Path, images_tsv: str = ""
+  checkpoint: str,
+  questions: Sequence[Question],
+  source: epath.Path,
+  images_tsv: str = "",
+  base: str | None = None,
 ) -> None:
   """Sets `scores`, and `concentrations` if the model has them, of the candidates with steps alone; images are in the TSV file or beside `source`.
 
-  Raises EvaluationError that names the question and candidate that can't be scored.
+  `base` as of `step_scorer.load`. Raises EvaluationError that names the question and candidate that can't be scored.
   """
   inline = vlmevalkit.images(images_tsv, [str(q.id) for q in questions]) if images_tsv else {}
   waiting: list[tuple[str, Candidate, Solution]] = []
@@ -38,7 +42,7 @@ def add_scores(
       except SolutionError as error:
         raise EvaluationError(f"{where}: {error}") from error
       waiting.append((where, candidate, one))
-  scorer = step_scorer.load(checkpoint)
+  scorer = step_scorer.load(checkpoint, base=base)
   several = [one for *_, one in waiting]
   results = solutions.score(scorer, several) if waiting else []
   for (where, candidate, _), result in zip(waiting, results, strict=True):

@@ -1,9 +1,10 @@
-"""Loads a reward model with its tokenizer: from a workdir, an exported folder or a hub id.
+"""Loads a reward model with its tokenizer: from a workdir, an exported folder, adapters or a hub id.
 
 WORKDIR/tokenizer/    as `save_pretrained` writes it, with the step marker
 """
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from bis_jax import files
 from bis_jax.errors import UserError
-from bis_jax.hub import weights
+from bis_jax.hub import peft_folder, weights
 from bis_jax.inputs.prompt import SpecialTokens, Tokenizer
 from bis_jax.models import backbones, learning_rates
 from bis_jax.models.backbone import Processor
@@ -53,13 +54,19 @@ class LoadedRun:
   thresholds: Mapping[str, float]
 
 
-def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRun:
+def load_run(
+  checkpoint: str, mesh: Mapping[str, int] | None = None, base: str | None = None
+) -> LoadedRun:
   """Loads a reward model: the latest checkpoint of a workdir, or an exported folder or hub id.
 
-  `mesh` gives the sizes of the mesh axes for other devices than the run's. Raises WorkdirError,
+  `mesh` gives the sizes of the mesh axes for other devices than the run's, `base` the checkpoint that
+  exported adapters stand beside, in place of the one that they name. Raises WorkdirError,
   or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
   """
   path = _find(checkpoint)
+  adapted = (path / weights.ADAPTER_CONFIG).exists()
+  if base and not adapted:
+    raise UserError(f"--base is {base}, but {checkpoint} holds no adapters: leave it out")
   found = exported.read(path)
   if not found and any(path.glob("*.safetensors")):
     raise WorkdirError(
@@ -73,10 +80,18 @@ def load_run(checkpoint: str, mesh: Mapping[str, int] | None = None) -> LoadedRu
   devices = make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"]) if mesh else run_mesh(config)
   marker = processor.prompt.special.prm
   model = backbones.model_config(config, len(processor.tokenizer), marker)
-  if held:
+  if held and not adapted:
     model = dataclasses.replace(model, adaptation=None)  # exports are merged
   graph, shapes = backbones.structure(model, devices)
-  if held:
+  if held and adapted:
+    special, step, thresholds = processor.prompt.special, held.step, held.thresholds
+    config.model.checkpoint, folder = peft_folder.find_base(path, base)
+    trained, frozen = split_trainable(shapes, learning_rates.factors(config, shapes))
+    make = functools.partial(_frozen, config, model, shapes, frozen, folder, special)
+    wanted = f"what the adapters in {path} were trained beside: name their base with --base"
+    params = checkpoints.made_frozen(make, held.base_sums, wanted)
+    params |= peft_folder.read(path, shapes, trained, model, folder)
+  elif held:
     config.model.checkpoint = str(path)  # with the other rows of its LM head
     params = first_params(model, shapes, path, processor.prompt.special, seed=0)
     step, thresholds = held.step, held.thresholds
@@ -103,15 +118,26 @@ def _latest(
         f"{folder}, from which the run in {name} started, is missing: resume the run, which makes it "
         "again"
       )
-    noise = config.model.marker_noise
-    params = first_params(model, shapes, folder, special, config.seed, noise)
-    return {path: params[path] for path in frozen}
+    return _frozen(config, model, shapes, frozen, folder, special)
 
   make = read_base if model.adaptation else None
   restored = checkpoints.restore_params(path, trained, frozen, make)
   if restored is None:
     raise WorkdirError(f"{name} holds no checkpoint yet: resume its run")
   return restored
+
+
+def _frozen(
+  config: ConfigDict,
+  model: ModelConfig,
+  shapes: dict[str, jax.ShapeDtypeStruct],
+  frozen: Mapping[str, Any],
+  base: epath.Path | None,
+  special: SpecialTokens,
+) -> Params:
+  noise = config.model.marker_noise
+  params = first_params(model, shapes, base, special, config.seed, noise)
+  return {path: params[path] for path in frozen}
 
 
 def _evaluation(path: epath.Path) -> dict[str, Any] | None:

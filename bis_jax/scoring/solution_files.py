@@ -39,18 +39,19 @@ def score_file(
   target: epath.Path,
   root: epath.Path,
   chunk: int,
+  base: str | None = None,
   **inputs: int,
 ) -> tuple[int, int, int]:
   """Scores the lines of `source` that `target` does not have yet, `chunk` at a time.
 
-  Returns (lines of the input, lines written now, errors among those). `inputs` replace settings, see
+  Returns (lines of the input, lines written now, errors among those). `base` and `inputs` as of
   `step_scorer.load`. Raises OutputError.
   """
   total = sum(1 for _ in files.read_lines(source))
   done, size = _resume(source, target)
   if done == total:
     return total, 0, 0
-  scorer = step_scorer.load(checkpoint, adapt_rows=True, **inputs)
+  scorer = step_scorer.load(checkpoint, base=base, adapt_rows=True, **inputs)
   writes = jax.process_index() == 0
   if writes:
     _name_model(target, scorer.name, fresh=not done)

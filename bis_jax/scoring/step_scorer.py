@@ -256,18 +256,23 @@ class Scorer:
 
 
 def load(
-  checkpoint: str, *, batch_rows: int | None = None, adapt_rows: bool = True, **inputs: int
+  checkpoint: str,
+  *,
+  base: str | None = None,
+  batch_rows: int | None = None,
+  adapt_rows: bool = True,
+  **inputs: int,
 ) -> Scorer:
   """Returns the scorer of a workdir, exported folder or hub id; raises as `load_run` does.
 
-  `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config; a
+  `base` as of `load_run`; `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config; a
   UserError names those out of range.
   """
   for key, value in inputs.items():
     setting = SETTINGS[f"inputs.{key}"]
     if not setting.allows(value):
       raise UserError(f"--{key} is {value}; it must be {setting.words()}")
-  run = load_run(checkpoint)
+  run = load_run(checkpoint, base=base)
   run.config.inputs.update(inputs)
   return Scorer(
     run.processor,

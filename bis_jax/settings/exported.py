@@ -46,6 +46,7 @@ class Exported(msgspec.Struct):
   step: int
   config: dict[str, Any]
   manifest_digest: str | None = None
+  base_sums: dict[str, int] = {}  # of adapters: checksums of what was frozen, as in checkpoints
   thresholds: dict[str, float] = {}
 
 
@@ -54,6 +55,7 @@ def content(
   step: int,
   manifest: Mapping[str, Any],
   evaluation: Mapping[str, Any] | None,
+  base_sums: dict[str, int] | None = None,
 ) -> dict[str, Any]:
   """Returns what to write; `manifest` and `evaluation` are those JSON files of the workdir."""
   kept = {k: v for k, v in flatten(config).items() if not k.startswith(_LOCAL)}
@@ -64,6 +66,7 @@ def content(
     config=nest(kept).to_dict(),
     manifest_digest=manifest.get("digest"),
     thresholds=thresholds(evaluation),
+    base_sums=base_sums or {},
   )
   return msgspec.to_builtins(held)
 

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import jax
@@ -113,7 +113,7 @@ class Checkpoints:
   def restore_frozen(self, shapes: Shapes, make: Callable[[], Params]) -> Params:
     """Returns the frozen parameters of the restored checkpoint; damaged ones are made again."""
     if not self._saves_frozen:
-      return made_frozen(self._workdir, make, self._sums)
+      return made_frozen(make, self._sums, _started(self._workdir))
     try:
       return _restore_frozen(self._workdir, shapes, self._sums)
     except DamagedCheckpointError as error:
@@ -138,15 +138,19 @@ class Checkpoints:
     processes.wait_for_all(f"{folder} is moved away")
 
 
-def made_frozen(workdir: epath.Path, make: Callable[[], Params], sums: _Sums) -> Params:
-  """Returns `make()`; raises UserError if these are not the parameters that `sums` are of."""
+def made_frozen(make: Callable[[], Params], sums: Mapping[str, int], wanted: str) -> Params:
+  """Returns `make()`; raises UserError, "... is not " + `wanted`, if `sums` are of other parameters."""
   frozen = make()
   if wrong := _wrong({"frozen": frozen}, sums):
-    raise UserError(
-      f"{wrong} is not what the run in {workdir} started from: put the weights that its "
-      "config.model.checkpoint names back as they were"
-    )
+    raise UserError(f"{wrong} is not {wanted}")
   return frozen
+
+
+def _started(workdir: epath.Path) -> str:
+  return (
+    f"what the run in {workdir} started from: put the weights that its config.model.checkpoint names "
+    "back as they were"
+  )
 
 
 def restore_params(
@@ -169,7 +173,7 @@ def restore_params(
     args = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
     state, sums = _restore(manager, workdir, step, args)
   if make:
-    return step, made_frozen(workdir, make, sums) | state["params"]
+    return step, made_frozen(make, sums, _started(workdir)) | state["params"]
   return step, state["params"] | _restore_frozen(workdir, frozen, sums)
 
 
@@ -228,7 +232,7 @@ def checksums(tree: Any) -> _Sums:
   return dict(zip(names, map(int, sums), strict=True))
 
 
-def _wrong(tree: Any, sums: _Sums) -> str | None:
+def _wrong(tree: Any, sums: Mapping[str, int]) -> str | None:
   """Returns the path of an array whose checksum is not in `sums`."""
   return next((path for path, value in checksums(tree).items() if sums.get(path) != value), None)
 

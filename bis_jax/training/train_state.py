@@ -76,7 +76,16 @@ def first_params(
   )
   if row := random.get(adaptation.MARKER_PATH):
     take = jax.jit(lambda table_VD: table_VD[special.prm], out_shardings=row.sharding)
-    params[adaptation.MARKER_PATH] = take(loaded[EMBEDDING_PATH]).astype(row.dtype)
+    table_VD = loaded[EMBEDDING_PATH]
+    params[adaptation.MARKER_PATH] = take(table_VD).astype(row.dtype)
+    if weights.is_new_marker(checkpoint, special.prm):
+      # Unused, and not the same to the last bit on other devices: the base would not be known again.
+      clear = jax.jit(
+        lambda table_VD: table_VD.at[special.prm].set(0),
+        donate_argnums=0,
+        out_shardings=table_VD.sharding,
+      )
+      loaded[EMBEDDING_PATH] = clear(table_VD)
   return adaptation.quantized(loaded, shapes) | params
 
 
