@@ -37,6 +37,8 @@ class Case(NamedTuple):
 
 _V5P, _V6E = "v5p:2x2x1", "v6e:2x2"
 _NF4, _INT8 = {"model.frozen_dtype": "nf4"}, {"model.frozen_dtype": "int8"}
+_FIRST = {"optim.moment_dtype": "bfloat16"}
+_MOMENTS = _FIRST | {"optim.second_moment_dtype": "bfloat16"}
 CASES = {
   "lora": (
     Case(qwen_bis10_lora, _V5P, 1),
@@ -54,6 +56,20 @@ CASES = {
     Case(qwen_3b_bis10, _V6E, 1),
     Case(qwen_bis10, "v5e:4x4", 1),
   ),
+  "choices": tuple(
+    Case(qwen_bis10, _V5P, 1, changes=changes)
+    for changes in (
+      {},
+      {"model.frozen_dtype": "bfloat16"},
+      _FIRST,
+      _MOMENTS,
+      {"model.trained_dtype": "bfloat16"},
+      {"model.trained_dtype": "bfloat16"} | _MOMENTS,
+      {"optim.on_host": True},
+      {"optim.on_host": True} | _MOMENTS,
+    )
+  )
+  + (Case(qwen_bis10, _V5P, 5), Case(qwen_bis10, _V5P, 20)),
 }
 
 

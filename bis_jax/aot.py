@@ -8,7 +8,8 @@ Every key of the config can be overridden (--config.mesh.tensor=2). --search tri
 rematerialization and micro-batches, and lists the settings that leave 10 % of memory free first, by
 predicted rate. Both stop before the compiler generates machine code, unless --whole is given. Needs
 `pip install -e '.[tpu]'`; no weights, tokenizer, data or TPU. --memory compiles nothing: it estimates
-what full training, LoRA and QLoRA take of any device, and says what to change if that is too much.
+what full training, LoRA and QLoRA take of any device, and says what to change if that is too much;
+--memory=all says so of GPUs of 24 to 141 GB and of TPU slices.
 """
 
 import sys
@@ -30,7 +31,11 @@ recipe.define_flags()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "TPU slice, such as v5p:2x2x4, v5e:8x8 or v6e:4x4"
 )
-_MEMORY = flags.DEFINE_string("memory", None, "of a device, such as 80GB, in place of --topology")
+_MEMORY = flags.DEFINE_string(
+  "memory",
+  None,
+  "of a device, such as 80GB, in place of --topology; all: of GPUs and TPU slices",
+)
 _DEVICES = flags.DEFINE_integer("devices", 1, "number of devices of --memory", lower_bound=1)
 _ROLLOUT_TOKENS = flags.DEFINE_float(
   "rollout_tokens", None, "mean token slots per rollout; default: as measured for the backbone"
@@ -93,7 +98,10 @@ def main(argv: list[str]) -> None:
     if bool(_MEMORY.value) == bool(topology):
       raise UserError("set --topology=SLICE to compile for it, or --memory=80GB to estimate")
     if _MEMORY.value:
-      print(*memory.table(config, memory.parse(_MEMORY.value), _DEVICES.value), sep="\n")
+      everywhere = _MEMORY.value == "all"
+      size = 0.0 if everywhere else memory.parse(_MEMORY.value)
+      lines = memory.places(config) if everywhere else memory.table(config, size, _DEVICES.value)
+      print(*lines, sep="\n")
       return
     compile = compile_step if _WHOLE.value else plan_step
     tokens = _ROLLOUT_TOKENS.value or backbones.get(config.model.backbone).rollout_tokens

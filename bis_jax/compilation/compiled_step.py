@@ -246,6 +246,7 @@ def device_bytes(tree: Any) -> int:
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * _bits(leaf.dtype) // 8
     for leaf in jax.tree.leaves(tree)
+    if leaf.sharding.memory_kind != train_state.HOST
   )
 
 

@@ -22,12 +22,36 @@ from bis_jax.models.backbone import VISION_TOWER
 from bis_jax.models.model_config import LORA, ModelConfig
 from bis_jax.models.processor import image_processor
 from bis_jax.models.quantization import DTYPES
+from bis_jax.parallel.devices import chip_of
 from bis_jax.training import optim
 from bis_jax.training.train_state import abstract_state, split_trainable
 
 FREE = 0.10  # of a device's memory, to be left free
 _VOCABULARY = 512  # token ids in use; only the sizes "tiny" and "toy" depend on it
 _UNITS = {"GB": 1e9, "GiB": 2**30}
+_GPUS = {f"{size} GB": (size * 1e9, 1) for size in (24, 48, 80, 141)}
+_GPUS["8 x 80 GB"] = (80e9, 8)
+_SLICES = (
+  "v5e:2x4",
+  "v5e:4x4",
+  "v5e:8x8",
+  "v6e:2x2",
+  "v6e:2x4",
+  "v6e:4x4",
+  "v5p:2x2x1",
+  "v5p:2x2x4",
+)
+# Where a recipe may run: the memory of a device, and how many there are.
+_PLACES = _GPUS | {
+  name: (chip_of(name).hbm_bytes, math.prod(map(int, name.partition(":")[2].split("x"))))
+  for name in _SLICES
+}
+# What makes a step smaller, in the order in which it is advised.
+_CHANGES: tuple[dict[str, Any], ...] = (
+  {"model.remat": "full", "train.accumulate": 0},
+  {"optim.moment_dtype": "bfloat16", "optim.second_moment_dtype": "bfloat16"},
+  {"model.trained_dtype": "bfloat16"},
+)
 _LORA_RULES = ((VISION_TOWER, 0.0), (r"language_model\.", LORA), (r".*", 1.0))
 
 
@@ -80,7 +104,10 @@ def estimate(config: ConfigDict, devices: int) -> Estimate:
   _, shapes = backbones.structure(model, mesh)
   factors = learning_rates.factors(config, shapes)
   trained, frozen = split_trainable(shapes, factors)
-  state = abstract_state(optim.optimizer(config.optim, 100, factors), trained, mesh)
+  wide = {path: shape.update(dtype=jax.numpy.float32) for path, shape in trained.items()}
+  state = abstract_state(
+    optim.optimizer(config.optim, 100, factors), trained, mesh, config.optim.on_host
+  )
   rows = step_rows(config, packed_rows(config))
   per_device = max(1, rows // devices)
   accumulate = min(config.train.accumulate or per_device, per_device)
@@ -91,7 +118,7 @@ def estimate(config: ConfigDict, devices: int) -> Estimate:
     "parameters": device_bytes((trained, frozen)),
     "optimizer state": device_bytes(state.opt_state),
     "batch": batch,
-    "gradients": 2 * device_bytes(trained),  # of the step so far, and of a micro-batch
+    "gradients": device_bytes(wide) + device_bytes(trained),  # of the step so far, of a micro-batch
     "activations": micro * _row_bytes(model, config),
     "kernels in use": _kernel_bytes(model, shapes),
   }
@@ -104,12 +131,14 @@ def _row_bytes(model: ModelConfig, config: ConfigDict) -> float:
   d, f = text.hidden_size, text.intermediate_size
   keys = text.num_key_value_heads * text.head_dim
   projections, products = 2 * d + 2 * keys, 2 * f
+  own = model.adaptation
+  adapters = own is not None and LORA in {value for _, value in own.rules}  # have products too
   kept = {  # by `layers.rematerialized`, the layer's input included
     "full": d,
     "offload": 2 * d,
     "attention": 2 * d + projections,
     "mlp": 2 * d + products,
-    "dots": 2 * d + (1 + (model.adaptation is not None)) * (projections + products),  # adapters too
+    "dots": 2 * d + (1 + adapters) * (projections + products),
     "none": 8 * d + projections + 3 * f,
   }
   layers = text.num_hidden_layers * kept["full" if model.remat == "auto" else model.remat] * size
@@ -153,12 +182,26 @@ def table(config: ConfigDict, memory: float, devices: int) -> Iterator[str]:
     yield f"  {name:6} {found.total / 1e9:6.1f} ({uses}; {found.rows} rows per micro-batch): {verdict}"
 
 
+def places(config: ConfigDict) -> Iterator[str]:
+  """Yields the lines of a report: on which devices the forms of a recipe fit."""
+  yield f"rows of {config.inputs.row_tokens} tokens and {config.inputs.row_patches} patches:"
+  for name, form in forms(config):
+    for place, (memory, devices) in _PLACES.items():
+      total = estimate(form, devices).total
+      fits = total <= (1 - FREE) * memory
+      verdict = "fits" if fits else _remedy(form, memory, devices)
+      yield f"  {name:6} on {place:14} {total / 1e9:6.1f} of {memory / 1e9:5.1f} GB: {verdict}"
+
+
 def _remedy(config: ConfigDict, memory: float, devices: int) -> str:
   """Returns the change of settings, or the number of devices, with which a config fits."""
-  changed = config.copy_and_resolve_references()
-  changed.model.remat, changed.train.accumulate = "full", 0
-  if estimate(changed, devices).total <= (1 - FREE) * memory:
-    return "does not fit: set config.model.remat to full and config.train.accumulate to 0"
+  changed, words = config.copy_and_resolve_references(), []
+  for changes in _CHANGES:
+    changed.update_from_flattened_dict(changes)
+    words += [f"config.{key} to {value}" for key, value in changes.items()]
+    if estimate(changed, devices).total <= (1 - FREE) * memory:
+      *rest, last = words
+      return f"does not fit: set {', '.join(rest)} and {last}"
   for more in (2, 4, 8, 16, 32, 64, 128, 256):
     if more > devices and estimate(changed, more).total <= (1 - FREE) * memory:
       return f"does not fit: needs {more} such devices"

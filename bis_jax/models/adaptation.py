@@ -44,7 +44,7 @@ def is_added(path: str) -> bool:
 
 
 def adapt(model: nnx.Module, own: Adaptation, rngs: nnx.Rngs) -> None:
-  """Adds the adapters to a model and casts what is frozen."""
+  """Adds the adapters to a model and casts its parameters."""
   for place, found in [*nnx.iter_modules(model)]:
     module: Any = found
     for name, param in [*vars(module).items()]:
@@ -59,6 +59,8 @@ def adapt(model: nnx.Module, own: Adaptation, rngs: nnx.Rngs) -> None:
         module.marker = nnx.Param(module.embedding[own.marker_token])
       if factor in (LORA, 0):
         _freeze(module, name, own.dtype)
+      else:
+        setattr(module, name, nnx.Param(param[...].astype(own.trained_dtype)))
 
 
 def _freeze(module: Any, name: str, dtype: str) -> None:

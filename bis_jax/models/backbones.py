@@ -71,10 +71,17 @@ def learning_rates(config: ConfigDict) -> tuple[tuple[str, float | str], ...]:
 
 
 def _adaptation(config: ConfigDict, marker_token: int) -> Adaptation | None:
-  rules, dtype = learning_rates(config), config.model.frozen_dtype
-  if dtype == "float32" and all(value != LORA for _, value in rules):
+  rules, model = learning_rates(config), config.model
+  dtypes = {model.frozen_dtype, model.trained_dtype}
+  if dtypes == {"float32"} and all(value != LORA for _, value in rules):
     return None
-  return Adaptation(rules, dtype, **config.lora, marker_token=marker_token)
+  return Adaptation(
+    rules,
+    model.frozen_dtype,
+    **config.lora,
+    marker_token=marker_token,
+    trained_dtype=model.trained_dtype,
+  )
 
 
 def build(config: ModelConfig, seed: int) -> nnx.Module:

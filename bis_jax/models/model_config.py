@@ -64,6 +64,7 @@ class Adaptation:
   alpha: float
   dropout: float
   marker_token: int
+  trained_dtype: str = "float32"  # of trained parameters but adapters
 
   def factor(self, path: str) -> float | str | None:
     return next((value for pattern, value in self.rules if re.search(pattern, path)), None)

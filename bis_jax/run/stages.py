@@ -61,6 +61,8 @@ def run(config: ConfigDict, folder: str) -> dict[str, Any]:
   check_backend(config.model.attention, jax.default_backend())
   trackers.check(config)
   mesh, workdir = run_mesh(config), files.absolute(folder)
+  if config.optim.on_host:
+    train_state.check_host_memory(mesh)
   if storage.is_url(workdir):
     storage.require_bucket(workdir)
   locations = require(config, locate(config))

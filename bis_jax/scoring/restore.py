@@ -21,6 +21,7 @@ from bis_jax.errors import UserError
 from bis_jax.hub import peft_folder, weights
 from bis_jax.inputs.prompt import SpecialTokens, Tokenizer
 from bis_jax.models import backbones, learning_rates
+from bis_jax.models.adaptation import is_adapter
 from bis_jax.models.backbone import Processor
 from bis_jax.models.chip_settings import run_mesh
 from bis_jax.models.model_config import ModelConfig
@@ -136,6 +137,8 @@ def _frozen(
   special: SpecialTokens,
 ) -> Params:
   noise = config.model.marker_noise
+  if base:  # adapters need not be drawn
+    shapes = {path: shape for path, shape in shapes.items() if not is_adapter(path)}
   params = first_params(model, shapes, base, special, config.seed, noise)
   return {path: params[path] for path in frozen}
 

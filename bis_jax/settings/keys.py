@@ -164,6 +164,11 @@ SETTINGS: dict[str, Setting] = {
     ("float32", "bfloat16", *DTYPES),
     "of frozen parameters; int8, nf4: of kernels, with a scale for 64 values; the others are bfloat16",
   ),
+  "model.trained_dtype": Setting(
+    "float32",
+    ("float32", "bfloat16"),
+    "of trained parameters but adapters; bfloat16: rounded at random after every step",
+  ),
   # Adapters (LoRA), of kernels that a rule of model.learning_rates gives "lora"
   "lora.rank": Setting(16, ">= 1 and <= 65536", "inner width of an adapter"),
   "lora.alpha": Setting(32.0, "> 0 and <= 1000000", "an adapter's output is times alpha / rank"),
@@ -195,6 +200,7 @@ SETTINGS: dict[str, Setting] = {
   "optim.second_moment_dtype": Setting(
     "float32", ("float32", "bfloat16"), "bfloat16: rounded at random after every step"
   ),
+  "optim.on_host": Setting(False, None, "moments in the host's memory between steps"),
   # Training
   "train.global_batch": Setting(
     512, ">= 1 and <= 1000000", "rollouts per step, on average", toy=16

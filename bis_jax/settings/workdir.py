@@ -26,6 +26,7 @@ FREE_KEYS = (
   "train.compile_cache",
   "train.tracker",
   "train.accumulate",
+  "optim.on_host",
   "train.compiler_options",
   "model.remat",
   "mesh.",
@@ -37,10 +38,12 @@ _OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
 # Keys that the first versions lacked, which trained as the defaults do.
 _LATER = (
   "model.frozen_dtype",
+  "model.trained_dtype",
   "lora.rank",
   "lora.alpha",
   "lora.dropout",
   "optim.second_moment_dtype",
+  "optim.on_host",
   "train.tracker",
 )
 

@@ -246,6 +246,7 @@ def _sums_on(sharding: jax.sharding.Sharding) -> Callable[[list[jax.Array]], lis
 
 
 def _sum(array: jax.Array) -> jax.Array:
+  array = jax.device_put(array, jax.memory.Space.Device)  # moments may be in the host's memory
   # Every element has an odd factor of its own, modulo 2**32.
   if not jnp.issubdtype(array.dtype, jnp.integer):
     array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from bis_jax.models.param_tree import Params
+
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
   """Returns step -> learning rate: linear warm-up, then cosine decay to 0 at `steps`."""
@@ -67,10 +69,33 @@ def optimizer(
   )
   if optim.second_moment_dtype == "bfloat16":
     adam = _with_rounded_second_moments(adam)
-  return optax.chain(
+  return _in_float32(
     optax.clip_by_global_norm(optim.clip),
     adam,
     optax.add_decayed_weights(optim.weight_decay, mask=_decays),
     optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
     optax.scale_by_learning_rate(schedule(optim, steps)),
   )
+
+
+def _in_float32(*transformations: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns their chain for parameters of any dtype."""
+  chain = optax.chain(*transformations)
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    return chain.update(updates, state, optax.tree.cast(params, jnp.float32))
+
+  return optax.GradientTransformation(
+    lambda params: chain.init(optax.tree.cast(params, jnp.float32)), update
+  )
+
+
+def apply_updates(params: Params, updates: Any, step: jax.Array) -> Params:
+  """Returns parameters after an update in float32, those in bfloat16 rounded at random."""
+  # To the nearest most would stand still: an update is less than half a unit of its parameter.
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(1), step), len(params))
+  after: Any = optax.apply_updates(optax.tree.cast(params, jnp.float32), updates)
+  return {
+    path: _rounded_at_random(after[path], key) if value.dtype == jnp.bfloat16 else after[path]
+    for (path, value), key in zip(params.items(), keys, strict=True)
+  }

@@ -1,6 +1,7 @@
 """The state of training: initialized or restored, sharded over the devices."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,17 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from bis_jax.errors import UserError
 from bis_jax.hub import weights
 from bis_jax.inputs.prompt import SpecialTokens
 from bis_jax.models import adaptation, backbones
 from bis_jax.models.hub_layout import EMBEDDING_PATH
+from bis_jax.models.model_config import LORA
 from bis_jax.models.param_tree import Params, split
 from bis_jax.parallel.sharding import MeshError, batch_shards
+
+T = TypeVar("T")
+HOST = "pinned_host"  # memory kind
 
 
 class TrainState(NamedTuple):
@@ -74,37 +80,61 @@ def first_params(
     marker_token=special.prm,
     marker_noise=marker_noise,
   )
+  table_VD = loaded[EMBEDDING_PATH]
   if row := random.get(adaptation.MARKER_PATH):
     take = jax.jit(lambda table_VD: table_VD[special.prm], out_shardings=row.sharding)
-    table_VD = loaded[EMBEDDING_PATH]
     params[adaptation.MARKER_PATH] = take(table_VD).astype(row.dtype)
-    if weights.is_new_marker(checkpoint, special.prm):
-      # Unused, and not the same to the last bit on other devices: the base would not be known again.
-      clear = jax.jit(
-        lambda table_VD: table_VD.at[special.prm].set(0),
-        donate_argnums=0,
-        out_shardings=table_VD.sharding,
-      )
-      loaded[EMBEDDING_PATH] = clear(table_VD)
+  own = model_config.adaptation
+  if own and own.factor(EMBEDDING_PATH) == LORA and weights.is_new_marker(checkpoint, special.prm):
+    # Unused, and not the same to the last bit on other devices: the base would not be known again.
+    clear = functools.partial(_without_row, row=special.prm)
+    loaded[EMBEDDING_PATH] = jax.jit(clear, out_shardings=table_VD.sharding)(table_VD)
+    table_VD.delete()
   return adaptation.quantized(loaded, shapes) | params
 
 
+def _without_row(table_VD: jax.Array, row: int) -> jax.Array:
+  return table_VD.at[row].set(0)
+
+
 def abstract_state(
-  optimizer: optax.GradientTransformation, shapes: dict[str, jax.ShapeDtypeStruct], mesh: Mesh
+  optimizer: optax.GradientTransformation,
+  shapes: dict[str, jax.ShapeDtypeStruct],
+  mesh: Mesh,
+  on_host: bool = False,
 ) -> TrainState:
   """Returns shapes and shardings of a training state; moments are sharded as their parameters.
 
-  `shapes` are those of the trainable parameters; everything else is replicated over `mesh`.
+  `shapes` are those of the trainable parameters; everything else is replicated over `mesh`. With
+  `on_host` moments are in the host's memory.
   """
+  kind = HOST if on_host else None
   replicated = NamedSharding(mesh, PartitionSpec())
   opt_state = optax.tree.map_params(
     optimizer.init,
-    lambda struct, shape: struct.update(sharding=shape.sharding),
+    lambda struct, shape: struct.update(sharding=shape.sharding.with_memory_kind(kind)),
     jax.eval_shape(optimizer.init, shapes),
     shapes,
     transform_non_params=lambda struct: struct.update(sharding=replicated),
   )
   return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), shapes, opt_state)
+
+
+def moved(opt_state: T, space: jax.memory.Space) -> T:
+  """Returns an optimizer state with its moments in another memory, within a compiled function."""
+  return jax.tree.map(
+    lambda x: jax.device_put(x, space) if jnp.issubdtype(x.dtype, jnp.floating) else x, opt_state
+  )
+
+
+def check_host_memory(mesh: Mesh) -> None:
+  """Raises UserError if the devices cannot keep arrays in the host's memory."""
+  device = mesh.devices.flat[0]
+  if HOST not in {memory.kind for memory in device.addressable_memories()}:
+    raise UserError(
+      f"config.optim.on_host is True, but {device.device_kind} keeps no arrays in the host's memory: "
+      "set it to False"
+    )
 
 
 def first_state(

@@ -24,6 +24,7 @@ from etils import epath
 from bis_jax import console
 from bis_jax.settings import keys
 from configs import qwen_bis10
+from tests.commands import run_command
 from tests.xla_flags import FAST_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -401,6 +402,19 @@ def test_a_sweep_runs_all_skips_the_finished_and_lists_the_failed(tmp_path):
   done = _script("sweep.sh", *arguments, RUN=run)
   calls = (tmp_path / "calls").read_text().splitlines()
   assert done.returncode == 0 and len(calls) == 12 and all("random" in c for c in calls[8:])
+
+
+def test_a_sweep_of_lora_runs_passes_its_recipe_and_keys(tmp_path):
+  """Every command line is a config that a run accepts."""
+  run = _executable(tmp_path / "run", f'echo "$@" >> {tmp_path}/calls\n')
+  arguments = [str(tmp_path / "runs"), "--fractions=0.1", "--strategies=bis,random", "--seeds=1"]
+  arguments += ["--", "--config=configs/qwen_bis10_lora.py:toy", "--config.lora.rank=8"]
+  assert _script("sweep.sh", *arguments, RUN=run).returncode == 0
+  calls = (tmp_path / "calls").read_text().splitlines()
+  assert len(calls) == 2 and all("--config.lora.rank=8" in call for call in calls)
+  for call in calls:
+    flags = [flag for flag in call.split() if not flag.startswith("--workdir=")]
+    assert run_command("aot", *flags, "--memory=80GB") is None
 
 
 def test_a_sweep_in_a_bucket_skips_the_finished_and_keeps_its_output_here(tmp_path, bucket):

@@ -121,10 +121,12 @@ def _noise(model):
   }
 
 
-def test_eight_devices_agree_with_one_and_split_the_adapters(batch):
-  mesh = make_mesh(2, 2, 2)
-  loss, grads = _grads(MODEL, batch, mesh, _noise(MODEL))
-  alone_loss, alone = _grads(MODEL, batch, random=_noise(MODEL))
+@pytest.mark.parametrize("dtype", ["float32", "nf4"])
+def test_eight_devices_agree_with_one_and_split_the_adapters(batch, dtype):
+  mesh, own = make_mesh(2, 2, 2), dataclasses.replace(LORA, dtype=dtype)
+  model = dataclasses.replace(PLAIN, adaptation=own)
+  loss, grads = _grads(model, batch, mesh, _noise(MODEL))
+  alone_loss, alone = _grads(model, batch, random=_noise(MODEL))
   assert loss == pytest.approx(alone_loss, rel=1e-5)
   assert all(_close(grads[path], alone[path], 1e-4) for path in alone)
   _, shapes = backbones.structure(MODEL, mesh)

@@ -1,10 +1,12 @@
 """QLoRA: frozen kernels in 8 and 4 bits, their error, their gradients, their place on devices."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -93,7 +95,12 @@ def test_a_checkpoint_is_quantized_as_the_model_that_is_built(dtype):
   assert {path for path in sums if sums[path] != changed[path]} == {kernel}
 
 
-def test_a_run_in_nf4_resumes_scores_and_merges(small_config, tmp_path):
+def _state(folder):
+  with ocp.StandardCheckpointer() as checkpointer:
+    return jax.tree.leaves(checkpointer.restore(folder / "checkpoints/2/state"))
+
+
+def test_a_run_in_nf4_resumes_bit_equal_scores_and_merges(small_config, tmp_path):
   with small_config.unlocked():
     c = small_config.copy_and_resolve_references()
   c.unlock()
@@ -101,6 +108,12 @@ def test_a_run_in_nf4_resumes_scores_and_merges(small_config, tmp_path):
   c.train.steps, c.train.checkpoint_every, c.evaluation.benchmark = 2, 1, ""
   folder = tmp_path / "run"
   stages.run(c, str(folder))
+  again = tmp_path / "again"
+  shutil.copytree(folder, again)
+  shutil.rmtree(again / "checkpoints/2")
+  stages.run(c, str(again))
+  ours, theirs = _state(folder), _state(again)
+  assert len(ours) > 20 and all(map(np.array_equal, ours, theirs))
   loaded = load_run(str(folder))  # refuses a base of other checksums
   kernels = [path for path, value in loaded.params.items() if value.dtype == jnp.uint4]
   assert len(kernels) > 10
