@@ -122,7 +122,16 @@ def estimate(config: ConfigDict, devices: int) -> Estimate:
     "activations": micro * _row_bytes(model, config),
     "kernels in use": _kernel_bytes(model, shapes),
   }
+  if config.optim.on_host:  # a parameter's at a time
+    there = abstract_state(optim.optimizer(config.optim, 100, factors), trained, mesh).opt_state
+    largest = max(wide, key=lambda path: device_bytes({path: wide[path]}))
+    moments = [one[largest] for one in jax.tree.leaves(there, is_leaf=_is_dict) if _is_dict(one)]
+    uses["moments in use"] = device_bytes(moments)
   return Estimate(uses, micro, accumulate)
+
+
+def _is_dict(value: Any) -> bool:
+  return isinstance(value, dict)
 
 
 def _row_bytes(model: ModelConfig, config: ConfigDict) -> float:
@@ -202,6 +211,8 @@ def _remedy(config: ConfigDict, memory: float, devices: int) -> str:
     if estimate(changed, devices).total <= (1 - FREE) * memory:
       *rest, last = words
       return f"does not fit: set {', '.join(rest)} and {last}"
+  changed = config.copy_and_resolve_references()
+  changed.update_from_flattened_dict(_CHANGES[0])
   for more in (2, 4, 8, 16, 32, 64, 128, 256):
     if more > devices and estimate(changed, more).total <= (1 - FREE) * memory:
       return f"does not fit: needs {more} such devices"

@@ -1,5 +1,6 @@
 """AdamW with warm-up and cosine decay on a flat dict of parameters."""
 
+import zlib
 from typing import Any
 
 import jax
@@ -42,11 +43,14 @@ def _with_rounded_second_moments(
     updates, after = adam.update(updates, wide, params)
     state: Any = after
     key = jax.random.fold_in(jax.random.key(0), state.count)
-    keys = dict(zip(state.nu, jax.random.split(key, len(state.nu)), strict=True))
-    nu = {path: _rounded_at_random(value, keys[path]) for path, value in state.nu.items()}
+    nu = {path: _rounded_at_random(value, _of_path(key, path)) for path, value in state.nu.items()}
     return updates, state._replace(nu=nu)
 
   return optax.GradientTransformation(init, update)
+
+
+def _of_path(key: jax.Array, path: str) -> jax.Array:
+  return jax.random.fold_in(key, zlib.crc32(path.encode()))  # whichever others are with it
 
 
 def _rounded_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -69,18 +73,40 @@ def optimizer(
   )
   if optim.second_moment_dtype == "bfloat16":
     adam = _with_rounded_second_moments(adam)
-  return _in_float32(
+  chain = optax.chain(
     optax.clip_by_global_norm(optim.clip),
-    adam,
+    _from_host(adam) if optim.on_host else adam,
     optax.add_decayed_weights(optim.weight_decay, mask=_decays),
     optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
     optax.scale_by_learning_rate(schedule(optim, steps)),
   )
+  return _in_float32(chain)
 
 
-def _in_float32(*transformations: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns their chain for parameters of any dtype."""
-  chain = optax.chain(*transformations)
+def _from_host(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns Adam whose moments are in the host's memory, and a parameter's at a time on the device."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+    scaled, mu, nu, back = {}, {}, {}, ()
+    for path, gradient in updates.items():
+      # The next moments wait for these to be away: else the compiler fetches all before the first use.
+      there, gradient, _ = jax.lax.optimization_barrier(
+        ((state.mu[path], state.nu[path]), gradient, back)
+      )
+      here = jax.device_put(there, jax.memory.Space.Device)
+      own = state._replace(mu={path: here[0]}, nu={path: here[1]})
+      after: Any = adam.update({path: gradient}, own)
+      scaled[path], own = after[0][path], after[1]
+      back = jax.device_put((own.mu[path], own.nu[path]), jax.memory.Space.Host)
+      mu[path], nu[path] = back
+    return scaled, state._replace(count=optax.safe_increment(state.count), mu=mu, nu=nu)
+
+  return optax.GradientTransformation(adam.init, update)
+
+
+def _in_float32(chain: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Returns a chain for parameters of any dtype."""
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     return chain.update(updates, state, optax.tree.cast(params, jnp.float32))
@@ -93,9 +119,11 @@ def _in_float32(*transformations: optax.GradientTransformation) -> optax.Gradien
 def apply_updates(params: Params, updates: Any, step: jax.Array) -> Params:
   """Returns parameters after an update in float32, those in bfloat16 rounded at random."""
   # To the nearest most would stand still: an update is less than half a unit of its parameter.
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(1), step), len(params))
+  key = jax.random.fold_in(jax.random.key(1), step)
   after: Any = optax.apply_updates(optax.tree.cast(params, jnp.float32), updates)
   return {
-    path: _rounded_at_random(after[path], key) if value.dtype == jnp.bfloat16 else after[path]
-    for (path, value), key in zip(params.items(), keys, strict=True)
+    path: value.astype(params[path].dtype)
+    if params[path].dtype != jnp.bfloat16
+    else _rounded_at_random(value, _of_path(key, path))
+    for path, value in after.items()
   }

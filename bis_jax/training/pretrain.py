@@ -143,7 +143,8 @@ def _pretrain(config: ConfigDict, drawn: epath.Path, out: pathlib.Path) -> None:
   graph, shapes = backbones.structure(model, mesh)
   files.require_room(out.parent, sum(math.prod(shape.shape) * 4 for shape in shapes.values()))
   params = first_params(model, shapes, None, processor.prompt.special, _seed(config))
-  own = {"second_moment_dtype": "float32", "learning_rate": config.pretrain.learning_rate}
+  own = {"second_moment_dtype": "float32", "on_host": False}
+  own["learning_rate"] = config.pretrain.learning_rate
   settings = ConfigDict(_OPTIM | own)
   optimizer = optim.optimizer(settings, config.pretrain.steps, dict.fromkeys(params, 1.0))
   state = first_state(optimizer, params, abstract_state(optimizer, shapes, mesh))

@@ -1,7 +1,7 @@
 """The state of training: initialized or restored, sharded over the devices."""
 
 import functools
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from bis_jax.models.model_config import LORA
 from bis_jax.models.param_tree import Params, split
 from bis_jax.parallel.sharding import MeshError, batch_shards
 
-T = TypeVar("T")
 HOST = "pinned_host"  # memory kind
 
 
@@ -118,13 +117,6 @@ def abstract_state(
     transform_non_params=lambda struct: struct.update(sharding=replicated),
   )
   return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), shapes, opt_state)
-
-
-def moved(opt_state: T, space: jax.memory.Space) -> T:
-  """Returns an optimizer state with its moments in another memory, within a compiled function."""
-  return jax.tree.map(
-    lambda x: jax.device_put(x, space) if jnp.issubdtype(x.dtype, jnp.floating) else x, opt_state
-  )
 
 
 def check_host_memory(mesh: Mesh) -> None:

@@ -20,7 +20,7 @@ from bis_jax.models.param_tree import Params, merge
 from bis_jax.models.reward_model import belief
 from bis_jax.parallel.sharding import OnMesh
 from bis_jax.training import optim
-from bis_jax.training.train_state import TrainState, abstract_state, moved, split_trainable
+from bis_jax.training.train_state import TrainState, abstract_state, split_trainable
 
 Metrics = dict[str, jax.Array]
 MICRO_ROLLOUTS = 2  # of a micro-batch of the paper's released code
@@ -151,7 +151,6 @@ def step_of(config: ConfigDict, model_config: Any, mesh: Mesh, steps: int) -> Tr
     config.seed if model_config.needs_random_key else None,
     compiler_options(mesh, config.train.compiler_options),
     beliefs=config.labels.kind == "beta",
-    on_host=config.optim.on_host,
   )
   trainable, frozen = split_trainable(shapes, factors)
   state = abstract_state(optimizer, trainable, mesh, config.optim.on_host)
@@ -166,14 +165,13 @@ def make_train_step(
   random_seed: int | None = None,
   options: dict[str, Any] | None = None,
   beliefs: bool = False,
-  on_host: bool = False,
 ) -> jax.stages.Wrapped:
   """Returns the jitted step (state, frozen, batch) -> (state, metrics); `state` is donated.
 
   Metrics: loss, marker_accuracy, grad_norm (before clipping), learning_rate, update_is_finite, and
   row_loss float32[A, B], the loss sum of every row. With a `random_seed` every micro-batch of every step
   gets a different `random_key`. `options` are those of the compiler. With `beliefs` the loss is
-  `belief_loss`. `on_host`: moments are in the host's memory.
+  `belief_loss`.
   """
 
   def train_step(state, frozen, batch):
@@ -184,9 +182,7 @@ def make_train_step(
       weight = batch["marker_weight"]
       batch = batch | {"marker_count": weight, "marker_weight": (weight > 0).astype(weight.dtype)}
     _, grads, metrics = loss_and_grads(graph, state.params, frozen, batch, normalise)
-    before = moved(state.opt_state, jax.memory.Space.Device) if on_host else state.opt_state
-    updates, opt_state = optimizer.update(grads, before, state.params)
-    opt_state = moved(opt_state, jax.memory.Space.Host) if on_host else opt_state
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
     metrics["update_is_finite"] = jnp.isfinite(optax.tree.norm(updates))
     params = optim.apply_updates(state.params, updates, state.step)

@@ -31,7 +31,7 @@ def test_updates_in_bfloat16_keep_their_mean():
     params = step(params, number)
   assert params["a.kernel"].dtype == jnp.bfloat16 and params["b.kernel"].dtype == jnp.float32
   assert float(params["a.kernel"].astype(jnp.float32).mean()) == pytest.approx(1.008, abs=4e-4)
-  np.testing.assert_allclose(params["b.kernel"], 1.008, rtol=1e-5)
+  np.testing.assert_allclose(params["b.kernel"], 1.008, rtol=1e-4)
 
 
 def _state(folder, step):
@@ -75,11 +75,11 @@ def test_moments_are_on_the_host_and_counts_are_not(config):
     assert leaf.sharding.memory_kind == wanted or leaf.ndim == 0
   params = jax.jit(lambda: {p: jnp.ones(s.shape, s.dtype) for p, s in shapes.items()})()
   first = train_state.first_state(optimizer, params, state).opt_state
-  there = jax.jit(lambda s: train_state.moved(s, jax.memory.Space.Device))(first)
-  back = jax.jit(lambda s: train_state.moved(s, jax.memory.Space.Host))(there)
-  for moments, kind in ((first, "pinned_host"), (there, "device"), (back, "pinned_host")):
+  updates, after = jax.jit(optimizer.update)(params, first, params)
+  assert {value.sharding.memory_kind for value in updates.values()} == {"device"}
+  for moments in (first, after):
     kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(moments) if leaf.ndim}
-    assert kinds == {kind}
+    assert kinds == {"pinned_host"}
 
 
 def test_a_device_without_host_memory_is_refused():
@@ -97,7 +97,7 @@ def test_the_plan_counts_them():
   c.model.trained_dtype = c.optim.moment_dtype = "bfloat16"
   found = memory.estimate(c, 4).uses
   assert found["optimizer state"] == pytest.approx(6 / 8 * plain["optimizer state"], rel=1e-6)
-  assert found["parameters"] == pytest.approx(plain["parameters"] / 2, rel=0.05)
+  assert found["parameters"] == pytest.approx(plain["parameters"] - 2 * 7.115e9 / 4, rel=1e-3)
   c.optim.on_host = True
   assert memory.estimate(c, 4).uses["optimizer state"] < 100
   assert common.get_config().optim.on_host is False
