@@ -5,17 +5,14 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bis_jax.compilation import memory
 from bis_jax.errors import UserError
-from bis_jax.models import backbones, learning_rates
 from bis_jax.parallel.sharding import make_mesh
-from bis_jax.run import stages
-from bis_jax.scoring.restore import load_run
-from bis_jax.training import optim, train_state
+from bis_jax.training import checkpoint, optim, train_state
 from configs import common, qwen_bis10
 
 
@@ -34,52 +31,52 @@ def test_updates_in_bfloat16_keep_their_mean():
   np.testing.assert_allclose(params["b.kernel"], 1.008, rtol=1e-4)
 
 
-def _state(folder, step):
-  with ocp.StandardCheckpointer() as checkpointer:
-    return jax.tree.leaves(checkpointer.restore(folder / f"checkpoints/{step}/state"))
+def _trained(config, mesh, on_host):
+  """Returns three steps of two parameters, and the shapes of their state."""
+  spec = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+  shapes = {
+    "a.kernel": jax.ShapeDtypeStruct((4, 8), jnp.bfloat16, sharding=spec),
+    "b.kernel": jax.ShapeDtypeStruct((3, 8), jnp.float32, sharding=spec),
+  }
+  c = config.copy_and_resolve_references()
+  c.on_host = on_host
+  optimizer = optim.optimizer(c, 10, dict.fromkeys(shapes, 1.0))
+  abstract = train_state.abstract_state(optimizer, shapes, mesh, on_host)
+  params = {path: jax.device_put(jnp.ones(s.shape, s.dtype), spec) for path, s in shapes.items()}
+  state = train_state.first_state(optimizer, params, abstract)
+
+  @jax.jit
+  def step(state, gradients):
+    updates, moments = optimizer.update(gradients, state.opt_state, state.params)
+    params = optim.apply_updates(state.params, updates, state.step)
+    return train_state.TrainState(state.step + 1, params, moments)
+
+  rng = np.random.default_rng(0)
+  for _ in range(3):
+    state = step(
+      state, {p: jnp.asarray(rng.normal(size=s.shape), "float32") for p, s in shapes.items()}
+    )
+  return state, abstract
 
 
-@pytest.fixture(scope="module")
-def config(small_config):
-  with small_config.unlocked():
-    c = small_config.copy_and_resolve_references()
-  c.unlock()
-  c.model.trained_dtype, c.optim.on_host = "bfloat16", True
-  c.optim.moment_dtype = c.optim.second_moment_dtype = "bfloat16"
-  c.train.steps, c.train.checkpoint_every, c.evaluation.benchmark = 3, 1, ""
-  return c
-
-
-def test_a_run_with_all_of_them_resumes_with_moments_elsewhere(config, tmp_path):
-  """Where the moments are changes no bit; the checkpoint is of the parameters as they train."""
-  folder, c = tmp_path / "run", config.copy_and_resolve_references()
-  stages.run(c, str(folder))
-  wanted = _state(folder, 3)
-  assert {str(leaf.dtype) for leaf in wanted} == {"bfloat16", "int32"}
-  epath.Path(folder / "checkpoints/3").rmtree()
-  c.optim.on_host = False
-  stages.run(c, str(folder))
-  assert all(map(np.array_equal, wanted, _state(folder, 3)))
-  run = load_run(str(folder))
-  assert {value.dtype for value in run.params.values()} == {jnp.dtype(jnp.bfloat16)}
-  assert any((a != b).any() for a, b in zip(_state(folder, 2), wanted, strict=True))
-
-
-def test_moments_are_on_the_host_and_counts_are_not(config):
-  mesh, model = make_mesh(2, 2, 2), backbones.model_config(config, 128)
-  _, shapes = backbones.structure(model, mesh)
-  optimizer = optim.optimizer(config.optim, 10, learning_rates.factors(config, shapes))
-  state = train_state.abstract_state(optimizer, shapes, mesh, on_host=True)
-  for leaf in jax.tree.leaves(state.opt_state):
-    wanted = "pinned_host" if leaf.dtype == jnp.bfloat16 else "device"
-    assert leaf.sharding.memory_kind == wanted or leaf.ndim == 0
-  params = jax.jit(lambda: {p: jnp.ones(s.shape, s.dtype) for p, s in shapes.items()})()
-  first = train_state.first_state(optimizer, params, state).opt_state
-  updates, after = jax.jit(optimizer.update)(params, first, params)
-  assert {value.sharding.memory_kind for value in updates.values()} == {"device"}
-  for moments in (first, after):
-    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(moments) if leaf.ndim}
-    assert kinds == {"pinned_host"}
+def test_where_moments_are_changes_no_bit(tmp_path):
+  """And a checkpoint of the one is restored as the other, which its checksums allow."""
+  c, mesh = common.get_config().optim, make_mesh(1, 8, 1)
+  c.learning_rate, c.moment_dtype, c.second_moment_dtype = 0.1, "bfloat16", "bfloat16"
+  (on_device, shapes), (on_host, host) = (_trained(c, mesh, there) for there in (False, True))
+  for one, other in zip(jax.tree.leaves(on_device), jax.tree.leaves(on_host), strict=True):
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+  assert (np.asarray(on_host.params["a.kernel"], np.float32) != 1).all()
+  kinds = [(leaf.sharding.memory_kind, leaf.ndim) for leaf in jax.tree.leaves(on_host.opt_state)]
+  assert sorted(kinds) == [("device", 0)] * 2 + [("pinned_host", 2)] * 4
+  for number, (state, wanted) in enumerate(((on_host, shapes), (on_device, host))):
+    with checkpoint.Checkpoints(epath.Path(tmp_path / str(number)), every=1, keep=1) as kept:
+      kept.save(3, state, {})
+    with checkpoint.Checkpoints(epath.Path(tmp_path / str(number)), every=1, keep=1) as kept:
+      restored = kept.restore(wanted)
+    for one, shape, theirs in zip(*map(jax.tree.leaves, (restored, wanted, state)), strict=True):
+      assert one.sharding.memory_kind == shape.sharding.memory_kind
+      np.testing.assert_array_equal(np.asarray(one), np.asarray(theirs))
 
 
 def test_a_device_without_host_memory_is_refused():
