@@ -131,7 +131,7 @@ def test_evaluate_scores_the_responses_with_a_checkpoint(tmp_path, monkeypatch):
   image = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
   tsv = write(tmp_path / "b.tsv", [{"index": k, "image": image} for k in (1, 2, 3)])
   scorer = Lengths()
-  monkeypatch.setattr(step_scorer, "load", lambda checkpoint: scorer)
+  monkeypatch.setattr(step_scorer, "load", lambda checkpoint, **_: scorer)
   flags = ["--checkpoint=run", f"--images_tsv={tsv}", "--answers=math", "--missing=worst"]
   saved, out = tmp_path / "scored.jsonl", tmp_path / "out.json"
   flags += [f"--candidates={','.join(paths)}", f"--save_scores={saved}", f"--out={out}"]
