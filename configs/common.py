@@ -57,5 +57,5 @@ def with_lora(c: ConfigDict, form: str) -> ConfigDict:
   c.model.frozen_dtype = "bfloat16"
   c.optim.learning_rate = 1e-4
   if form == "toy":
-    c.optim.learning_rate, c.model.frozen_dtype = 1e-2, "float32"
+    c.optim.learning_rate, c.model.frozen_dtype = 3e-3, "float32"
   return c

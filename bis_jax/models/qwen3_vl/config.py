@@ -140,7 +140,7 @@ class Qwen3VLConfig(ModelConfig):
 
 _SMALL_VISION = VisionConfig(24, 1024, 4096, deepstack_visual_indexes=(5, 11, 17))
 _TINY_VISION = VisionConfig(4, 32, 48, 2, 36, (1, 2))
-_TOY_VISION = VisionConfig(2, 48, 96, 4, 64, (0,))
+_TOY_VISION = VisionConfig(1, 48, 96, 4, 64, (0,))
 SIZES = {
   # The smallest model that has every part, for tests.
   "tiny": Qwen3VLConfig(
