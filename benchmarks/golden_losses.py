@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECIPES = ("qwen_bis10", "internvl_bis10")
+RECIPES = ("qwen_bis10", "internvl_bis10", "qwen3vl_bis10")
 TOLERANCE = 1e-3
 
 
@@ -49,7 +49,7 @@ def measure(recipe: str) -> dict[str, object]:
 
 
 def main(arguments: list[str]) -> int:
-  """Compares or stores both recipes and returns the exit code."""
+  """Compares or stores the recipes and returns the exit code."""
   code = 0
   for recipe in RECIPES:
     path, found = ROOT / "tests" / "golden" / f"{recipe}.json", measure(recipe)
