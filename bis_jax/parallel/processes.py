@@ -101,6 +101,9 @@ def _join(start_seconds: float, heartbeat_seconds: int) -> None:
   # JAX's own preemption notice is turned off: it holds SIGTERM back for the life of the process and
   # ignores it before the first step. See `preemption`.
   jax.config.update("jax_enable_preemption_service", False)
+  # With one CPU device per process JAX does not order the collectives of programs in flight: those
+  # of the stop request and of a step then meet in another order on another process.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   timeouts = {
     "initialization_timeout": int(start_seconds) + 60,
     "heartbeat_timeout_seconds": heartbeat_seconds,
