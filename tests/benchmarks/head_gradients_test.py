@@ -14,6 +14,7 @@ from bis_jax.corpus.corpus import Corpus
 from bis_jax.inputs import pipeline
 from bis_jax.inputs.rows import device_arrays
 from bis_jax.models import backbones
+from bis_jax.models.chip_settings import run_mesh
 from bis_jax.models.processor import make_processor
 from bis_jax.run import stages
 from bis_jax.scoring import restore
@@ -35,7 +36,7 @@ def place(small_config, tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp("theory") / "run")
   workdir.claim(folder, config)
   stages.select_rollouts(config, corpus, folder / "manifest.json")
-  mesh = stages.make_mesh(**config.mesh)
+  mesh = run_mesh(config)
   processor = make_processor(config, where.tokenizer)
   model = backbones.model_config(config, len(processor.tokenizer))
   _, shapes = backbones.structure(model, mesh)

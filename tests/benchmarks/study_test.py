@@ -115,10 +115,14 @@ def test_ablations_and_the_outline_have_three_seeds():
   assert {len(seeds) for _, seeds in arms.seeds_of(arms.QUICK, 2)} == {2}
 
 
+# Strategies that the study has not compared yet.
+_LATER = {"bis_by_position", "bis_grouped", "bis_posterior", "semdedup"}
+
+
 def test_what_is_compared_can_be_run():
-  """Every setting is a key with a value in its range, and all strategies but the twin run."""
+  """Every setting is a key with a value in its range, and all strategies of the paper run."""
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}
-  assert compared == set(STRATEGIES) - {"reliability_only"}
+  assert compared == set(STRATEGIES) - {"reliability_only"} - _LATER
   assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}
   tried = [part for name in arms.CANDIDATES for part in arms.candidate_parts(name)]
   every = (*arms.MAIN, *arms.ABLATIONS, *arms.QUICK, *tried, arms.DRAWN, arms.START)
