@@ -46,7 +46,7 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir, exported folder or hub id of the model that scores"
 )
 _BASE = flags.DEFINE_string(
-  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+  "base", None, "base checkpoint of exported adapters, if not where adapter_config.json says"
 )
 _IMAGES = flags.DEFINE_enum(
   "images", "multi", MODES, "what --checkpoint sees of an item with several images"

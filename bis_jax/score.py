@@ -16,7 +16,7 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
 _BASE = flags.DEFINE_string(
-  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+  "base", None, "base checkpoint of exported adapters, if not where adapter_config.json says"
 )
 _INPUT = flags.DEFINE_string("input", "", "JSON lines of solutions to score")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON lines of scores to write")

@@ -20,7 +20,7 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "workdir of a run (its latest checkpoint), exported folder or hub id"
 )
 _BASE = flags.DEFINE_string(
-  "base", None, "of exported adapters: their base, if it is no longer where they name it"
+  "base", None, "base checkpoint of exported adapters, if not where adapter_config.json says"
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on", lower_bound=1, upper_bound=65535)

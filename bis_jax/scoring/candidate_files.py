@@ -21,9 +21,10 @@ def add_scores(
   images_tsv: str = "",
   base: str | None = None,
 ) -> None:
-  """Sets `scores`, and `concentrations` if the model has them, of the candidates with steps alone; images are in the TSV file or beside `source`.
+  """Scores the candidates that have steps alone: sets `scores`, and `concentrations` if there are any.
 
-  `base` as of `step_scorer.load`. Raises EvaluationError that names the question and candidate that can't be scored.
+  Images are in the TSV file or beside `source`; `base` as in `load_run`. Raises EvaluationError that
+  names the question and candidate that cannot be scored.
   """
   inline = vlmevalkit.images(images_tsv, [str(q.id) for q in questions]) if images_tsv else {}
   waiting: list[tuple[str, Candidate, Solution]] = []

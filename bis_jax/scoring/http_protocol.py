@@ -22,7 +22,7 @@ def serve(app: ASGIApp, listener: socket.socket, stop_seconds: int) -> None:
 class Server(uvicorn.Server):
   """Uvicorn's, which stops without a reset of connections that the kernel has accepted."""
 
-  accept_seconds = 1.0  # for them, however many clients go on connecting
+  accept_seconds = 1.0  # limit for accepting them while clients keep connecting
 
   def __init__(self, app: ASGIApp, stop_seconds: int, protocol: type["Protocol"]):
     self._make_protocol = protocol

@@ -60,9 +60,8 @@ def load_run(
 ) -> LoadedRun:
   """Loads a reward model: the latest checkpoint of a workdir, or an exported folder or hub id.
 
-  `mesh` gives the sizes of the mesh axes for other devices than the run's, `base` the checkpoint that
-  exported adapters stand beside, in place of the one that they name. Raises WorkdirError,
-  or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
+  `mesh` gives the sizes of the mesh axes for other devices than the run's. `base` is the base checkpoint
+  of exported adapters, if not the one that their config names. Raises WorkdirError, or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
   """
   path = _find(checkpoint)
   adapted = (path / weights.ADAPTER_CONFIG).exists()

@@ -44,7 +44,7 @@ def score_file(
 ) -> tuple[int, int, int]:
   """Scores the lines of `source` that `target` does not have yet, `chunk` at a time.
 
-  Returns (lines of the input, lines written now, errors among those). `base` and `inputs` as of
+  Returns (lines of the input, lines written now, errors among those). `base` and `inputs` as in
   `step_scorer.load`. Raises OutputError.
   """
   total = sum(1 for _ in files.read_lines(source))

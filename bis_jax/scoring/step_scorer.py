@@ -265,8 +265,8 @@ def load(
 ) -> Scorer:
   """Returns the scorer of a workdir, exported folder or hub id; raises as `load_run` does.
 
-  `base` as of `load_run`; `batch_rows` and `inputs`, such as max_length=4096, replace settings of the run's config; a
-  UserError names those out of range.
+  `base` as in `load_run`. `batch_rows` and `inputs`, such as max_length=4096, replace settings of the
+  run's config; a UserError names those out of range.
   """
   for key, value in inputs.items():
     setting = SETTINGS[f"inputs.{key}"]

@@ -1,4 +1,4 @@
-"""A folder of PEFT adapters as `--checkpoint`: scores as the workdir it is of, whatever its base."""
+"""A folder of PEFT adapters as `--checkpoint`: the scores of its workdir, for bases of every dtype."""
 
 import base64
 import dataclasses
