@@ -315,4 +315,4 @@ def test_a_process_that_waits_for_others_says_for_whom_and_ends_with_words(
   waits = "process 0 of 4 (SLURM_NTASKS) waits for the others to start, at node[1-2]"
   assert waits in caplog.text and "JAX_NUM_PROCESSES=1 makes this a run of one" in caplog.text
   assert waits in (said := capsys.readouterr().err) and "or raise --start_seconds" in said
-  assert processes.START_SECONDS >= 3600
+  assert processes.START_SECONDS >= 3600 and processes.HEARTBEAT_SECONDS <= 60

@@ -1,5 +1,8 @@
 """Pods of real processes on this machine: the same run as on one device, also after kills.
 
+Most of the time is that of starting processes and compiling: every run below has a purpose that no
+other one serves.
+
 One pod shares a disk. The other one's processes have home and temporary folders of their own, as on
 hosts that share nothing but a bucket.
 """
@@ -28,7 +31,8 @@ from tests.commands import run_command
 from tests.xla_flags import FAST_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 6
+STEPS = 4
+HEARTBEAT = 10  # seconds, where a process is killed; any other run has processes.HEARTBEAT_SECONDS
 # Every line of a run of process 0, without the time.
 OUTPUT = (
   r"\d+ cpu devices?, \d+ process(es)?",
@@ -36,19 +40,21 @@ OUTPUT = (
   r"[\d,]+ of [\d,]+ parameters train: [\d,]+ by '\.\*' at factor 1",
   r"bis selects 100 of 1,?000 rollouts",
   r"100 rollouts in 2 epochs: .*",
-  r"step \d of 6: loss [\d.]+",
+  r"step \d of 4: loss [\d.]+",
   r"(fixed_0.5|tuned_on_test) .*",
   r"see .*/index.html",
 )
+NO_ACCOUNT = (r"Authentication failed using .*", r".* Using GOOGLE_AUTH_TOKEN_FOR_TESTING")
 
 # `bis_jax.main` that writes down the examples of every training batch, and that is hit by a signal
-# as it asks for one: HIT="BATCH PROCESS SIGNAL".
+# as it asks for one: HIT="BATCH PROCESS SIGNAL". HEARTBEAT: seconds of silence that count as death.
 RECORDING_MAIN = """
 import json, os, signal, sys
 sys.modules["torch"] = None  # as where only bis_jax is installed; its import takes 5 s
 import numpy as np
 from absl import app
 from bis_jax import main
+from bis_jax.parallel import processes
 from bis_jax.training import loop
 from bis_jax.inputs.pipeline import BatchIterator
 
@@ -72,6 +78,8 @@ def recorded(*arguments):
   return plain(*arguments)
 
 if __name__ == "__main__":
+  if "HEARTBEAT" in os.environ:
+    processes.start.__kwdefaults__["heartbeat_seconds"] = int(os.environ["HEARTBEAT"])
   plain, loop.train = loop.train, recorded
   app.run(main.main)
 """
@@ -95,6 +103,8 @@ class Pod:
       config.corpus.cache, config.train.compile_cache = str(self.cache), "compiled"
       # Adam makes a gradient that is mostly rounding, as a key's bias has, as large as any other.
       config.optim.eps = 1e-5
+      config.train.global_batch = config.inputs.row_multiple = 4
+      config.train.steps = STEPS
       config.train.checkpoint_every = 100  # only if a run is stopped, and at its end
     ours, recipe = (
       keys.flatten(json.loads(c.to_json())) for c in (config, qwen_bis10.get_config("toy"))
@@ -126,9 +136,10 @@ class Pod:
     hit: str = "",
     record: str = "",
     evaluate: bool = False,
+    **variables: str,
   ) -> subprocess.CompletedProcess:
     """Runs in workdir `name`; the batches read go to files `record`, by default of that name."""
-    env = self._env | {"RECORD": str(self._folder / f"{record or name}.batches.")}
+    env = self._env | variables | {"RECORD": str(self._folder / f"{record or name}.batches.")}
     command = ["launch/local_pod.sh", str(processes), str(devices)]
     command += ["--config=configs/qwen_bis10.py:toy", f"--workdir={self[name]}", *self._flags]
     command += ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
@@ -217,63 +228,59 @@ def pod(small_config, tmp_path_factory) -> Pod:
 
 
 @pytest.fixture(scope="module")
-def alone(pod) -> str:
-  done = pod.run("alone", 1, 1, evaluate=True)
-  assert done.returncode == 0, done.stderr[-3000:]
-  return "alone"
-
-
-@pytest.fixture(scope="module")
 def unbroken(pod) -> str:
-  done = pod.run("unbroken", 2, 4, evaluate=True)
+  done = pod.run("unbroken", 2, 2, evaluate=True)
   assert done.returncode == 0, done.stderr[-3000:]
   return "unbroken"
 
 
-def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, alone, unbroken):
-  """Neither lines of libraries nor of the second process, and no line twice."""
-  for name in (alone, unbroken):
-    shown = "\n".join(pod.lines[name])
-    lines = [re.sub(r"^\[0\] ([-\d]{10} [:\d]{8} )?", "", line) for line in pod.lines[name]]
-    assert all(any(re.fullmatch(p, line) for p in OUTPUT) for line in lines), shown
-    assert all(any(re.fullmatch(p, line) for line in lines) for p in OUTPUT), shown
-    assert len(set(lines)) == len(lines), shown
-
-
 @pytest.fixture(scope="module")
-def hosts(small_config, tmp_path_factory, bucket_server, pod, unbroken) -> Pod:
-  """A pod whose processes share nothing but a bucket, with the programs of the other one."""
+def hosts(small_config, tmp_path_factory, bucket_server) -> Pod:
+  """A pod whose processes share nothing but a bucket."""
   folder = tmp_path_factory.mktemp("hosts")
-  hosts = Pod(small_config, folder, epath.Path("gs://bis-jax") / folder.name)
-  hosts.take(pod.cache / "compiled", "cache/compiled")
-  return hosts
+  return Pod(small_config, folder, epath.Path("gs://bis-jax") / folder.name)
 
 
 @pytest.fixture(scope="module")
 def broken(hosts) -> str:
   """A run that was stopped, resumed, and lost a process to kill -9."""
-  done = hosts.run("broken", 2, 4, hit="2 1 SIGTERM", record="first")
+  done = hosts.run("broken", 2, 2, hit="1 1 SIGTERM", record="first")
   assert done.returncode == console.STOPPED, done.stderr[-3000:]
-  assert done.stderr.count("step 3 of 6 is saved: run the same command again") == 2
-  done = hosts.run("broken", 2, 4, hit="4 1 SIGKILL", record="second")
+  assert done.stderr.count("step 2 of 4 is saved: run the same command again") == 2
+  done = hosts.run("broken", 2, 2, hit="3 1 SIGKILL", record="second", HEARTBEAT=str(HEARTBEAT))
   assert done.returncode not in (0, console.STOPPED)
-  assert hosts.steps_read("second")[0] == 3, "it went on where it was told to stop"
+  assert hosts.steps_read("second")[0] == 2, "it went on where it was told to stop"
   assert "process 1 ended with 137" in done.stderr
   assert re.search("process 0 ended with (1|134)\n", done.stderr), "by itself, not by the script"
   return "broken"
 
 
-def test_two_processes_of_four_devices_train_as_one_device_does(pod, alone, unbroken):
-  np.testing.assert_allclose(_losses(pod[unbroken]), _losses(pod[alone]), rtol=1e-5)
-  np.testing.assert_allclose(_scores(pod[unbroken]), _scores(pod[alone]), atol=1e-4)
+@pytest.fixture(scope="module")
+def alone(hosts, broken) -> str:
+  """The broken run goes on with one process and one device to the end."""
+  hosts.take(hosts[broken], "alone")
+  done = hosts.run("alone", 1, 1, evaluate=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return "alone"
 
 
-def test_every_process_reads_rows_of_its_own_and_none_is_missed(pod, alone, unbroken):
-  split, whole = pod.batches(unbroken), pod.batches(alone)
-  assert list(split) == list(whole) == list(range(STEPS))
-  for number, parts in split.items():
-    assert [len(part) for part in parts] == [4, 4], "half the rows each"
-    assert parts[0] + parts[1] == whole[number][0]
+def test_a_run_shows_what_a_person_needs_and_nothing_else(pod, unbroken, hosts, alone):
+  """Neither lines of libraries nor of the second process, and no line twice."""
+  resumed = (*OUTPUT, "resuming from step 2 of 4", *NO_ACCOUNT)
+  for shows, patterns in (pod.lines[unbroken], OUTPUT), (hosts.lines[alone], resumed):
+    shown = "\n".join(shows)
+    lines = [re.sub(r"^\[0\] ([-\d]{10} [:\d]{8} )?", "", line) for line in shows]
+    assert all(any(re.fullmatch(p, line) for p in patterns) for line in lines), shown
+    assert all(any(re.fullmatch(p, line) for line in lines) for p in patterns), shown
+    assert len(set(lines)) == len(lines), shown
+
+
+def test_every_process_reads_rows_of_its_own_and_none_is_missed(pod, unbroken):
+  split = pod.batches(unbroken)
+  assert list(split) == list(range(STEPS))
+  for parts in split.values():
+    assert [len(part) for part in parts] == [2, 2], "half the rows each"
+    assert parts[0] != parts[1]
 
 
 def test_a_pod_leaves_one_set_of_files(pod, unbroken):
@@ -288,7 +295,7 @@ def test_hosts_that_share_only_a_bucket_end_bit_equal_to_the_run_on_a_disk(
 ):
   """Stopped, killed, resumed and evaluated; a run's other commands are in `bucket_run_test`."""
   hosts.take(hosts[broken], "resumed")
-  done = hosts.run("resumed", 2, 4, evaluate=True)
+  done = hosts.run("resumed", 2, 2, evaluate=True)
   assert done.returncode == 0, done.stderr[-3000:]
   ours, theirs = _state(hosts["resumed"]), _state(pod[unbroken])
   assert set(ours) == set(theirs) and len(ours) > 20
@@ -300,15 +307,17 @@ def test_hosts_that_share_only_a_bucket_end_bit_equal_to_the_run_on_a_disk(
   assert not kept, "nothing of the corpus or the run is on a host's own disk"
 
 
-def test_it_goes_on_with_half_the_devices_at_the_exact_next_record(pod, unbroken, hosts, broken):
-  hosts.take(hosts[broken], "half")
-  done = hosts.run("half", 1, 4)
-  assert done.returncode == 0, done.stderr[-3000:]
-  first, last = (_rows(hosts.batches(record)) for record in ("first", "half"))
-  assert list(first) == [0, 1, 2] and list(last) == [3, 4, 5]
+def test_it_goes_on_with_one_device_of_four_at_the_exact_next_record(pod, unbroken, hosts, alone):
+  """Two processes of two devices train and score as one device does.
+
+  Their steps 3 and 4 begin from the same state; losses, state and scores then agree.
+  """
+  first, last = _rows(hosts.batches("first")), _rows(hosts.batches(alone))
+  assert list(first) == [0, 1] and list(last) == [2, 3]
   assert first | last == _rows(pod.batches(unbroken)), "every record once, in its batch"
-  np.testing.assert_allclose(_losses(hosts["half"]), _losses(pod[unbroken]), rtol=1e-5)
-  ours, theirs = _state(hosts["half"]), _state(pod[unbroken])
+  np.testing.assert_allclose(_losses(hosts[alone]), _losses(pod[unbroken]), rtol=1e-5)
+  np.testing.assert_allclose(_scores(hosts[alone]), _scores(pod[unbroken]), atol=1e-4)
+  ours, theirs = _state(hosts[alone]), _state(pod[unbroken])
   assert set(ours) == set(theirs)
   for path, array in ours.items():  # sums in another order
     apart = np.linalg.norm(array - theirs[path]) / max(np.linalg.norm(theirs[path]), 1e-30)
