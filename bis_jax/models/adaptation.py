@@ -154,11 +154,14 @@ def quantized(params: Params, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Par
       done[path] = value
       continue
     dtype = "nf4" if shapes[path].dtype == jnp.uint4 else "int8"
-    make = functools.partial(quantization.quantized, dtype=dtype)
-    places = shapes[path].sharding, scale.sharding
-    done[path], done[_scale_of(path)] = jax.jit(make, out_shardings=places)(value)
+    done[path], done[_scale_of(path)] = _jitted(dtype, shapes[path].sharding, scale.sharding)(value)
     value.delete()
   return done
+
+
+@functools.cache  # kernels of one shape share a program
+def _jitted(dtype: str, *places: jax.sharding.Sharding) -> jax.stages.Wrapped:
+  return jax.jit(functools.partial(quantization.quantized, dtype=dtype), out_shardings=places)
 
 
 def _scale_of(path: str) -> str:

@@ -158,7 +158,7 @@ def _pretrain(config: ConfigDict, drawn: epath.Path, out: pathlib.Path) -> None:
       state, loss = step(state, put_rows(device_arrays(next(batches)), mesh))
       losses.append(loss)
   first, last = float(losses[0]), float(losses[-1])
-  finite = all(bool(jnp.isfinite(value).all()) for value in state.params.values())
+  finite = bool(jnp.isfinite(jax.jit(optax.tree.norm)(state.params)))
   if not finite or not last <= 2 * first:
     raise DivergedError(
       f"the pre-training of the toy backbone diverged (loss {first:.3f} in step 1, {last:.3f} in step "
