@@ -1,6 +1,11 @@
 """Rows with streams: scores, loss and gradients are those of every rollout alone."""
 
 import functools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -20,7 +25,7 @@ from bis_jax.models.qwen3_vl.images import Qwen3Images
 from bis_jax.parallel.sharding import batch_sharding, make_mesh, parameter_shardings
 from bis_jax.training.train_step import loss_and_grads
 from tests import streams
-from tests.training.train_step_test import run_two_processes
+from tests.xla_flags import FAST_COMPILATION
 
 MODELS = {
   "qwen": (QWEN_SIZES["tiny"].with_vocabulary(256), QwenImages(28 * 28, 112 * 112)),
@@ -113,10 +118,58 @@ def test_loss_and_gradients_on_eight_devices(name, shape):
   assert_close(grads(name, case(name)[2], make_mesh(*shape)), alone(name))
 
 
+# Nothing is drawn or computed out of the one program: two processes compile everything anew.
+TWO_PROCESSES = """
+import sys
+from bis_jax.parallel import processes
+processes.start()
+import jax, numpy as np
+jax.config.update("jax_default_matmul_precision", "highest")
+from bis_jax.models import backbones
+from bis_jax.parallel.sharding import P, batch_share, batch_sharding, make_mesh
+from bis_jax.training.train_step import loss_and_grads
+mesh, folder = make_mesh(2, 2, 2), sys.argv[1]
+part, parts = batch_share(mesh)
+graph, shapes = backbones.structure(backbones.get("qwen3_vl").sizes["tiny"].with_vocabulary(256), mesh)
+params = {
+  path: jax.make_array_from_callback(array.shape, shapes[path].sharding, array.__getitem__)
+  for path, array in np.load(f"{folder}/params.npz").items()}
+rows = {
+  key: jax.make_array_from_process_local_data(
+    batch_sharding(mesh), np.split(array, parts)[part][None])
+  for key, array in np.load(f"{folder}/rows.npz").items()}
+everywhere = jax.sharding.NamedSharding(mesh, P())
+step = jax.jit(loss_and_grads, static_argnums=(0, 4), out_shardings=everywhere)
+loss, grads, _ = step(graph, params, {}, rows, "global")
+if processes.is_first():
+  np.savez(f"{folder}/grads.npz", loss=np.asarray(loss), **jax.tree.map(np.asarray, grads))
+processes.wait_for_all("end")
+"""
+
+
 def test_loss_and_gradients_on_two_processes(tmp_path):
   """One backbone: which rows a process gives does not depend on it."""
-  found = run_two_processes({"qwen3_vl": device_arrays(case("qwen3")[2])}, tmp_path)
-  assert_close(found["qwen3_vl"], alone("qwen3"))
+  params = split(backbones.build(MODELS["qwen3"][0], 0))[1]
+  np.savez(tmp_path / "params.npz", **params)
+  np.savez(tmp_path / "rows.npz", **device_arrays(case("qwen3")[2]))
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  env = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FAST_COMPILATION}",
+    "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).resolve().parents[2]), *sys.path]),
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
+  started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
+  try:
+    assert [process.wait(timeout=600) for process in started] == [0, 0]
+  finally:
+    for process in started:
+      process.kill()
+  found = dict(np.load(tmp_path / "grads.npz"))
+  assert_close((found.pop("loss"), found), alone("qwen3"))
 
 
 @pytest.mark.parametrize("name", MODELS)

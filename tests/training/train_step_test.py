@@ -1,14 +1,10 @@
 """One step is the same mathematics on one device or eight, in one micro-batch or four.
 
+On two processes: tests/models/streams_test.py, and whole runs in tests/run/launch_test.py.
+
 Mutations these tests catch (each tried once): normalising by the markers of the micro-batch or of
 the device, dropping a micro-batch's gradient, and rows that change device without their patches.
 """
-
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +19,6 @@ from bis_jax.training import optim
 from bis_jax.training.train_state import TrainState
 from bis_jax.training.train_step import loss_and_grads, make_train_step
 from configs import common
-from tests.xla_flags import FAST_COMPILATION
 
 MODEL = QWEN_SIZES["tiny"].with_vocabulary(256)
 ROWS, TOKENS, PATCHES, MARKERS = 8, 64, 64, 6
@@ -86,70 +81,6 @@ def _assert_close(got, wanted):
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_eight_devices_agree_with_one(batch, alone, shape):
   _assert_close(_grads(batch, make_mesh(*shape)), alone)
-
-
-TWO_PROCESSES = """
-import sys
-from bis_jax.parallel import processes
-processes.start()
-import jax, numpy as np
-from jax.experimental import multihost_utils
-jax.config.update("jax_default_matmul_precision", "highest")
-from bis_jax.models import backbones
-from bis_jax.parallel.sharding import batch_share, batch_sharding, make_mesh, parameter_shardings
-from bis_jax.models.param_tree import split
-from bis_jax.training.train_step import loss_and_grads
-step = jax.jit(loss_and_grads, static_argnums=(0, 4))
-mesh = make_mesh(2, 2, 2)
-part, parts = batch_share(mesh)
-folder, *names = sys.argv[1:]
-for name in names:
-  batch = dict(np.load(f"{folder}/{name}.npz"))
-  MODEL = backbones.get(name).sizes["tiny"].with_vocabulary(256)
-  graph, params = split(backbones.build(MODEL, 0))
-  placed = jax.tree.map(
-    lambda array, sharding: jax.make_array_from_callback(
-      array.shape, sharding, lambda index, array=np.asarray(array): array[index]),
-    params, parameter_shardings(mesh, backbones.sharding(MODEL), params))
-  rows = {
-    key: jax.make_array_from_process_local_data(
-      batch_sharding(mesh), np.split(array, parts)[part][None])
-    for key, array in batch.items()
-  }
-  loss, grads, _ = step(graph, placed, {}, rows, "global")
-  grads = multihost_utils.process_allgather(grads, tiled=True)
-  if processes.is_first():
-    np.savez(f"{folder}/{name}_grads.npz", loss=np.asarray(loss), **grads)
-processes.wait_for_all("end")
-"""
-
-
-def run_two_processes(batches, folder):
-  """Returns {backbone: (loss, gradients)} of {backbone: batch} on two processes of four devices."""
-  for name, batch in batches.items():
-    np.savez(folder / f"{name}.npz", **batch)
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  env = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FAST_COMPILATION}",
-    "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  command = [sys.executable, "-c", TWO_PROCESSES, str(folder), *batches]
-  started = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}) for i in range(2)]
-  try:
-    assert [process.wait(timeout=600) for process in started] == [0, 0]
-  finally:
-    for process in started:
-      process.kill()
-  found = {name: dict(np.load(folder / f"{name}_grads.npz")) for name in batches}
-  return {name: (grads.pop("loss"), grads) for name, grads in found.items()}
-
-
-def test_two_processes_of_four_devices_agree_with_one_device(batch, alone, tmp_path):
-  _assert_close(run_two_processes({"qwen2_5_vl": batch}, tmp_path)["qwen2_5_vl"], alone)
 
 
 def test_micro_batches_agree_with_one_batch(batch, alone):
