@@ -46,7 +46,7 @@ def config(shared, tmp_path):
   c.inputs.tokenizer = str(shared / "data" / "tokenizers" / "qwen2_5_vl")
   c.inputs.max_length, c.qwen2_5_vl.max_pixels = 512, 16 * 784
   c.inputs.row_tokens, c.inputs.row_patches, c.inputs.row_markers = 512, 192, 32
-  c.inputs.row_multiple, c.inputs.workers = 8, 0
+  c.inputs.row_multiple, c.inputs.workers, c.inputs.prefetch = 8, 0, 1
   c.model.size, c.model.checkpoint, c.model.remat = "tiny", "", "none"
   c.model.dtype = "float32"
   c.train.global_batch, c.train.steps, c.train.epochs = 8, 2, 3

@@ -28,7 +28,7 @@ STEPS = 60
 def config() -> ConfigDict:
   c = qwen_bis10.get_config("toy")
   c.corpus.toy.rollouts, c.corpus.toy.images, c.corpus.toy.benchmark_items = 1000, 300, 24
-  c.pretrain.steps = STEPS
+  c.model.size, c.pretrain.steps, c.pretrain.rows = "tiny", STEPS, 2
   return c.lock()
 
 
@@ -119,7 +119,7 @@ def test_a_pre_training_that_diverged_is_not_published(
 ):
   """Mutation caught: parameters that are not finite are saved in the shared cache."""
   config = config.copy_and_resolve_references().unlock()
-  config.model.size, config.pretrain.steps, found = "tiny", 2, iter(losses)
+  config.pretrain.steps, found = 2, iter(losses)
   monkeypatch.setattr(pretrain, "_make_step", lambda *_: lambda state, batch: (state, next(found)))
   with pytest.raises(pretrain.DivergedError, match="lower config.pretrain.learning_rate"):
     pretrain.pretrain(config, drawn, tmp_path / "backbone")
@@ -132,7 +132,7 @@ def test_a_pre_training_that_diverged_is_not_published(
     ("pretrain.learning_rate", 1e-4),
     ("pretrain.steps", 7),
     ("pretrain.seed", 1),
-    ("model.size", "tiny"),
+    ("model.size", "toy"),
     ("qwen2_5_vl.max_pixels", 112 * 112),
     ("inputs.separator", ""),
   ],
