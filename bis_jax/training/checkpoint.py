@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint._src.metadata import array_metadata_store
 
 from bis_jax import files
 from bis_jax.console import log
@@ -36,12 +35,6 @@ _Sums = dict[str, int]
 
 # Orbax logs what it also raises, with tracebacks, and comments on its own options.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-# Orbax's own handler, but each replica writes a part of an array only if that is large: every part
-# takes a program of its own to cut out, which made the first save of a run seconds longer.
-_ARRAYS = ocp.type_handlers.ArrayHandler(
-  min_slice_bytes_for_replica_parallel=2**20, array_metadata_store=array_metadata_store.Store()
-)
-ocp.type_handlers.register_type_handler(jax.Array, _ARRAYS, override=True)
 
 
 class DamagedCheckpointError(UserError):
