@@ -32,6 +32,7 @@ import types  # noqa: E402
 
 import jax  # noqa: E402  (the flags above must be set before jax is imported)
 import numpy as np  # noqa: E402
+import orbax.checkpoint as ocp  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
@@ -145,7 +146,22 @@ _USE_PROGRAMS = program_cache.use
 
 
 @pytest.fixture(scope="module")
-def programs_once():
+def whole_arrays():
+  """Orbax writes each array whole, as where no device has a copy of what another one has.
+
+  Otherwise every device writes its part of what all hold, and each part is cut out by a program of
+  its own: 168 of them for the smallest model. Runs in processes of their own, and those in buckets,
+  save in that way.
+  """
+  handler = ocp.type_handlers.get_type_handler(jax.Array)
+  with pytest.MonkeyPatch.context() as patch:
+    name = "_min_slice_bytes_for_replica_parallel"
+    patch.setattr(handler, name, 2**20, raising=False)
+    yield
+
+
+@pytest.fixture(scope="module")
+def programs_once(whole_arrays):
   """Runs of one config in a file of tests trace and lower each of their programs once."""
   from bis_jax.scoring import step_scorer
   from bis_jax.settings import keys

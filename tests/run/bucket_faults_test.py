@@ -19,6 +19,11 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
+def whole_arrays():
+  """Not here: every device writes its part, as in a run of a user."""
+
+
+@pytest.fixture(scope="module")
 def config(small_config, bucket_server):
   c = small_config.copy_and_resolve_references()
   with c.unlocked():

@@ -36,6 +36,11 @@ def _config(small_config, **changes) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
+def whole_arrays():
+  """Not here: every device writes its part, as in a run of a user."""
+
+
+@pytest.fixture(scope="module")
 def ran(small_config, bucket_server, own_programs, tmp_path_factory) -> Ran:
   folder = tmp_path_factory.mktemp("runs")
   here = tmp_path_factory.mktemp("here")
