@@ -173,7 +173,8 @@ def programs_once(whole_arrays):
     if isinstance(part, ConfigDict):  # no program depends on what is left out
       settings = keys.flatten(part)
       left_out = ("corpus.", "evaluation.", "selection.", "train.compile_cache")
-      left_out += ("train.profile_steps", "train.checkpoint_every", "train.log_every")
+      left_out += ("train.profile_steps", "train.checkpoint_every", "train.log_every", "pretrain.")
+      left_out += () if settings.get("labels.kind") == "beta" else ("labels.",)
       return str({key: settings[key] for key in settings if not key.startswith(left_out)})
     return str(part) if isinstance(part, dict) else part
 

@@ -35,6 +35,8 @@ from bis_jax.training.train_state import TrainState, first_params, split_trainab
 from tests.commands import run_command
 from tests.served import Served
 
+pytestmark = pytest.mark.usefixtures("whole_arrays")
+
 MANIFEST = {"strategy": "bis", "fraction": 0.1, "scope": "per_source", "alpha": 0.2, "seed": 0}
 MANIFEST |= {"none_positive": 1.0, "rollouts": 100, "digest": "abc123", "lines": {"one": [1, 2]}}
 EVALUATION = {"thresholds": {"tuned_on_dev": {"threshold": 0.4375, "roc_auc": 0.9}}}

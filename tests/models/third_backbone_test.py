@@ -21,7 +21,7 @@ from bis_jax.scoring.restore import load_run
 from bis_jax.settings import config_check, keys
 from configs import common
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = pytest.mark.usefixtures("no_plots", "whole_arrays")
 
 
 class Third(Qwen2_5_VL):

@@ -42,13 +42,13 @@ def test_a_run_trains_on_the_labels_asked_for(small_config, tmp_path, changes, l
   with config.unlocked():
     config.corpus.toy.slip, config.corpus.toy.recovery, config.corpus.toy.lapse = 3.0, 5.0, 3.0
     config.corpus.workers = 1
-    config.pretrain.steps, config.train.steps, config.train.checkpoint_every = 0, 3, 3
+    config.pretrain.steps, config.train.steps, config.train.checkpoint_every = 0, 2, 2
     config.evaluation.benchmark = ""
     config.update_from_flattened_dict(changes)
   stages.run(config, str(tmp_path / "run"))
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   losses = [json.loads(line)["loss"] for line in lines]
-  assert len(losses) == 3 and all(0 < loss < math.inf for loss in losses)
+  assert len(losses) == 2 and all(0 < loss < math.inf for loss in losses)
 
   where = locations.locate(config)
   corpus, truth = Corpus.open(where.prepared), drawing.read_truth(where.toy)

@@ -14,7 +14,7 @@ from bis_jax.training.examples import RolloutExamples
 def test_a_run_trains_beliefs_and_its_model_gives_concentrations(small_config, tmp_path):
   c = small_config.copy_and_resolve_references()
   with c.unlocked():
-    c.labels.kind, c.evaluation.benchmark, c.pretrain.steps = "beta", "", 0
+    c.labels.kind, c.evaluation.benchmark, c.pretrain.steps, c.train.steps = "beta", "", 0, 2
   stages.run(c, str(tmp_path / "run"))
   lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
   assert np.isfinite([line["loss"] for line in lines]).all()

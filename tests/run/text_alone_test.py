@@ -19,11 +19,11 @@ from tests.record_formats import COUNT, WRITTEN, lines, solutions
 
 @pytest.fixture(params=["qwen_bis10", "internvl_bis10"])
 def config(request, shared_cache):
-  """A run of 5 steps on rollouts whose questions describe the pictures."""
+  """A run of 2 steps on rollouts whose questions describe the pictures."""
   c = importlib.import_module(f"configs.{request.param}").get_config("toy")
   c.corpus.cache, c.corpus.workers = shared_cache, 1
   c.corpus.toy.update(rollouts=1000, images=300, benchmark_items=18, described=True)
-  c.model.size, c.pretrain.steps, c.train.steps, c.train.log_every = "tiny", 0, 5, 1
+  c.model.size, c.pretrain.steps, c.train.steps, c.train.log_every = "tiny", 0, 2, 1
   c.evaluation.every, c.evaluation.dev_rollouts, c.evaluation.blank_images = 0, 20, False
   return c
 
@@ -38,7 +38,7 @@ def test_a_run_needs_no_tower(config, tmp_path, monkeypatch):
   monkeypatch.setattr(model, "image_features", tower)
   evaluation = stages.run(config, str(tmp_path / "run"))
   lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-  assert len(lines) == 5 and all(np.isfinite(line["loss"]) for line in lines)
+  assert len(lines) == 2 and all(np.isfinite(line["loss"]) for line in lines)
   assert evaluation["benchmark"]["items"] == 18
   assert (tmp_path / "run/index.html").exists()
   lines = (locate(config).annotations / "bars_sum.jsonl").read_text().splitlines()
@@ -47,7 +47,7 @@ def test_a_run_needs_no_tower(config, tmp_path, monkeypatch):
 
 
 def test_every_format_trains_is_selected_and_written_back(tmp_path):
-  """200 records of each format in one folder: five steps, then every form of `select`."""
+  """200 records of each format in one folder: two steps, then every form of `select`."""
   folder = tmp_path / "annotations"
   folder.mkdir()
   for at, (name, write) in enumerate(WRITTEN.items()):
@@ -61,10 +61,10 @@ def test_every_format_trains_is_selected_and_written_back(tmp_path):
     str(tmp_path / "c"),
   )
   c.inputs.tokenizer, c.model.size, c.evaluation.benchmark = str(toy / "tokenizer"), "tiny", ""
-  c.selection.fraction, c.train.steps, c.train.log_every = 0.5, 5, 1
+  c.selection.fraction, c.train.steps, c.train.log_every = 0.5, 2, 1
   stages.run(c, str(tmp_path / "run"))
   steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-  assert len(steps) == 5 and all(np.isfinite(line["loss"]) for line in steps)
+  assert len(steps) == 2 and all(np.isfinite(line["loss"]) for line in steps)
   kept = Manifest.load(tmp_path / "run/manifest.json")
   assert {source.name: source.lines.size for source in kept.sources} == dict.fromkeys(
     sorted(WRITTEN), COUNT // 2
