@@ -376,6 +376,15 @@ def parse_json(raw: bytes) -> Any:
   return value
 
 
+def json_bytes(path: epath.PathLike) -> bytes:
+  """Returns the content of a file; raises ValueError, without reading on, if it is too long."""
+  with epath.Path(path).open("rb") as file:
+    raw = file.read(MAX_JSON + 1)
+  if len(raw) > MAX_JSON:
+    raise ValueError(f"more than {MAX_JSON:,} bytes")
+  return raw
+
+
 def read_json(
   path: epath.PathLike,
   remedy: str,
@@ -384,11 +393,7 @@ def read_json(
 ) -> _T:
   """Returns what a JSON file holds as a msgspec type; raises `error` with the remedy if it cannot."""
   try:
-    with epath.Path(path).open("rb") as file:
-      raw = file.read(MAX_JSON + 1)
-    if len(raw) > MAX_JSON:
-      raise ValueError(f"more than {MAX_JSON:,} bytes")
-    return msgspec.convert(parse_json(raw), form)
+    return msgspec.convert(parse_json(json_bytes(path)), form)
   except (ValueError, msgspec.ValidationError) as fault:
     raise error(f"{path} is damaged ({fault}): {remedy}") from fault
 

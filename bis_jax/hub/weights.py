@@ -223,7 +223,7 @@ def find_checkpoint(name: str, *, tokenizer_alone: bool = False) -> epath.Path:
 def read_config(folder: epath.Path) -> tuple[dict[str, Any], list[str]]:
   """Returns a checkpoint's config.json, {} if it cannot be read, and its problems."""
   try:
-    found = files.parse_json((folder / "config.json").read_bytes())
+    found = files.parse_json(files.json_bytes(folder / "config.json"))
   except (FileNotFoundError, NotADirectoryError):
     return {}, ["missing file: config.json"]
   except ValueError as error:
@@ -237,7 +237,7 @@ def _read_headers(folder: epath.Path, layout: Layout) -> tuple[dict[str, StoredT
   problems, index, weight_map = [], folder / _INDEX, None
   if index.exists():
     try:
-      weight_map = dict(files.parse_json(index.read_bytes())["weight_map"])
+      weight_map = dict(files.parse_json(files.json_bytes(index))["weight_map"])
       if outside := [name for name in weight_map.values() if not files.is_below(name)]:
         raise ValueError(f"it names {outside[0]!r}, which is not in the folder")
     except (KeyError, TypeError, ValueError) as error:
