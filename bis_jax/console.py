@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from absl import logging as absl_logging
 from bis_jax.errors import UserError
 
 log = logging.getLogger("bis_jax")
+_SECONDS_TO_LEAVE = 20
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, run the same command again
 
 
@@ -85,6 +87,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _leave() -> None:
+  """Ends a process with 1 whose main thread has ended but others, which it waits for, have not.
+
+  TensorStore tries for a quarter of an hour to write to a bucket that does not answer.
+  """
+  threading.main_thread().join()
+  time.sleep(_SECONDS_TO_LEAVE)
+  sys.stdout.flush()
+  os._exit(1)
+
+
 @contextlib.contextmanager
 def command(name: str, argv: list[str], flag: str = "") -> Iterator[None]:
   """Runs a command; a user's error exits with its message, a stop signal with `STOPPED`.
@@ -99,6 +112,7 @@ def command(name: str, argv: list[str], flag: str = "") -> Iterator[None]:
     with stoppable():
       yield
   except (UserError, OSError) as error:
+    threading.Thread(target=_leave, daemon=True).start()
     sys.exit(f"{name}: {error}")
   except KeyboardInterrupt:
     print(f"{name}: stopped by a signal: run the same command again", file=sys.stderr)

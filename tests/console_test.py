@@ -72,6 +72,32 @@ def test_no_worker_outlives_its_command(tmp_path, start, number):
     assert (code, error) == (STOPPED, "work: stopped by a signal: run the same command again\n")
 
 
+STUCK = """
+import threading, time
+from bis_jax import console
+
+console._SECONDS_TO_LEAVE = 0.5
+with console.command("save", []):
+  print("saves")
+  threading.Thread(target=time.sleep, args=(120,)).start()  # a write to a bucket that is gone
+  raise ConnectionError("gs://bucket can't be reached")
+"""
+
+
+def test_a_command_that_failed_does_not_wait_for_a_write_that_cannot_end(tmp_path):
+  script = tmp_path / "save.py"
+  script.write_text(STUCK)
+  ended = subprocess.run(
+    [sys.executable, script],
+    env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert (ended.returncode, ended.stdout) == (1, "saves\n")
+  assert ended.stderr == "save: gs://bucket can't be reached\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_ends_with_75(command, monkeypatch, number):
   """On f92436b SIGTERM ended the process with -15, and Ctrl-C with a traceback."""
