@@ -12,6 +12,7 @@ from bis_jax.models.backbones import BACKBONES
 from bis_jax.models.model_config import LORA
 from bis_jax.models.processor import image_processor
 from bis_jax.settings.keys import RENAMED, all_settings, flatten
+from bis_jax.toy.pictures import MOST_STRIPES
 
 
 class ConfigError(UserError):
@@ -93,6 +94,11 @@ def _contradictions(c: ConfigDict) -> list[str]:
       c.pretrain.steps and c.corpus.toy.described,
       f"config.pretrain.steps is {c.pretrain.steps}, but a described toy corpus has no pictures to caption: "
       "set it to 0",
+    ),
+    (
+      c.corpus.toy.kinds % MOST_STRIPES or c.corpus.toy.first_kind % MOST_STRIPES,
+      f"config.corpus.toy.kinds is {c.corpus.toy.kinds} and first_kind is {c.corpus.toy.first_kind}: "
+      f"give multiples of {MOST_STRIPES}, as many kinds for each score",
     ),
     (
       toy and published and not c.model.checkpoint,

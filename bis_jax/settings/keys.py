@@ -70,6 +70,11 @@ SETTINGS: dict[str, Setting] = {
   ),
   "corpus.toy.stop_at_zero": Setting(False, None, "no continuations after a step with MC score 0"),
   "corpus.toy.described": Setting(False, None, "by the question, without pictures: text alone"),
+  "corpus.toy.kinds": Setting(0, ">= 0 and <= 600", "of tile, a multiple of 6; 0: with stripes"),
+  "corpus.toy.first_kind": Setting(0, ">= 0 and <= 600", "a multiple of 6; runs differ by it"),
+  "corpus.toy.kind_exponent": Setting(
+    0.0, ">= 0 and <= 10", "of the power law of their frequencies"
+  ),
   # Selection
   "selection.strategy": Setting("full", _STRATEGIES, "how rollouts are ranked"),
   "selection.fraction": Setting(1.0, ">= 0.0001 and <= 1", "of the rollouts of each source"),

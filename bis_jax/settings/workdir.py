@@ -37,6 +37,17 @@ _OLD_RATES = [[r"visual\.(?!merger)|vision_model\.", 0.0], [".*", 1.0]]
 
 # Keys that the first versions lacked, which trained as the defaults do.
 _LATER = (
+  "corpus.format",
+  "corpus.agreement",
+  "corpus.toy.described",
+  "corpus.toy.kinds",
+  "corpus.toy.first_kind",
+  "corpus.toy.kind_exponent",
+  "inputs.stream_tokens",
+  "internvl.prompt",
+  "labels.neutral",
+  "labels.min_continuations",
+  "labels.until_first_wrong",
   "model.frozen_dtype",
   "model.trained_dtype",
   "lora.rank",
@@ -44,6 +55,7 @@ _LATER = (
   "lora.dropout",
   "optim.second_moment_dtype",
   "optim.on_host",
+  "train.compiler_options",
   "train.tracker",
 )
 
@@ -68,16 +80,7 @@ def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
   for name in {*BACKBONES} - sections:  # of backbones that came later
     for key, setting in BACKBONES[name].settings.items():
       flat[f"{name}.{key}"] = setting.default
-  flat.setdefault("corpus.format", "auto")
-  flat.setdefault("corpus.agreement", "")
-  flat.setdefault("labels.neutral", "by_score")
-  flat.setdefault("labels.min_continuations", 0)
-  flat.setdefault("labels.until_first_wrong", False)
-  flat.setdefault("corpus.toy.described", False)
-  flat.setdefault("train.compiler_options", "")
-  flat.setdefault("internvl.prompt", "step_markers")
   flat.setdefault("inputs.row_streams", 0)
-  flat.setdefault("inputs.stream_tokens", 0)
   flat.setdefault("evaluation.batch_rows", flat.get("inputs.row_multiple"))
   for key in _LATER:
     flat.setdefault(key, all_settings()[key].default)

@@ -28,7 +28,7 @@ from bis_jax.console import progress_bar
 from bis_jax.corpus import shared
 from bis_jax.corpus.workers import Workers
 from bis_jax.toy import records, tokenizer
-from bis_jax.toy.questions import SOURCES
+from bis_jax.toy.questions import SOURCES, Kinds
 from bis_jax.toy.records import Groups, Knobs
 
 _IMAGE_PREFIX = "VisualPRM400K-v1.1-Raw/"
@@ -64,8 +64,9 @@ def draw(out_dir: epath.PathLike, *, workers: int = 0, **knobs: Any) -> epath.Pa
 
 
 def named(knobs: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the settings that name a corpus: corpora of earlier versions lack the last one."""
-  return {name: value for name, value in knobs.items() if name != "described" or value}
+  """Returns the settings that name a corpus: corpora of earlier versions lack the last ones."""
+  later = ("described", "kinds", "first_kind", "kind_exponent")
+  return {name: value for name, value in knobs.items() if name not in later or value}
 
 
 def read_truth(drawn: epath.Path) -> dict[tuple[str, int], list[int]]:
@@ -116,6 +117,7 @@ def _corpus_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
         folder=about.name,
         prefix=_IMAGE_PREFIX,
         seed=f"corpus {knobs.seed}",
+        kinds=Kinds(knobs.first_kind, knobs.kinds, knobs.kind_exponent),
         described=knobs.described,
       )
 
@@ -134,6 +136,7 @@ def _benchmark_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       folder=f"{about.benchmark}/{about.name}",
       prefix="images/",
       seed=f"benchmark {knobs.seed}",
+      kinds=Kinds(knobs.first_kind, knobs.kinds),
       described=knobs.described,
     )
 

@@ -4,9 +4,13 @@ The score of a tile is its number of stripes, and a question adds up one tile of
 notes the score of one panel. The panels of a scene have different scores, and a wrong note is one of
 the remaining scores (or, in the harder sources, that of another panel). So the text of right and
 wrong notes is alike, and only the picture distinguishes them.
+
+With `Kinds`, a tile has one of many random patterns instead, and the score of each has to be learned
+from steps, of which there are more for some kinds than for others.
 """
 
 import dataclasses
+import functools
 import random
 
 from bis_jax.toy.pictures import INKS, MOST_STRIPES, SIDE, Panel
@@ -22,6 +26,31 @@ Layout = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Kinds:
+  """`number` kinds of tile from `first` on, both multiples of 6: each score has as many kinds.
+
+  Of the kinds of a score, the i-th of all is drawn with weight (i + 1)^-exponent.
+  """
+
+  first: int = 0
+  number: int = 0  # 0: tiles with stripes
+  exponent: float = 0.0
+
+  def draw(self, rng: random.Random, score: int) -> int | None:
+    if not self.number:
+      return None
+    kinds = [kind for kind in range(self.first, self.first + self.number) if _score(kind) == score]
+    weights = [(kind - self.first + 1) ** -self.exponent for kind in kinds]
+    return rng.choices(kinds, weights)[0]
+
+
+@functools.cache
+def _score(kind: int) -> int:
+  block, place = divmod(kind, MOST_STRIPES)
+  return random.Random(f"kinds {block}").sample(_ALL_SCORES, MOST_STRIPES)[place]
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   name: str
   benchmark: str  # the data_source of such questions in the benchmark
@@ -32,8 +61,8 @@ class Source:
   pictures: int = 1  # in a scene
   sign: int = 1  # -1 if scores are subtracted
 
-  def scene(self, rng: random.Random) -> Scene:
-    return _laid_out(self.layout, rng, self.pictures) if self.layout else _bars(rng)
+  def scene(self, rng: random.Random, kinds: Kinds) -> Scene:
+    return _laid_out(self.layout, rng, self.pictures, kinds) if self.layout else _bars(rng, kinds)
 
   def result(self, total: int) -> str:
     return f"{total} left" if self.sign < 0 else f"total {total}"
@@ -50,7 +79,7 @@ class Question:
 
   @property
   def answer(self) -> int:
-    return self.start + self.sign * sum(panel.stripes for panel in self.panels)
+    return self.start + self.sign * sum(panel.score for panel in self.panels)
 
 
 def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
@@ -61,7 +90,8 @@ def ask(rng: random.Random, source: Source, scene: Scene) -> Question:
     # The result is never negative, regardless of what is noted.
     start = MOST_STRIPES * len(panels) + rng.randrange(10)
     task = f"Start with {start} and take away"
-  text = f"A tile scores its stripes. {task} a tile of each {source.unit}."
+  scored = "its stripes" if panels[0].kind is None else "by its kind"
+  text = f"A tile scores {scored}. {task} a tile of each {source.unit}."
   return Question(text, tuple(panels), start, source.sign)
 
 
@@ -83,22 +113,30 @@ _ROWS: Layout = tuple((f"{nth} row", i, 0, 1, SIDE) for i, nth in enumerate(_ORD
 _COLUMNS: Layout = tuple((f"{nth} column", 0, i, SIDE, 1) for i, nth in enumerate(_ORDINALS))
 
 
-def _laid_out(layout: Layout, rng: random.Random, pictures: int) -> Scene:
+def _laid_out(layout: Layout, rng: random.Random, pictures: int, kinds: Kinds) -> Scene:
   """Returns a scene of white panels; names say of which picture if there are several."""
   scores = iter(rng.sample(_ALL_SCORES, pictures * len(layout)))
   of = [f" of picture {number + 1}" if pictures > 1 else "" for number in range(pictures)]
   return tuple(
-    tuple(Panel(name + suffix, next(scores), "white", *place) for name, *place in layout)
+    tuple(
+      Panel(name + suffix, (score := next(scores)), "white", *place, kind=kinds.draw(rng, score))
+      for name, *place in layout
+    )
     for suffix in of
   )
 
 
-def _bars(rng: random.Random) -> Scene:
+def _bars(rng: random.Random, kinds: Kinds) -> Scene:
   count = rng.randint(4, 5)
   slots = [(row, column) for row in range(SIDE) for column in (0, _HALF)]
   inks, places = rng.sample(tuple(INKS), count), rng.sample(slots, count)
   panels = zip(inks, rng.sample(_ALL_SCORES, count), places, strict=True)
-  return (tuple(Panel(f"{ink} bar", score, ink, *place, 1, _HALF) for ink, score, place in panels),)
+  return (
+    tuple(
+      Panel(f"{ink} bar", score, ink, *place, 1, _HALF, kind=kinds.draw(rng, score))
+      for ink, score, place in panels
+    ),
+  )
 
 
 SOURCES = (

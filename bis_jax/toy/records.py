@@ -12,15 +12,16 @@ import random
 import numpy as np
 
 from bis_jax.toy import policies
-from bis_jax.toy.pictures import draw_picture
+from bis_jax.toy.pictures import MOST_STRIPES, draw_picture
 from bis_jax.toy.policies import Problems, Solutions
-from bis_jax.toy.questions import SCORES, SOURCES, Question, Source, ask, fact
+from bis_jax.toy.questions import SCORES, SOURCES, Kinds, Question, Source, ask, fact
 
 # Slip rates of the policies that write the benchmark's solutions.
 BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
 
 # The least value of each setting.
 _LEAST = {"rollouts": 60, "images": 20, "seed": 0, "benchmark_items": 18, "n_mc": 1}
+_LEAST |= {"kinds": 0, "first_kind": 0, "kind_exponent": 0}
 _LEAST |= {"rollouts_per_group": 1, "slip": 0, "recovery": 0, "lapse": 0, "continuation_slip": 0}
 _TEXT_RECORDS = 400  # per call, for the tokenizer: enough for every word
 _CAPTION_QUESTION = "What is to be seen?"
@@ -50,11 +51,17 @@ class Knobs:
   continuation_slip: float = 1.0
   stop_at_zero: bool = False  # steps after one with MC score 0 stay unmeasured
   described: bool = False  # the question describes the picture; there is none: text alone
+  kinds: int = 0  # of tile, see `Kinds`; 0: tiles with stripes
+  first_kind: int = 0
+  kind_exponent: float = 0.0  # of their frequencies in the corpus; the benchmark has all alike
 
   def __post_init__(self):
     for name, least in _LEAST.items():
       if getattr(self, name) < least:
         raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+    for name in ("kinds", "first_kind"):
+      if getattr(self, name) % MOST_STRIPES:
+        raise ValueError(f"{name} is {getattr(self, name)}: give a multiple of {MOST_STRIPES}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Groups:
   folder: str  # of the source's pictures in `root`
   prefix: str  # before `folder` in the records
   seed: str  # the output is a function of it alone
+  kinds: Kinds
   described: bool = False  # see `Knobs`
 
   def rng(self) -> np.random.Generator:
@@ -180,9 +188,9 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
   for group in range(groups.first, groups.first + n_groups):
     index = group % groups.scenes
     rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
-    scene = source.scene(rng)
+    scene = source.scene(rng, groups.kinds)
     names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
-    facts = [f"{fact(panel, panel.stripes)}." for panels in scene for panel in panels]
+    facts = [f"{fact(panel, panel.score)}." for panels in scene for panel in panels]
     if group < groups.scenes and not groups.described:
       captions.append({"image": names, "question": _CAPTION_QUESTION, "sentences": facts})
       for name, panels in zip(names, scene, strict=True):
@@ -205,7 +213,7 @@ def _problems(asked: list[_Asked]) -> Problems:
   truth = np.zeros((len(asked), things.max()), np.int8)
   absent = np.ones((len(asked), len(SCORES)), bool)
   for row, question in enumerate(questions):
-    values = [panel.stripes - 1 for panel in question.panels]
+    values = [panel.score - 1 for panel in question.panels]
     truth[row, : len(values)] = values
     absent[row, values] = False
   sign = np.array([question.sign for question in questions])

@@ -124,6 +124,7 @@ FLAGS = [
   ("model.checkpoint=Qwen/Qwen2.5-VL-7B-Instruct", "pretrain.steps is 2000, but only the toy"),
   ("internvl.max_tiles=9", "internvl.max_tiles is 9, which qwen2_5_vl does not read"),
   ("corpus.name=visualprm", "pretrain.steps is 2000, but only the toy corpus has captions"),
+  ("corpus.toy.kinds=8", "corpus.toy.kinds is 8 and first_kind is 0: give multiples of 6"),
   ("labels.band_low=0.9", "labels.band_low (0.9) must not exceed config.labels.band_high (0.5)"),
   ("inputs.max_length=512", "inputs.max_length (512) must not exceed config.inputs.row_tokens"),
   ("qwen2_5_vl.max_pixels=9999999", "inputs.max_length (256) holds: lower max_pixels"),

@@ -1,5 +1,6 @@
 """The toy corpus: layouts, determinism, truth that agrees with the pictures, measured MC scores."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -248,6 +249,9 @@ def test_an_equal_corpus_is_reused_and_another_is_left_alone(corpus):
     {"n_mc": 0},
     {"rollouts_per_group": 0},
     {"continuation_slip": -1},
+    {"kinds": 8},
+    {"first_kind": -6},
+    {"kind_exponent": -1.0},
   ],
 )
 def test_settings_out_of_range_are_named(tmp_path, bad):
@@ -310,6 +314,69 @@ def test_annotation_can_stop_at_the_first_zero(tmp_path):
       assert (step["score"], step["num_mc_correct"], step["num_mc_total"]) == (0.0, 0, 0)
       unmeasured += 1
   assert unmeasured > 20
+
+
+def read_kinds(path: pathlib.Path) -> dict[str, bytes]:
+  """Returns {ink: pattern of its tiles} of a picture of bars."""
+  picture = np.array(Image.open(path))
+  found: dict[str, bytes] = {}
+  for row in range(SIDE):
+    for column in range(SIDE):
+      tile = picture[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+      inked = tile.any(axis=2)
+      if not inked.all():
+        [ink] = [name for name, rgb in INKS.items() if (tile[inked] == rgb).all()]
+        assert found.setdefault(ink, inked.tobytes()) == inked.tobytes()
+  return found
+
+
+def test_a_tile_scores_by_its_kind(tmp_path):
+  """Mutations caught: kinds that are drawn alike, kinds of one score apart from another's."""
+  knobs = SMALL | dict(rollouts=6000, images=2000, benchmark_items=600)
+  corpus = _draw(tmp_path / "kinds", **knobs, kinds=12, first_kind=6, kind_exponent=1.0)
+  scores: dict[bytes, str] = {}  # of a pattern
+  seen = collections.Counter()
+  for caption in read_lines(corpus / "captions.jsonl"):
+    if caption["image"][0].startswith("bars_sum/"):
+      shown = read_kinds(corpus / "images" / caption["image"][0])
+      for sentence in caption["sentences"]:
+        ink, score = re.fullmatch(r"The (\w+) bar scores (\w+)\.", sentence).groups()
+        assert scores.setdefault(shown[ink], score) == score
+        seen[shown[ink]] += 1
+  assert len(scores) == 12
+  frequent = []
+  for score in SCORES:  # two kinds each, the i-th of all with weight 1 / i
+    both = sorted(count for pattern, count in seen.items() if scores[pattern] == score)
+    frequent.append(both[1] / sum(both))
+  assert all(6 / 12 < share < 0.97 for share in frequent)
+  assert 0.6 < np.mean(frequent) < 0.85
+  truths = drawing.read_truth(corpus)
+  checked = {0: 0, 1: 0}
+  for line, record in enumerate(read_lines(corpus / "annotations" / "bars_sum.jsonl")):
+    shown = read_kinds(corpus / "images" / record["image"].partition("/")[2])
+    wrong: set[str] = set()  # the notes so far
+    for step, truth in zip(record["steps_with_score"], truths["bars_sum", line], strict=True):
+      if found := STEP.search(step["step"]):
+        wrong.discard(found[1])
+        if found[2] != scores[shown[found[1]]]:
+          wrong.add(found[1])
+        assert truth == (not wrong)
+        checked[truth] += 1
+  assert min(checked.values()) > 30
+  judged = collections.Counter(
+    kind
+    for path in (corpus / "benchmark" / "images" / "MathVerse_VO").rglob("*.png")
+    for kind in read_kinds(path).values()
+  )
+  assert judged.keys() == seen.keys() and min(judged.values()) > 600 / 6 * 4.5 / 12 / 2
+
+
+def test_corpora_of_other_kinds_have_one_tokenizer(tmp_path):
+  """A backbone that knows some kinds is trained on others."""
+  few = SMALL | dict(benchmark_items=18)
+  folders = [_draw(tmp_path / str(i), **few, kinds=6, first_kind=i, slip=i) for i in (0, 6)]
+  first, second = ((folder / "tokenizer" / "tokenizer.json").read_bytes() for folder in folders)
+  assert first == second
 
 
 def test_a_group_has_as_many_rollouts_as_asked_for(tmp_path):
@@ -391,5 +458,5 @@ def test_panels_are_drawn_where_and_as_they_say():
   }
   assert drawn == dict.fromkeys(drawn) | {(1, 2): ("red", 3), (2, 2): ("red", 3)}
   for stripes in range(1, MOST_STRIPES + 1):
-    picture = np.array(Image.open(io.BytesIO(draw_picture((panel._replace(stripes=stripes),)))))
+    picture = np.array(Image.open(io.BytesIO(draw_picture((panel._replace(score=stripes),)))))
     assert read_tile(picture, 1, 2) == ("red", stripes)
