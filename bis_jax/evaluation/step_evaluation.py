@@ -70,6 +70,26 @@ def evaluate(
   }
 
 
+def without_images(
+  items: Sequence, scores: Sequence[np.ndarray], blank: Sequence[np.ndarray]
+) -> dict:
+  """Returns the thresholds' blocks of scores `blank`, for which all images were grey.
+
+  `errors_lost` is the share of the errors caught by `scores`, at the threshold of that name for them,
+  that `blank` does not catch with as many correct steps below its threshold; None if there are none.
+  """
+  labels, groups = [item.labels for item in items], [item.data_source for item in items]
+  seen, blind = (step_metrics.scored_steps(labels, each, groups) for each in (scores, blank))
+  blocks = evaluate(items, blank, bootstrap_draws=0)["thresholds"]
+  for name, threshold in (("fixed_0.5", 0.5), ("tuned_on_test", step_metrics.tune_threshold(seen))):
+    caught = (seen.labels == -1) & (seen.scores < threshold)
+    correct = np.sort(blind.scores[seen.labels == 1])
+    alarms = np.count_nonzero(seen.scores[seen.labels == 1] < threshold)
+    lost = caught & (blind.scores >= np.append(correct, np.inf)[alarms])
+    blocks[name]["errors_lost"] = float(lost.sum() / caught.sum()) if caught.any() else None
+  return blocks
+
+
 def compare(
   items: Sequence,
   scores: Sequence[np.ndarray],

@@ -324,8 +324,7 @@ def evaluate(
   evaluation["published"] = benchmarks.measures(evaluator.kind, evaluation)
   if config.evaluation.blank_images:
     blank = evaluator.score(trained.params, blank=True)
-    blank = step_evaluation.evaluate(items, blank, bootstrap_draws=0)
-    evaluation["blank_images"] = blank["thresholds"]
+    evaluation["blank_images"] = step_evaluation.without_images(items, scores, blank)
   if processes.is_first():
     score_files.write_scores(workdir / "scores.jsonl", scores)
     if held_out and held_out_scores:

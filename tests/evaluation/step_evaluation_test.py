@@ -56,6 +56,24 @@ def test_evaluation_holds_every_named_measure(random_run):
   assert sum(b["steps"] for b in report["reliability"]) == sum(sizes)
 
 
+def test_errors_lost_are_those_caught_only_with_the_image():
+  items = [item([1, -1, -1, 0]), item([-1, 1, 1, -1])]
+  scores = [np.array([0.9, 0.1, 0.2, 0.1]), np.array([0.3, 0.4, 0.8, 0.7])]
+  blank = [np.array([0.5, 0.1, 0.3, 0.9]), np.array([0.2, 0.25, 0.9, 0.1])]
+  blocks = step_evaluation.without_images(items, scores, blank)
+  # Below 0.5: three errors and a correct step, as with grey images, where all errors are.
+  assert blocks["fixed_0.5"]["errors_lost"] == 0.0
+  assert blocks["fixed_0.5"]["accuracy"] == pytest.approx(6 / 7)
+  sharp = [np.array([0.9, 0.1, 0.2, 0.1]), np.array([0.3, 0.8, 0.8, 0.7])]
+  blocks = step_evaluation.without_images(items, sharp, blank)
+  assert blocks["fixed_0.5"]["errors_lost"] == pytest.approx(1 / 3)  # 0.3 costs a false alarm
+  none = step_evaluation.without_images(items, [np.ones(4), np.ones(4)], blank)
+  assert none["fixed_0.5"]["errors_lost"] is None
+  all_flagged = step_evaluation.without_images(items, [np.zeros(4), np.zeros(4)], blank)
+  assert all_flagged["fixed_0.5"]["errors_lost"] == 0.0
+  json.dumps(none, allow_nan=False)
+
+
 def test_constant_predictor_is_the_better_of_both_constants(random_run):
   items, scores = random_run(1)
   report = step_evaluation.evaluate(items, scores, bootstrap_draws=0)
