@@ -1,13 +1,12 @@
-"""Reruns the paper's comparison on the toy corpus, where the truth of every step is known.
+"""Reruns the paper's comparison on a toy corpus, where the truth of every step is known.
 
   python -m benchmarks.study --out=runs/study            # all arms
   python -m benchmarks.study --out=runs/study --quick    # a few arms on a smaller corpus
   python -m benchmarks.study --out=runs/study --page     # only the page, of the finished arms
 
-The peak learning rate and the rollouts per step are chosen first, on `full` and `random 10 %`, by their
-mean `overall_source_weighted` with a seed that no arm uses. Then every part of `arms` is swept
-(`launch/sweep.sh`), one workdir per arm and one arm per core. The same command resumes an interrupted
-study and repeats deleted arms.
+First the backbone is trained (OUT/backbone_settle), which can see, read and check other kinds of question. Then
+every part of `arms` is swept (`launch/sweep.sh`), one workdir per arm and one arm per core. The same
+command resumes an interrupted study and repeats deleted arms.
 
 OUT/index.html has figures and tables, OUT/results.json all numbers, OUT/table.md the table of
 docs/study.md. Without --quick, OUT/theory has `benchmarks.study.theory` and OUT/positions.json
@@ -27,6 +26,10 @@ _SEEDS = flags.DEFINE_integer(
 )
 _QUICK = flags.DEFINE_bool("quick", False, "a few arms on a smaller corpus")
 _PAGE = flags.DEFINE_bool("page", False, "only write the page of the finished arms")
+_POWER = flags.DEFINE_bool("power", False, "only random and full: is the test sharp enough?")
+_BACKBONE = flags.DEFINE_string(
+  "backbone", "", "OUT/backbone_settle of an earlier study; default: train one"
+)
 _CORPUS_CACHE = flags.DEFINE_string(
   "corpus_cache", "", "config.corpus.cache; default: the recipe's"
 )
@@ -38,21 +41,20 @@ def main(argv: list[str]) -> None:
     sys.exit(f"study: unexpected argument {argv[1]!r}: every argument is a flag, like --quick")
   folder = pathlib.Path(_OUT.value).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  parts = arms.QUICK if _QUICK.value else arms.MAIN + arms.ABLATIONS
+  parts = arms.QUICK if _QUICK.value else arms.MAIN + arms.CONFIRM + arms.ABLATIONS
   if not _PAGE.value:
-    settings = dict(arms.QUICK_SETTINGS) if _QUICK.value else {}
-    if _CORPUS_CACHE.value:
-      settings["corpus.cache"] = _CORPUS_CACHE.value
-    backbones = 1 if "pretrain.seed" in settings else _SEEDS.value
-    start = [(arms.DRAWN, range(1)), (arms.START, range(backbones))]
-    sweeps.sweep(start[:1], folder, settings)
-    settings |= sweeps.choose(folder, settings, start)
-    sweeps.sweep(start + arms.seeds_of(parts, _SEEDS.value), folder, settings)
-    if not _QUICK.value and not (folder / "theory" / "index.html").exists():
-      sweeps.measure_theory(folder)
-    if not _QUICK.value:  # not with --page, which needs no corpus
-      larger = [part.name for part in parts if arms.LARGER in (part.name, part.like)]
-      positions.write(folder, dict.fromkeys(larger))
+    settings = {"corpus.cache": _CORPUS_CACHE.value} if _CORPUS_CACHE.value else {}
+    backbone = _BACKBONE.value or sweeps.make_backbone(folder, settings)
+    settings["model.checkpoint"] = str(pathlib.Path(backbone).absolute())
+    if _QUICK.value:
+      settings |= arms.QUICK_SETTINGS
+    swept = arms.POWER if _POWER.value else parts
+    sweeps.sweep(arms.seeds_of(swept, _SEEDS.value), folder, settings)
+    if not _QUICK.value and not _POWER.value:
+      sweeps.sweep([(arms.START, range(1))], folder, settings)
+      if not (folder / "theory" / "index.html").exists():
+        sweeps.measure_theory(folder)
+      positions.write(folder, ["grid", arms.SECOND])  # not with --page, which needs no corpus
   print(study_page.write(folder, parts))
 
 

@@ -1,5 +1,6 @@
 """Reads the study's workdirs: every measure of every arm, and paired differences of arms."""
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.study.arms import CANDIDATES, Part, candidate_parts
+from benchmarks.study.arms import Part
 from bis_jax.reports import run_table
 
 # Four measures called "overall" in the literature, ROC-AUC, and that of first errors.
@@ -31,8 +32,9 @@ def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
   """Returns an entry per arm of `parts` that has a finished seed, in their order.
 
   {"part", "words", "like", "strategy", "fraction", "steps",
-  "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]}}.
-  Thresholds that an arm lacks are absent.
+  "values": {threshold: {measure: {seed: value}}}, "curves": {seed: [[step, headline measure], ...]},
+  "errors_lost": {seed: share}}: with grey images, at the threshold tuned on test. Thresholds that an
+  arm lacks are absent.
   """
   entries = []
   for part in parts:
@@ -51,10 +53,13 @@ def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 def _of_seeds(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
   values: dict = {}
-  curves, steps = {}, []
+  curves, steps, lost = {}, [], {}
   for workdir in workdirs:
     run = run_table.read_run(str(workdir), *HEADLINE)
-    blocks = json.loads((workdir / "evaluation.json").read_text())["thresholds"]
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    blocks = evaluation["thresholds"]
+    if blank := evaluation.get("blank_images"):
+      lost[run.seed] = blank[HEADLINE[0]]["errors_lost"]
     for threshold in THRESHOLDS:
       for measure in MEASURES if threshold in blocks else ():
         by_seed = values.setdefault(threshold, {}).setdefault(measure, {})
@@ -62,7 +67,8 @@ def _of_seeds(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
     curves[run.seed] = [list(point) for point in run.curve]
     last = (workdir / "metrics.jsonl").read_text().splitlines()[-1]
     steps.append(json.loads(last)["step"])
-  return {"steps": round(statistics.fmean(steps)), "values": values, "curves": curves}
+  steps = round(statistics.fmean(steps))
+  return {"steps": steps, "values": values, "curves": curves, "errors_lost": lost}
 
 
 def headline(entry: Mapping[str, Any]) -> BySeed:
@@ -113,6 +119,23 @@ def _interval(values: np.ndarray) -> list[float] | None:
   return [float(values.mean() - reach), float(values.mean() + reach)]
 
 
+def seeds_needed(by_seed: BySeed, relative: float, power: float = 0.8) -> int | None:
+  """Returns how many seeds show a relative difference of two arms with probability `power`.
+
+  By Student's test of paired samples at 5 %, if both arms differ over seeds as `by_seed` does and
+  independently; None for one seed.
+  """
+  mean, deviation = spread(by_seed)
+  if not deviation:
+    return None
+  effect = relative * mean / (2**0.5 * deviation)
+  return next(
+    n
+    for n in itertools.count(2)
+    if stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * n**0.5) >= power
+  )
+
+
 def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns the paired differences of arms: entries of {"arm", "against", ...as `paired`}.
 
@@ -147,18 +170,3 @@ def _first(
   """Returns the entry of an arm in the first part that has it, or None."""
   found = (find(entries, part, strategy, fraction) for part in parts)
   return next((entry for entry in found if entry), None)
-
-
-def evaluate_candidates(folder: pathlib.Path, seed: int) -> list[dict[str, Any]]:
-  """Returns {"name", "full", "random", "mean"}: the headline measure of every candidate."""
-  evaluated = []
-  for name in CANDIDATES:
-    full, random = (
-      run_table.read_run(
-        str(folder / part.name / f"{part.strategies[0]}_{part.fractions[0]:g}_seed{seed}"),
-        *HEADLINE,
-      ).value
-      for part in candidate_parts(name)
-    )
-    evaluated.append({"name": name, "full": full, "random": random, "mean": (full + random) / 2})
-  return evaluated

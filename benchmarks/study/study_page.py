@@ -3,21 +3,19 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from benchmarks.study import results, study_plots
-from benchmarks.study.arms import LARGER, PASSES, Part
+from benchmarks.study.arms import FRESH, SECOND, Part
 from bis_jax import files
 from bis_jax.reports import page, plots
 from bis_jax.reports.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
 _CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth
-_PASSES = {
-  "grid": "one pass",
-  PASSES: "five passes",
-  LARGER: "three passes, of 48,000 rollouts",
-}
+# Parts with arms of their own for random, BIS and the newer strategies.
+_TENTHS = {"grid": "", FRESH: "with fresh seeds", SECOND: "on the second corpus"}
 _AGAINST = {
   "random": "against its random",
   "bis": "against its BIS",
@@ -25,6 +23,7 @@ _AGAINST = {
   "recipe": "against the recipe's arm",
 }
 _PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
+_LABELS = {"grid": "hard", "soft": "soft", "banded": "banded", "beta": "Beta-Binomial"}
 
 Entry = Mapping[str, Any]
 
@@ -35,11 +34,10 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   if not entries:
     raise SystemExit(f"study: no arm in {folder} is done")
   compared = results.comparisons(entries)
-  timings, candidates = folder / "timings.jsonl", folder / "candidates.json"
+  timings = folder / "timings.jsonl"
   content = {
     "arms": entries,
     "comparisons": compared,
-    "candidates": json.loads(candidates.read_text()) if candidates.exists() else [],
     "timings": [line for _, line in files.read_jsonl(timings)] if timings.exists() else [],
   }
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -56,7 +54,6 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     title="Does a tenth do?",
     summary=words.splitlines(),
     cost=_cost(entries, content),
-    passes=_PASSES,
     grid=_arm_table(main, compared),
     ablations=_arm_table([entry for entry in entries if entry not in main], compared),
     measures=_measure_table(entries),
@@ -68,7 +65,12 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
 
 def _arm(entry: Entry) -> str:
   """Returns an arm's name."""
-  return f"{entry['strategy']} {_setting(entry)}"
+  return f"{_strategy(entry)} {_setting(entry)}"
+
+
+def _strategy(entry: Entry) -> str:
+  """Returns a strategy's name, without the module if it is one of the study's own."""
+  return entry["strategy"].rpartition(":")[2]
 
 
 def _setting(entry: Entry) -> str:
@@ -100,36 +102,95 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
   full = results.find(entries, "full", "full", 1.0)
   if full:
     lines.append(
-      f"On {_WORDS}, all rollouts in one pass ({full['steps']:,} steps) reach "
+      f"On {_WORDS}, training on all rollouts ({full['steps']:,} steps) reaches "
       f"{_value(results.headline(full))}."
     )
-  for part, passes in _PASSES.items():
+  for part, words in _TENTHS.items():
     bis, random = (results.find(entries, part, name, 0.1) for name in ("bis", "random"))
     if not bis or not random:
       continue
-    gain = _difference(compared, bis, "random")
+    gain, loss = (_difference(compared, bis, against) for against in ("random", "full"))
     lines.append(
-      f"In {passes} ({bis['steps']:,} steps), BIS 10 % reaches {_value(results.headline(bis))} and "
+      f"BIS 10 % {words} ({bis['steps']:,} steps) reaches {_value(results.headline(bis))} and "
       f"random 10 % {_value(results.headline(random))}: a relative gain of {_relative(gain)} over "
       f"{gain['seeds']} paired seeds, 95 % interval in brackets"
-      + (f"; against all, {_relative(_difference(compared, bis, 'full'))}." if full else ".")
+      + (f"; against all, {_relative(loss)}" if loss else "")
+      + "."
     )
-    if own := results.find(entries, part, "full", 1.0):
-      lines[-1] += f" All of these in one pass ({own['steps']:,} steps): "
-      lines[-1] += f"{_value(results.headline(own))}{_on_the_way(own, bis['steps'])}."
-  lines.append(f"The paper, in one pass, has {100 * _PAPER_GAIN:+.1f} % over random, none off all.")
+    if own := results.find(entries, "full" if part == "grid" else part, "full", 1.0):
+      lines[-1] += _on_the_way(own, bis["steps"])
+  lines.append(f"The paper has {100 * _PAPER_GAIN:+.1f} % over random, and no loss against all.")
+  lines += [_saturation(entries, compared), *_power(entries), *_labels(entries)]
   lines += _by_setting(entries, compared)
   return "\n".join(line for line in lines if line)
 
 
+def _saturation(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
+  """Returns how far a random quarter is from all, and all from true labels."""
+  quarter = results.find(entries, "grid", "random", 0.25)
+  truth = results.find(entries, "truth", "full", 1.0)
+  words = []
+  if quarter and (one := _difference(compared, quarter, "full")):
+    words.append(f"A random quarter is {_points(one)} points from all rollouts")
+  if truth and (one := _difference(compared, truth, "recipe")):
+    words.append(f"true labels of all rollouts add {_points(one)} points")
+  return "; ".join(words) + "." if words else ""
+
+
+def _points(one: Entry) -> str:
+  words = f"{100 * one['difference']:+.2f}"
+  return words + (" ({:+.2f} to {:+.2f})".format(*(100 * x for x in one["interval"] or ())))
+
+
+def _power(entries: Sequence[Entry]) -> list[str]:
+  """Returns how many seeds it takes to see the paper's difference at a tenth."""
+  lines = []
+  for name in ("random", "bis"):
+    arm = results.find(entries, "grid", name, 0.1)
+    if arm and (seeds := results.seeds_needed(results.headline(arm), 0.04)):
+      lines.append(
+        f"With the deviation of {name} 10 %, {seeds} paired seeds show a relative difference of 4 % "
+        "with a probability of 80 %."
+      )
+  return lines
+
+
+def _labels(entries: Sequence[Entry]) -> list[str]:
+  """Returns how much of the gap between hard and true labels the other labels close at a tenth."""
+  lines = []
+  for strategy in ("random", "bis"):
+    arms = {words: results.find(entries, part, strategy, 0.1) for part, words in _LABELS.items()}
+    truth = results.find(entries, "truth", strategy, 0.1)
+    if not truth or not arms["hard"]:
+      continue
+    seeds = results.headline(truth).keys()  # of ablations, the first ones
+    means = {
+      words: fmean(results.headline(arm)[seed] for seed in seeds)
+      for words, arm in arms.items()
+      if arm
+    }
+    true = fmean(results.headline(truth).values())
+    gap = true - means["hard"]
+    closed = [
+      f"{words} {100 * (mean - means['hard']):+.2f} ({100 * (mean - means['hard']) / gap:.0f} %)"
+      for words, mean in means.items()
+      if words != "hard"
+    ]
+    lines.append(
+      f"True labels add {100 * gap:+.2f} points to {strategy} 10 % with hard labels"
+      + (f"; of this gap close: {', '.join(closed)}." if closed else ".")
+    )
+  return lines
+
+
 def _on_the_way(entry: Entry, step: int) -> str:
-  """Returns the mean of an arm's learning curves at a step, "" if they begin later."""
+  """Returns the mean of the learning curves of all rollouts at a step, "" if they begin later."""
   before = [[value for at, value in curve if at <= step] for curve in entry["curves"].values()]
   if not all(before):
     return ""
   at = max(at for curve in entry["curves"].values() for at, _ in curve if at <= step)
   mean = sum(values[-1] for values in before) / len(before)
-  return f"; after {at:,} of them, by a part of the benchmark, {100 * mean:.1f}"
+  return f" All rollouts after {at:,} steps, on a part of the benchmark: {100 * mean:.1f}."
 
 
 def _by_setting(entries: Sequence[Entry], compared: Sequence[Entry]) -> list[str]:
@@ -170,12 +231,8 @@ def _cost(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
   runs = sum(len(results.headline(entry)) for entry in entries)
   words = f"{len(entries)} arms, {runs} runs"
   if seconds:
-    words += f", {seconds / 3600:.1f} core hours, backbones and choice of the recipe included"
-  tried = ", ".join(
-    f"{line['name']}: {100 * line['full']:.1f} and {100 * line['random']:.1f}"
-    for line in content["candidates"]
-  )
-  return words + (f". Chosen by full and random 10 %: {tried}." if tried else ".")
+    words += f", {seconds / 3600:.1f} core hours with the backbone"
+  return words + "."
 
 
 def readme_table(entries: Sequence[Entry]) -> str:
@@ -183,12 +240,12 @@ def readme_table(entries: Sequence[Entry]) -> str:
 
   Cells are empty if no seed has run, and name the number of seeds if some have not.
   """
-  main = [entry for entry in entries if entry["part"] in ("full", *_PASSES)]
-  fractions = sorted({entry["fraction"] for entry in main if entry["fraction"] < 1})
+  main = [entry for entry in entries if entry["part"] in ("full", *_TENTHS)]
+  fractions = sorted({e["fraction"] for e in main if e["part"] == "grid"})
   columns = [("grid", fraction, f"{100 * fraction:g} %") for fraction in fractions]
   columns += [
-    (part, 0.1, f"10 %, {_PASSES[part]}")
-    for part in (PASSES, LARGER)
+    (part, 0.1, f"10 %, {_TENTHS[part]}")
+    for part in (FRESH, SECOND)
     if any(entry["part"] == part for entry in main)
   ]
   columns.append(("full", 1.0, "all"))
@@ -198,12 +255,12 @@ def readme_table(entries: Sequence[Entry]) -> str:
   lines.append("|---|" + "---|" * len(columns))
   for strategy in [*strategies, "full"]:
     found = [
-      results.find(entries, part, strategy, 1.0 if strategy == "full" else fraction)
+      results.find(entries, part, strategy, fraction) or results.find(entries, part, strategy, 1.0)
       for part, fraction, _ in columns
     ]
     cells = [_cell(results.headline(entry), most) if entry else "" for entry in found]
     if any(cells):
-      lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
+      lines.append(f"| {strategy.rpartition(':')[2]} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
@@ -217,8 +274,18 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Tabl
   for entry in entries:
     others = [_difference(compared, entry, against) for against in _AGAINST]
     relative = [_relative(one) if one else "" for one in others]
-    rows.append([_arm(entry), f"{entry['steps']:,}", _value(results.headline(entry)), *relative])
-  return page.Table(["arm", "steps", "overall x 100", *_AGAINST.values()], rows)
+    lost = [share for share in entry["errors_lost"].values() if share is not None]
+    needed = f"{100 * fmean(lost):.0f} %" if lost else ""
+    value = _value(results.headline(entry))
+    rows.append([_arm(entry), f"{entry['steps']:,}", value, *relative, needed])
+  head = [
+    "arm",
+    "steps",
+    "overall x 100",
+    *_AGAINST.values(),
+    "caught errors lost with grey images",
+  ]
+  return page.Table(head, rows)
 
 
 def _positions_table(predicted: Mapping[str, Sequence[float]]) -> page.Table:
@@ -239,34 +306,34 @@ def _measure_table(entries: Sequence[Entry]) -> page.Table:
 
 
 def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, bytes]:
-  larger = {
-    e["strategy"]: list(results.headline(e).values()) for e in entries if e["part"] == LARGER
+  tenths = {
+    _strategy(e): list(results.headline(e).values())
+    for e in entries
+    if (e["part"], e["fraction"]) in (("grid", 0.1), ("full", 1.0))
   }
   against = _against_random(entries, compared)
   gains = [(_setting(e), one["relative"], *one["relative_interval"]) for e, one in against]
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
-  rows = [Row(e["strategy"], e["fraction"], dict(results.headline(e))) for e in main]
+  rows = [Row(_strategy(e), e["fraction"], dict(results.headline(e))) for e in main]
   figures = {}
   if rows:
     figures["overall_against_fraction"] = plots.against_fraction(rows, _WORDS)
-  if larger:
-    figures["larger_by_seed"] = study_plots.seeds(larger, _WORDS)
+  if tenths:
+    figures["tenths_by_seed"] = study_plots.seeds(tenths, _WORDS)
   if gains:
     label = "BIS over random, relative, %"
     figures["gain_over_random"] = study_plots.gains(gains, label, marked=_PAPER_GAIN)
-  for part in _PASSES:
-    if any(entry["part"] == part for entry in entries):
-      figures[f"overall_against_step_{part}"] = plots.against_step(_runs(entries, part), _WORDS)
+  if runs := _runs(entries):
+    figures["overall_against_step"] = plots.against_step(runs, _WORDS)
   return figures
 
 
-def _runs(entries: Sequence[Entry], part: str) -> list[Run]:
-  """Returns the learning curves of a part at a tenth, and of training on all its rollouts."""
-  all_of = part if results.find(entries, part, "full", 1.0) else "full"
+def _runs(entries: Sequence[Entry]) -> list[Run]:
+  """Returns the learning curves of tenths and of training on all rollouts."""
   return [
     Run("", entry["strategy"], entry["fraction"], seed, 0.0, tuple(map(tuple, curve)))
     for entry in entries
-    if (entry["part"], entry["fraction"]) in ((all_of, 1.0), (part, 0.1))
+    if (entry["part"], entry["fraction"]) in (("full", 1.0), ("grid", 0.1))
     if entry["strategy"] in _CURVES
     for seed, curve in entry["curves"].items()
   ]

@@ -1,4 +1,4 @@
-"""Runs the study's arms, one per core, and chooses the recipe."""
+"""Runs the study's arms, one per core, and the backbone that they start from."""
 
 import collections
 import dataclasses
@@ -14,18 +14,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.study import arms, results
+from benchmarks.study import arms
 from benchmarks.study.arms import Part
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # glibc keeps freed memory; otherwise a step of a small model spends a fifth of its time on new pages.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-_CHOICE_SEED = 1000  # of the runs that choose the batch and the learning rate
 
 
 @dataclasses.dataclass(frozen=True)
 class _Arm:
-  """One run; `makes`: its corpus and backbone, which no other arm may make at the same time."""
+  """One run; `corpus`: its settings, which no other arm may draw at the same time."""
 
   part: str
   place: pathlib.Path
@@ -33,7 +32,7 @@ class _Arm:
   fraction: float
   seed: int
   settings: Mapping[str, Any]
-  makes: frozenset[Hashable]
+  corpus: Hashable
 
   @property
   def name(self) -> str:
@@ -65,7 +64,7 @@ def sweep(
     SystemExit: 1 if an arm failed, after the others; 75 on SIGTERM or SIGINT.
   """
   every = [arm for part, seeds in parts for arm in _arms_of(part, seeds, folder, settings)]
-  made = {thing for arm in every if arm.done for thing in arm.makes}
+  drawn = {arm.corpus for arm in every if arm.done}
   waiting = [arm for arm in every if not arm.done]
   if not waiting:
     return
@@ -85,7 +84,7 @@ def sweep(
   try:
     with tqdm(total=len(waiting), unit="arm", disable=not sys.stderr.isatty()) as bar:
       while running or (waiting and not stopped):
-        while free and not stopped and (arm := _next(waiting, made, running)):
+        while free and not stopped and (arm := _next(waiting, drawn, running)):
           waiting.remove(arm)
           core = free.popleft()
           running[_start(arm, core, cores)] = arm, core, time.monotonic()
@@ -97,8 +96,8 @@ def sweep(
           if child.returncode:
             failed.append(arm)
           else:
-            made |= arm.makes
-          _note_time(folder, arm, time.monotonic() - started)
+            drawn.add(arm.corpus)
+          _note_time(folder, arm.part, arm.name, time.monotonic() - started)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
@@ -115,19 +114,15 @@ def _arms_of(
   own = dict(settings) | dict(part.settings)
   corpus = frozenset((key, value) for key, value in own.items() if key.startswith("corpus."))
   for seed in seeds:
-    makes = frozenset({corpus})
-    if own.get("pretrain.steps") != 0:
-      pictures = own.get("corpus.toy.images")
-      makes |= {("backbone", pictures, own.get("pretrain.seed", seed))}
     for fraction in part.fractions:
       for strategy in part.strategies:
-        yield _Arm(part.name, folder / part.name, strategy, fraction, seed, own, makes)
+        yield _Arm(part.name, folder / part.name, strategy, fraction, seed, own, corpus)
 
 
-def _next(waiting: Sequence[_Arm], made: set[Hashable], running: Mapping) -> _Arm | None:
-  """Returns the first arm whose corpus and backbone no running arm is making."""
-  being_made = {thing for arm, _, _ in running.values() for thing in arm.makes} - made
-  return next((arm for arm in waiting if not arm.makes & being_made), None)
+def _next(waiting: Sequence[_Arm], drawn: set[Hashable], running: Mapping) -> _Arm | None:
+  """Returns the first arm whose corpus no running arm is drawing."""
+  being_drawn = {arm.corpus for arm, _, _ in running.values()} - drawn
+  return next((arm for arm in waiting if arm.corpus not in being_drawn), None)
 
 
 def _start(arm: _Arm, core: int, cores: Sequence[int]) -> subprocess.Popen:
@@ -139,26 +134,35 @@ def _start(arm: _Arm, core: int, cores: Sequence[int]) -> subprocess.Popen:
     os.sched_setaffinity(0, cores)
 
 
-def _note_time(folder: pathlib.Path, arm: _Arm, seconds: float) -> None:
+def _note_time(folder: pathlib.Path, part: str, arm: str, seconds: float) -> None:
   with open(folder / "timings.jsonl", "a") as file:
-    file.write(json.dumps({"part": arm.part, "arm": arm.name, "seconds": seconds}) + "\n")
+    file.write(json.dumps({"part": part, "arm": arm, "seconds": seconds}) + "\n")
 
 
-def choose(
-  folder: pathlib.Path, settings: Mapping[str, Any], first: Iterable[tuple[Part, Sequence[int]]]
-) -> Mapping[str, Any]:
-  """Sweeps `first`, and returns the best of `arms.CANDIDATES` for `full` and `random`."""
-  parts = [part for name in arms.CANDIDATES for part in arms.candidate_parts(name)]
-  sweep([*first, *((part, [_CHOICE_SEED]) for part in parts)], folder, settings)
-  evaluated = results.evaluate_candidates(folder, _CHOICE_SEED)
-  (folder / "candidates.json").write_text(json.dumps(evaluated, indent=2) + "\n")
-  best = max(evaluated, key=lambda line: line["mean"])
-  print(f"study: {best['name']}", file=sys.stderr)
-  return arms.CANDIDATES[best["name"]]
+def make_backbone(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
+  """Trains and exports the model that all arms start from, once; returns its folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  start: dict[str, Any] = {}
+  for form in ("learn", "settle"):
+    run, out = folder / form, folder / f"backbone_{form}"
+    if not (out / "config.json").exists():
+      started, flags = time.monotonic(), dict(settings) | start
+      _run(
+        *("bis_jax.main", f"--workdir={run}", f"--config=benchmarks/study/recipe.py:{form}"),
+        *(f"--config.{key}={value}" for key, value in flags.items()),
+      )
+      _run("bis_jax.export", f"--workdir={run}", f"--out={out}", "--dtype=float32")
+      _note_time(folder, "backbone", form, time.monotonic() - started)
+    start = {"model.checkpoint": str(out)}
+  return out
 
 
 def measure_theory(folder: pathlib.Path) -> None:
-  """Writes folder/theory, with measurements on students that were trained on random tenths."""
-  runs = [folder / part / "random_0.1_seed0" for part in (arms.START.name, "grid", arms.PASSES)]
-  command = [sys.executable, "-m", "benchmarks.study.theory", f"--out={folder / 'theory'}"]
-  subprocess.run([*command, f"--workdir={','.join(map(str, runs))}"], cwd=ROOT, check=True)
+  """Writes folder/theory, with measurements on students that were trained on random parts."""
+  names = (f"{arms.START.name}/random_0.1", "grid/random_0.1", "grid/random_0.5")
+  runs = [str(folder / f"{name}_seed0") for name in names]
+  _run("benchmarks.study.theory", f"--out={folder / 'theory'}", f"--workdir={','.join(runs)}")
+
+
+def _run(module: str, *flags: str) -> None:
+  subprocess.run([sys.executable, "-m", module, *flags], cwd=ROOT, check=True)
