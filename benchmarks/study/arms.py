@@ -9,7 +9,6 @@ from typing import Any
 
 _OTHERS = ("mixed", "reliable", "low_mc", "average_stepwise", "mixture_only")
 _TWO = ("random", "bis")
-GRID = ("random", *_OTHERS, "bis")
 # Strategies that are newer than the paper's; docs/study.md has the reason for each.
 NEWER = (
   "bis_grouped",

@@ -111,7 +111,7 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
       continue
     gain, loss = (_difference(compared, bis, against) for against in ("random", "full"))
     lines.append(
-      f"BIS 10 % {words} ({bis['steps']:,} steps) reaches {_value(results.headline(bis))} and "
+      f"{f'BIS 10 % {words}'.rstrip()} ({bis['steps']:,} steps) reaches {_value(results.headline(bis))} and "
       f"random 10 % {_value(results.headline(random))}: a relative gain of {_relative(gain)} over "
       f"{gain['seeds']} paired seeds, 95 % interval in brackets"
       + (f"; against all, {_relative(loss)}" if loss else "")

@@ -61,7 +61,8 @@ def load_run(
   """Loads a reward model: the latest checkpoint of a workdir, or an exported folder or hub id.
 
   `mesh` gives the sizes of the mesh axes for other devices than the run's. `base` is the base checkpoint
-  of exported adapters, if not the one that their config names. Raises WorkdirError, or FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
+  of exported adapters, if not the one that their config names. Raises WorkdirError, or
+  FileNotFoundError if nothing is there, or if neither it nor the run's config leads to a tokenizer.
   """
   path = _find(checkpoint)
   adapted = (path / weights.ADAPTER_CONFIG).exists()

@@ -71,7 +71,7 @@ SETTINGS: dict[str, Setting] = {
   "corpus.toy.stop_at_zero": Setting(False, None, "no continuations after a step with MC score 0"),
   "corpus.toy.described": Setting(False, None, "by the question, without pictures: text alone"),
   "corpus.toy.kinds": Setting(0, ">= 0 and <= 600", "of tile, a multiple of 6; 0: with stripes"),
-  "corpus.toy.first_kind": Setting(0, ">= 0 and <= 600", "a multiple of 6; runs differ by it"),
+  "corpus.toy.first_kind": Setting(0, ">= 0 and <= 600", "the first of them, a multiple of 6"),
   "corpus.toy.kind_exponent": Setting(
     0.0, ">= 0 and <= 10", "of the power law of their frequencies"
   ),

@@ -248,7 +248,7 @@ WHOLE = arms.MAIN + arms.CONFIRM + arms.ABLATIONS
 
 def test_the_page_says_what_the_workdirs_hold(finished):
   words = study_page.write(finished, WHOLE)
-  assert "BIS 10 %  (200 steps) reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
+  assert "BIS 10 % (200 steps) reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
   assert "a relative gain of +14.3 %" in words
   assert "All rollouts after 200 steps, on a part of the benchmark: 95.0." in words
   assert "A random quarter is -0.50 (-19.56 to +18.56) points from all rollouts" in words

@@ -257,7 +257,7 @@ def broken(hosts) -> str:
 
 @pytest.fixture(scope="module")
 def alone(hosts, broken) -> str:
-  """The broken run goes on with one process and one device to the end."""
+  """The broken run, resumed by one process with one device until it ends."""
   hosts.take(hosts[broken], "alone")
   done = hosts.run("alone", 1, 1, evaluate=True)
   assert done.returncode == 0, done.stderr[-3000:]
