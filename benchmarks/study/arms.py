@@ -47,12 +47,13 @@ def _ablation(name: str, words: str, settings: dict[str, Any], *strategies: str)
 
 # The paper's alpha: 0.2 for a tenth and less, 0.05 for a quarter and more.
 _SMALL, _LARGE = {"selection.alpha": 0.2}, {"selection.alpha": 0.05}
+_LONG = {"evaluation.every": 800}  # fewer points of the curve of a long run
 POWER = (
   Part("grid", ("random",), (0.1,), _SMALL),
   Part("grid", ("random",), (0.25,), _LARGE),
-  Part("full", ("full",), (1.0,)),
+  Part("full", ("full",), (1.0,), _LONG),
   Part("grid", ("random",), (0.05,), _SMALL),
-  Part("grid", ("random",), (0.5,), _LARGE),
+  Part("grid", ("random",), (0.5,), _LARGE | _LONG),
 )
 MAIN = (
   *POWER[:3],
@@ -60,7 +61,8 @@ MAIN = (
   Part("grid", NEWER, (0.1,), _SMALL),
   *POWER[3:],
   Part("grid", ("bis",), (0.05,), _SMALL),
-  Part("grid", ("bis",), (0.25, 0.5), _LARGE),
+  Part("grid", ("bis",), (0.25,), _LARGE),
+  Part("grid", ("bis",), (0.5,), _LARGE | _LONG),
 )
 # Another corpus, on which nothing was set: other pictures and solutions, another power law, less
 # reliable continuations.
@@ -74,7 +76,7 @@ _SECOND = {
   "corpus.toy.n_mc": 8,
 }
 CONFIRM = (
-  Part(SECOND, ("full",), (1.0,), _SECOND, "second corpus"),
+  Part(SECOND, ("full",), (1.0,), _SECOND | _LONG, "second corpus"),
   Part(SECOND, (*_TWO, *NEWER), (0.1,), _SECOND | _SMALL, "second corpus"),
   Part(FRESH, (*_TWO, *NEWER), (0.1,), _SMALL, "fresh seeds", first_seed=100),
 )
@@ -90,7 +92,7 @@ ABLATIONS = (
   _ablation(
     "plain_r", "R = 0 without positives", {"selection.reliability_if_no_positive": 0.0}, "bis"
   ),
-  Part("truth", ("full",), (1.0,), {"labels.kind": "truth"}, "true labels", like="full"),
+  Part("truth", ("full",), (1.0,), _LONG | {"labels.kind": "truth"}, "true labels", like="full"),
   _ablation("truth", "true labels", {"labels.kind": "truth"}, *_TWO),
   *(
     _ablation(kind, f"{kind} labels", {"labels.kind": kind}, *_TWO)
@@ -111,7 +113,7 @@ ABLATIONS = (
 # A checkpoint of the initial student, for the theory's measurement.
 START = Part("start", ("random",), (0.1,), {"train.steps": 1, "optim.learning_rate": 1e-9})
 QUICK = (
-  Part("full", ("full",), (1.0,)),
+  Part("full", ("full",), (1.0,), _LONG),
   Part("grid", ("random", "mixed", "bis"), (0.1,), _SMALL),
   Part("grid", _TWO, (0.25,), _LARGE),
 )

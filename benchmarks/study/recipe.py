@@ -16,7 +16,8 @@ def get_config(form: str = ""):
   c = qwen_bis10.get_config("toy")
   c.corpus.toy.kinds = KINDS
   c.corpus.workers = 1  # several arms run at the same time
-  c.model.remat = "dots"  # faster than "none" on a CPU, which is limited by its memory
+  # Faster on a CPU, which is limited by its memory.
+  c.model.remat, c.model.attention = "dots", "xla_short"
   c.train.epochs = 1
   c.train.keep_checkpoints = 1
   c.train.checkpoint_every = 4000

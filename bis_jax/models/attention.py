@@ -27,6 +27,7 @@ WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of
 
 _MASKED = -1e30  # finite, so that a query without any key stays finite; exp() of it is exactly 0
 _MIN_CHUNK = 256  # queries whose scores are held at once, in the XLA backend
+_SHORT_CHUNK = 64  # scores of small models then fit a CPU's cache, and fewer are masked
 _MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
@@ -101,7 +102,8 @@ def _backend_here(dtype: jnp.dtype) -> str:
 
 def check_backend(backend: str, platform: str) -> None:
   """Raises BackendError if a platform ("cpu", "gpu", "tpu") does not run a backend."""
-  if platform == "gpu" and backend != "xla" and importlib.util.find_spec("tokamax") is None:
+  kernel = not backend.startswith("xla")
+  if platform == "gpu" and kernel and importlib.util.find_spec("tokamax") is None:
     raise BackendError(
       "attention on GPUs needs tokamax, which is not installed: pip install -e '.[cuda]'"
     )
@@ -150,13 +152,14 @@ def _xla(
   segment_BS: jax.Array,
   *,
   causal: bool,
+  chunk: int = _MIN_CHUNK,
 ) -> jax.Array:
   # One chunk of queries at a time; a causal chunk reads no later key.
   b, t, n, h = q_BTNH.shape
   s, k = k_BSKH.shape[1:3]
   q_BKGTH = jnp.moveaxis(q_BTNH, 1, 2).reshape(b, k, n // k, t, h)
   k_BKSH, v_BKSH = jnp.moveaxis(k_BSKH, 1, 2), jnp.moveaxis(v_BSKH, 1, 2)
-  size = max(_MIN_CHUNK, -(-t // _MAX_CHUNKS))
+  size = max(chunk, -(-t // _MAX_CHUNKS))
   chunks = []
   for start in range(0, t, size):
     stop = min(start + size, t)
@@ -241,7 +244,8 @@ _chunk.defvjp(_chunk_forward, _chunk_backward)
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
   "xla": _xla,
+  "xla_short": functools.partial(_xla, chunk=_SHORT_CHUNK),
   "splash": splash_attention,
   "tokamax": tokamax_attention,
 }
-_PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels; "xla" runs on any
+_PLATFORMS = {"splash": "tpu", "tokamax": "gpu"}  # of kernels; XLA's run on any

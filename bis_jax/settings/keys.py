@@ -153,8 +153,9 @@ SETTINGS: dict[str, Setting] = {
   ),
   "model.attention": Setting(
     "auto",
-    ("auto", "splash", "tokamax", "xla"),
-    "splash: TPU; tokamax: GPU, bfloat16, Hopper or later; auto: by platform",
+    ("auto", "splash", "tokamax", "xla", "xla_short"),
+    "splash: TPU; tokamax: GPU, bfloat16, Hopper or later; xla_short: small models on a CPU; auto: by "
+    "platform",
   ),
   # The vision tower is frozen; the projector is trained.
   "model.learning_rates": Setting(

@@ -12,7 +12,6 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType
 from tokamax._src import gpu_utils
 
-from bis_jax.models import attention as attention_module
 from bis_jax.models.attention import BackendError, attention, check_backend, window_attention
 from bis_jax.models.kernels import splash_attention, tokamax_attention
 
@@ -57,14 +56,16 @@ def test_equals_a_plain_loop(case, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_chunks_of_queries_change_nothing(case, causal, monkeypatch):
+def test_chunks_of_queries_change_nothing(case, causal):
   """Values and gradients of smaller chunks, the last one not full."""
   q, k, v, segments = case
-  f = functools.partial(attention, segment_BT=segments, causal=causal, backend="xla")
-  at_once, gradients = f(q, k, v), _gradients(f, q, k, v)
-  monkeypatch.setattr(attention_module, "_MIN_CHUNK", 48)
-  np.testing.assert_allclose(f(q, k, v), at_once, atol=1e-6)
-  for ours, expected in zip(_gradients(f, q, k, v), gradients, strict=True):
+  at_once, short = (
+    functools.partial(attention, segment_BT=segments, causal=causal, backend=backend)
+    for backend in ("xla", "xla_short")
+  )
+  np.testing.assert_allclose(short(q, k, v), at_once(q, k, v), atol=1e-6)
+  both = (_gradients(f, q, k, v) for f in (short, at_once))
+  for ours, expected in zip(*both, strict=True):
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
