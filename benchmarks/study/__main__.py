@@ -21,9 +21,7 @@ from absl import app, flags
 from benchmarks.study import arms, positions, study_page, sweeps
 
 _OUT = flags.DEFINE_string("out", "runs/study", "folder of the arms and the page")
-_SEEDS = flags.DEFINE_integer(
-  "seeds", 5, "seeds per arm; at most 3 for ablations and with --quick", lower_bound=1
-)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "seeds per arm at most; some have fewer", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "a few arms on a smaller corpus")
 _PAGE = flags.DEFINE_bool("page", False, "only write the page of the finished arms")
 _POWER = flags.DEFINE_bool("power", False, "only random and full: is the test sharp enough?")

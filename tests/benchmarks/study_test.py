@@ -103,20 +103,19 @@ def test_an_arm_that_fails_ends_the_study_after_the_others(tmp_path, stub, monke
   assert len(stub()) == 7
 
 
-def test_ablations_and_the_outline_have_three_seeds():
-  whole = arms.MAIN + arms.CONFIRM + arms.ABLATIONS
-  counts = dict(_counted(whole, 5))
-  assert {counts[i] for i in range(len(arms.MAIN + arms.CONFIRM))} == {5}
-  assert {counts[i] for i in range(len(arms.MAIN + arms.CONFIRM), len(whole))} == {3}
-  # Some parts of the outline are parts of the whole as well.
-  assert {count for _, count in _counted(arms.QUICK, 5)} == {3}
-  assert {count for _, count in _counted(arms.QUICK, 2)} == {2}
-  fresh = [seeds for part, seeds in arms.seeds_of(whole, 5) if part.name == arms.FRESH]
-  assert fresh == [range(100, 105)]
-
-
-def _counted(parts, seeds: int) -> list[tuple[int, int]]:
-  return [(i, len(own)) for i, (_, own) in enumerate(arms.seeds_of(parts, seeds))]
+def test_parts_have_their_own_number_of_seeds():
+  """Five for what the claims compare, at most `most`, and others than the main ones in "fresh"."""
+  seeds = {}
+  for part, own in arms.seeds_of(arms.MAIN + arms.CONFIRM + arms.ABLATIONS, 5):
+    for strategy in part.strategies:
+      for fraction in part.fractions:
+        seeds.setdefault((part.name, strategy, fraction), own)
+  for strategy in ("random", "bis", "bis_by_position"):
+    assert seeds["grid", strategy, 0.1] == seeds[arms.SECOND, strategy, 0.1] == range(5)
+    assert seeds[arms.FRESH, strategy, 0.1] == range(100, 105)
+  assert seeds["full", "full", 1.0] == range(5)
+  assert seeds["truth", "bis", 0.1] == seeds["grid", "mixed", 0.1] == range(3)
+  assert {len(own) for _, own in arms.seeds_of(arms.QUICK, 2)} == {1, 2}
 
 
 def test_what_is_compared_can_be_run():
