@@ -15,6 +15,7 @@ docs/study.md. Without --quick, OUT/theory has `benchmarks.study.theory` and OUT
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -39,21 +40,31 @@ def main(argv: list[str]) -> None:
     sys.exit(f"study: unexpected argument {argv[1]!r}: every argument is a flag, like --quick")
   folder = pathlib.Path(_OUT.value).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  parts = arms.QUICK if _QUICK.value else arms.MAIN + arms.CONFIRM + arms.ABLATIONS
+  parts = arms.QUICK if _QUICK.value else arms.MAIN + arms.CONFIRM + arms.WEAK + arms.ABLATIONS
   if not _PAGE.value:
-    settings = {"corpus.cache": _CORPUS_CACHE.value} if _CORPUS_CACHE.value else {}
-    backbone = _BACKBONE.value or sweeps.make_backbone(folder, settings)
-    settings["model.checkpoint"] = str(pathlib.Path(backbone).absolute())
-    if _QUICK.value:
-      settings |= arms.QUICK_SETTINGS
-    swept = arms.POWER if _POWER.value else parts
-    sweeps.sweep(arms.seeds_of(swept, _SEEDS.value), folder, settings)
-    if not _QUICK.value and not _POWER.value:
-      sweeps.sweep([(arms.START, range(1))], folder, settings)
-      if not (folder / "theory" / "index.html").exists():
-        sweeps.measure_theory(folder)
-      positions.write(folder, ["grid", arms.SECOND])  # not with --page, which needs no corpus
+    _run(folder, arms.POWER if _POWER.value else parts, whole=not (_QUICK.value or _POWER.value))
   print(study_page.write(folder, parts))
+
+
+def _run(folder: pathlib.Path, parts: Sequence[arms.Part], *, whole: bool) -> None:
+  """Runs the unfinished arms; of the `whole` study also what is measured on them."""
+  settings = {"corpus.cache": _CORPUS_CACHE.value} if _CORPUS_CACHE.value else {}
+  strong = pathlib.Path(_BACKBONE.value or sweeps.make_backbone(folder, settings)).absolute()
+  start = settings | {"model.checkpoint": str(strong)}
+  if _QUICK.value:
+    start |= arms.QUICK_SETTINGS
+  own = [part for part in parts if part not in arms.WEAK]
+  sweeps.sweep(arms.seeds_of(own, _SEEDS.value), folder, start)
+  if not whole:
+    return
+  weak = sweeps.make_backbone(folder / arms.WEAK_BACKBONE, settings, arms.WEAK_LEARN)
+  sweeps.sweep(
+    arms.seeds_of(arms.WEAK, _SEEDS.value), folder, settings | {"model.checkpoint": str(weak)}
+  )
+  sweeps.sweep([(arms.START, range(1))], folder, start)
+  if not (folder / "theory" / "index.html").exists():
+    sweeps.measure_theory(folder)
+  positions.write(folder, ["grid", arms.SECOND])  # not with --page, which needs no corpus
 
 
 if __name__ == "__main__":

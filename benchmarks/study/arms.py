@@ -83,6 +83,12 @@ CONFIRM = (
   Part(SECOND, (*_TWO, *NEWER), (0.1,), _SECOND | _SMALL, "second corpus"),
   Part(FRESH, (*_TWO, *NEWER[:3]), (0.1,), _SMALL, "fresh seeds", first_seed=100),
 )
+# From a backbone whose first run is shorter, in a folder of its own.
+WEAK_BACKBONE, WEAK_LEARN = "backbone_weak", {"train.steps": 500}
+WEAK = (
+  Part("weak", ("full",), (1.0,), _LONG, "weak backbone", seeds=1),
+  Part("weak", (*_TWO, "bis_by_position"), (0.1,), _SMALL, "weak backbone"),
+)
 # The other strategies at a smaller fraction; then arms that differ in one setting.
 ABLATIONS = (
   Part("grid", _OTHERS, (0.05,), _SMALL, seeds=_FEW),

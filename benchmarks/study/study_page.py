@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.study import results, study_plots
-from benchmarks.study.arms import FRESH, SECOND, Part
+from benchmarks.study.arms import FRESH, SECOND, WEAK_BACKBONE, Part
 from bis_jax import files
 from bis_jax.reports import page, plots
 from bis_jax.reports.run_table import Row, Run
@@ -15,7 +15,12 @@ from bis_jax.reports.run_table import Row, Run
 _WORDS = "overall_source_weighted x 100, tuned on test"
 _CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth
 # Parts with arms of their own for random, BIS and the newer strategies.
-_TENTHS = {"grid": "", FRESH: "with fresh seeds", SECOND: "on the second corpus"}
+_TENTHS = {
+  "grid": "",
+  FRESH: "with fresh seeds",
+  SECOND: "on the second corpus",
+  "weak": "from the weak backbone",
+}
 _AGAINST = {
   "random": "against its random",
   "bis": "against its BIS",
@@ -42,7 +47,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   }
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
-  words = summary(entries, compared)
+  words = "\n".join([*_backbones(folder), summary(entries, compared)])
   positions = folder / "positions.json"
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
   page.write(
@@ -61,6 +66,18 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     has_theory=(folder / "theory" / "index.html").exists(),
   )
   return f"{words}\nsee {folder / 'index.html'}"
+
+
+def _backbones(folder: pathlib.Path) -> list[str]:
+  """Returns what the backbones reach on their own kinds, where this study trained them."""
+  lines = []
+  for name, place in (("The backbone", folder), ("The weak backbone", folder / WEAK_BACKBONE)):
+    path = place / "settle" / "evaluation.json"
+    if path.exists():
+      threshold, measure = results.HEADLINE
+      own = json.loads(path.read_text())["thresholds"][threshold][measure]
+      lines.append(f"{name} reaches {100 * own:.1f} on its own kinds of question.")
+  return lines
 
 
 def _arm(entry: Entry) -> str:
@@ -245,8 +262,8 @@ def readme_table(entries: Sequence[Entry]) -> str:
   columns = [("grid", fraction, f"{100 * fraction:g} %") for fraction in fractions]
   columns += [
     (part, 0.1, f"10 %, {_TENTHS[part]}")
-    for part in (FRESH, SECOND)
-    if any(entry["part"] == part for entry in main)
+    for part in _TENTHS
+    if part != "grid" and any(entry["part"] == part for entry in main)
   ]
   columns.append(("full", 1.0, "all"))
   strategies = list(dict.fromkeys(e["strategy"] for e in main if e["strategy"] != "full"))

@@ -139,10 +139,15 @@ def _note_time(folder: pathlib.Path, part: str, arm: str, seconds: float) -> Non
     file.write(json.dumps({"part": part, "arm": arm, "seconds": seconds}) + "\n")
 
 
-def make_backbone(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
-  """Trains and exports the model that all arms start from, once; returns its folder."""
+def make_backbone(
+  folder: pathlib.Path, settings: Mapping[str, Any], learn: Mapping[str, Any] | None = None
+) -> pathlib.Path:
+  """Trains and exports a model for arms to start from, once; returns its folder.
+
+  `learn`: more settings of its first run.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  start: dict[str, Any] = {}
+  start = dict(learn or {})
   for form in ("learn", "settle"):
     run, out = folder / form, folder / f"backbone_{form}"
     if not (out / "config.json").exists():
