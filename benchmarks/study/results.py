@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.study import arms
 from benchmarks.study.arms import Part
 from bis_jax.reports import run_table
 
@@ -26,6 +27,7 @@ THRESHOLDS = ("tuned_on_test", "tuned_on_dev", "fixed_0.5")
 HEADLINE = ("tuned_on_test", "overall_source_weighted")  # as in the paper's tables
 
 BySeed = Mapping[int, float]
+_WITH_FULL = {part.name for part in (*arms.CONFIRM, *arms.WEAK) if "full" in part.strategies}
 
 
 def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
@@ -141,12 +143,14 @@ def comparisons(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
   Every arm against `random` and `bis` of its own fraction and against `full` in one pass, and every
   ablation also against the same strategy in the unmodified part ("recipe"). `random`, `bis` and `full`
-  are those of its own part if it has them, else of the part that it is like, else the study's.
+  are those of its own part if it has them, else of the part that it is like, else the study's, but a
+  part that is to have its own `full` waits for it.
   """
   compared = []
   for entry in entries:
     part, strategy, fraction = entry["part"], entry["strategy"], entry["fraction"]
-    places = ["full"] if strategy == "full" else [part, entry["like"], "full"]
+    places = [part] if part in _WITH_FULL else [part, entry["like"], "full"]
+    places = ["full"] if strategy == "full" else places
     others = {
       "full": _first(entries, places, "full", 1.0),
       "recipe": find(entries, entry["like"], strategy, fraction),

@@ -130,13 +130,16 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
     lines.append(
       f"{f'BIS 10 % {words}'.rstrip()} ({bis['steps']:,} steps) reaches {_value(results.headline(bis))} and "
       f"random 10 % {_value(results.headline(random))}: a relative gain of {_relative(gain)} over "
-      f"{gain['seeds']} paired seeds, 95 % interval in brackets"
+      + (f"{gain['seeds']} paired seeds" if gain["seeds"] > 1 else "one seed")
       + (f"; against all, {_relative(loss)}" if loss else "")
       + "."
     )
     if own := results.find(entries, "full" if part == "grid" else part, "full", 1.0):
       lines[-1] += _on_the_way(own, bis["steps"])
-  lines.append(f"The paper has {100 * _PAPER_GAIN:+.1f} % over random, and no loss against all.")
+  lines.append(
+    f"In brackets 95 % intervals. The paper has {100 * _PAPER_GAIN:+.1f} % over random, and no loss "
+    "against all."
+  )
   lines += [_saturation(entries, compared), *_power(entries), *_labels(entries)]
   lines += _by_setting(entries, compared)
   return "\n".join(line for line in lines if line)
@@ -156,7 +159,9 @@ def _saturation(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
 
 def _points(one: Entry) -> str:
   words = f"{100 * one['difference']:+.2f}"
-  return words + (" ({:+.2f} to {:+.2f})".format(*(100 * x for x in one["interval"] or ())))
+  if one["interval"]:
+    words += " ({:+.2f} to {:+.2f})".format(*(100 * end for end in one["interval"]))
+  return words
 
 
 def _power(entries: Sequence[Entry]) -> list[str]:

@@ -242,7 +242,23 @@ def finished(tmp_path):
   return tmp_path
 
 
-WHOLE = arms.MAIN + arms.CONFIRM + arms.ABLATIONS
+WHOLE = arms.MAIN + arms.CONFIRM + arms.WEAK + arms.ABLATIONS
+
+
+def test_one_seed_has_no_interval_and_no_full_of_another_corpus(tmp_path):
+  for part, strategy, fraction, value in (
+    ("grid", "bis", 0.1, 0.8),
+    ("grid", "random", 0.1, 0.7),
+    ("grid", "random", 0.25, 0.79),
+    ("full", "full", 1.0, 0.82),
+    ("second", "bis", 0.1, 0.95),
+    ("second", "random", 0.1, 0.9),
+  ):
+    _workdir(tmp_path / part, strategy, fraction, 0, value)
+  words = study_page.write(tmp_path, WHOLE)
+  assert "a relative gain of +14.3 % over one seed; against all, -2.4 %." in words
+  assert "a relative gain of +5.6 % over one seed.\n" in words
+  assert "A random quarter is -3.00 points from all rollouts." in words
 
 
 def test_the_page_says_what_the_workdirs_hold(finished):
