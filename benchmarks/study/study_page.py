@@ -100,10 +100,15 @@ def _value(by_seed: results.BySeed) -> str:
 
 
 def _relative(one: Entry) -> str:
-  words = f"{100 * one['relative']:+.1f} %"
-  if one["relative_interval"]:
-    words += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in one["relative_interval"]))
-  return words
+  gain, interval = _gain(one)
+  return f"{gain} ({interval})" if interval else gain
+
+
+def _gain(one: Entry) -> tuple[str, str]:
+  """Returns a relative difference and its interval, "" for one seed."""
+  ends = one["relative_interval"]
+  interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in ends)) if ends else ""
+  return f"{100 * one['relative']:+.1f} %", interval
 
 
 def _difference(compared: Sequence[Entry], entry: Entry, against: str) -> Entry | None:
@@ -136,6 +141,7 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
     )
     if own := results.find(entries, "full" if part == "grid" else part, "full", 1.0):
       lines[-1] += _on_the_way(own, bis["steps"])
+    lines[-1] += _best_other(entries, compared, part)
   lines.append(
     f"In brackets 95 % intervals. The paper has {100 * _PAPER_GAIN:+.1f} % over random, and no loss "
     "against all."
@@ -143,6 +149,21 @@ def summary(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
   lines += [_saturation(entries, compared), *_power(entries), *_labels(entries)]
   lines += _by_setting(entries, compared)
   return "\n".join(line for line in lines if line)
+
+
+def _best_other(entries: Sequence[Entry], compared: Sequence[Entry], part: str) -> str:
+  """Returns the highest mean of a part at a tenth besides random and BIS, "" without any."""
+  others = [e for e in entries if e["part"] == part and e["fraction"] == 0.1]
+  others = [e for e in others if e["strategy"] not in ("random", "bis")]
+  if not others:
+    return ""
+  best = max(others, key=lambda entry: fmean(results.headline(entry).values()))
+  gains = [
+    f"{_relative(one)} against {name}"
+    for name in ("random", "bis")
+    if (one := _difference(compared, best, name))
+  ]
+  return f" Best of the others is {_strategy(best)}: {', '.join([_value(results.headline(best)), *gains])}."
 
 
 def _saturation(entries: Sequence[Entry], compared: Sequence[Entry]) -> str:
@@ -295,7 +316,7 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Tabl
   rows = []
   for entry in entries:
     others = [_difference(compared, entry, against) for against in _AGAINST]
-    relative = [_relative(one) if one else "" for one in others]
+    relative = [_gain(one) if one else "" for one in others]
     lost = [share for share in entry["errors_lost"].values() if share is not None]
     needed = f"{100 * fmean(lost):.0f} %" if lost else ""
     value = _value(results.headline(entry))
@@ -305,9 +326,10 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Tabl
     "steps",
     "overall x 100",
     *_AGAINST.values(),
-    "caught errors lost with grey images",
+    "errors lost, grey images",
   ]
-  return page.Table(head, rows)
+  used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+  return page.Table([head[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def _positions_table(predicted: Mapping[str, Sequence[float]]) -> page.Table:

@@ -259,6 +259,11 @@ def test_one_seed_has_no_interval_and_no_full_of_another_corpus(tmp_path):
   assert "a relative gain of +14.3 % over one seed; against all, -2.4 %." in words
   assert "a relative gain of +5.6 % over one seed.\n" in words
   assert "A random quarter is -3.00 points from all rollouts." in words
+  _workdir(tmp_path / "grid", "bis_by_position", 0.1, 0, 0.84)
+  assert (
+    "Best of the others is bis_by_position: 84.00, +20.0 % against random, +5.0 % against bis."
+    in study_page.write(tmp_path, WHOLE)
+  )
 
 
 def test_the_page_says_what_the_workdirs_hold(finished):
