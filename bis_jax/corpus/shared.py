@@ -21,14 +21,11 @@ Digests = dict[str, str]  # {name in the folder: "SIZE DIGEST"}
 
 
 def digest_of(path: epath.Path) -> str:
-  """Returns the size and the digest of a file, "" if there is none."""
-  try:
-    with path.open("rb") as file:
-      raw: Any = file
-      digest = hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-      return f"{raw.tell()} {digest}"  # epath's stat() takes as long as all of this
-  except (FileNotFoundError, IsADirectoryError):
-    return ""
+  """Returns the size and the digest of a file."""
+  with path.open("rb") as file:
+    raw: Any = file
+    digest = hashlib.file_digest(raw, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return f"{raw.tell()} {digest}"  # epath's stat() takes as long as all of this
 
 
 def digests_of(folder: epath.PathLike, known: Mapping[str, str] | None = None) -> Digests:

@@ -27,7 +27,6 @@ WINDOW = 64  # patch slots of a window block: (window_size / patch_size) ** 2 of
 
 _MASKED = -1e30  # finite, so that a query without any key stays finite; exp() of it is exactly 0
 _MIN_CHUNK = 256  # queries whose scores are held at once, in the XLA backend
-_SHORT_CHUNK = 64  # scores of small models then fit a CPU's cache, and fewer are masked
 _MAX_CHUNKS = 16  # of a row; beyond, chunks grow, so that programs do not
 
 
@@ -102,8 +101,7 @@ def _backend_here(dtype: jnp.dtype) -> str:
 
 def check_backend(backend: str, platform: str) -> None:
   """Raises BackendError if a platform ("cpu", "gpu", "tpu") does not run a backend."""
-  kernel = not backend.startswith("xla")
-  if platform == "gpu" and kernel and importlib.util.find_spec("tokamax") is None:
+  if platform == "gpu" and "xla" not in backend and importlib.util.find_spec("tokamax") is None:
     raise BackendError(
       "attention on GPUs needs tokamax, which is not installed: pip install -e '.[cuda]'"
     )
@@ -244,7 +242,8 @@ _chunk.defvjp(_chunk_forward, _chunk_backward)
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
   "xla": _xla,
-  "xla_short": functools.partial(_xla, chunk=_SHORT_CHUNK),
+  # Scores of a small model then fit a CPU's cache, and fewer are masked.
+  "xla_short": functools.partial(_xla, chunk=64),
   "splash": splash_attention,
   "tokamax": tokamax_attention,
 }
