@@ -4,18 +4,20 @@
   python -m benchmarks.study --out=runs/study --quick    # a few arms on a smaller corpus
   python -m benchmarks.study --out=runs/study --page     # only the page, of the finished arms
 
-First the backbone is trained (OUT/backbone_settle), which can see, read and check other kinds of question. Then
-every part of `arms` is swept (`launch/sweep.sh`), one workdir per arm and one arm per core. The same
-command resumes an interrupted study and repeats deleted arms.
+First the backbone is trained (OUT/backbone_settle), which can see, read and check other kinds of question. Then every
+part of `arms` is swept (`launch/sweep.sh`), one workdir per arm and one arm per core. The same command resumes an
+interrupted study and repeats deleted arms.
 
 OUT/index.html has figures and tables, OUT/results.json all numbers, OUT/table.md the table of
-docs/study.md. Without --quick, OUT/theory has `benchmarks.study.theory` and OUT/positions.json
-`benchmarks.study.positions`. Results and cost: docs/study.md.
+docs/study.md, OUT/theory `benchmarks.study.theory` and OUT/positions.json `benchmarks.study.positions`.
+With --quick all is in OUT/quick, without the last two and from a backbone that is sooner made. Results
+and cost: docs/study.md.
 """
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -39,6 +41,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"study: unexpected argument {argv[1]!r}: every argument is a flag, like --quick")
   folder = pathlib.Path(_OUT.value).absolute()
+  if _QUICK.value:  # its arms have the names of others
+    folder /= "quick"
   folder.mkdir(parents=True, exist_ok=True)
   parts = arms.QUICK if _QUICK.value else arms.MAIN + arms.CONFIRM + arms.WEAK + arms.ABLATIONS
   if not _PAGE.value:
@@ -49,18 +53,22 @@ def main(argv: list[str]) -> None:
 def _run(folder: pathlib.Path, parts: Sequence[arms.Part], *, whole: bool) -> None:
   """Runs the unfinished arms; of the `whole` study also what is measured on them."""
   settings = {"corpus.cache": _CORPUS_CACHE.value} if _CORPUS_CACHE.value else {}
-  strong = pathlib.Path(_BACKBONE.value or sweeps.make_backbone(folder, settings)).absolute()
-  start = settings | {"model.checkpoint": str(strong)}
+
+  def start_from(place: pathlib.Path, learn: Mapping[str, Any]) -> dict[str, Any]:
+    return settings | {"model.checkpoint": str(sweeps.make_backbone(place, settings, learn))}
+
+  weak = folder / arms.WEAK_BACKBONE, arms.WEAK_LEARN
+  if _BACKBONE.value:
+    start = settings | {"model.checkpoint": str(pathlib.Path(_BACKBONE.value).absolute())}
+  else:
+    start = start_from(*weak if _QUICK.value else (folder, {}))
   if _QUICK.value:
     start |= arms.QUICK_SETTINGS
   own = [part for part in parts if part not in arms.WEAK]
   sweeps.sweep(arms.seeds_of(own, _SEEDS.value), folder, start)
   if not whole:
     return
-  weak = sweeps.make_backbone(folder / arms.WEAK_BACKBONE, settings, arms.WEAK_LEARN)
-  sweeps.sweep(
-    arms.seeds_of(arms.WEAK, _SEEDS.value), folder, settings | {"model.checkpoint": str(weak)}
-  )
+  sweeps.sweep(arms.seeds_of(arms.WEAK, _SEEDS.value), folder, start_from(*weak))
   sweeps.sweep([(arms.START, range(1))], folder, start)
   if not (folder / "theory" / "index.html").exists():
     sweeps.measure_theory(folder)
