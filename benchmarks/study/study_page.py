@@ -28,7 +28,7 @@ _AGAINST = {
   "recipe": "against the recipe's arm",
 }
 _PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
-_LABELS = {"grid": "hard", "soft": "soft", "banded": "banded", "beta": "Beta-Binomial"}
+_LABELS = {"grid": "hard", "soft": "soft", "beta": "Beta-Binomial"}
 
 Entry = Mapping[str, Any]
 
