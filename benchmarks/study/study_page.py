@@ -202,22 +202,19 @@ def _labels(entries: Sequence[Entry]) -> list[str]:
   """Returns how much of the gap between hard and true labels the other labels close at a tenth."""
   lines = []
   for strategy in ("random", "bis"):
-    arms = {words: results.find(entries, part, strategy, 0.1) for part, words in _LABELS.items()}
-    truth = results.find(entries, "truth", strategy, 0.1)
-    if not truth or not arms["hard"]:
+    parts = {"true": "truth", **{words: part for part, words in _LABELS.items()}}
+    arms = {words: results.find(entries, part, strategy, 0.1) for words, part in parts.items()}
+    values = {words: results.headline(arm) for words, arm in arms.items() if arm}
+    seeds = set.intersection(*map(set, values.values())) if values else set()
+    if not {"true", "hard"} <= values.keys() or not seeds:
       continue
-    seeds = results.headline(truth).keys()  # of ablations, the first ones
-    means = {
-      words: fmean(results.headline(arm)[seed] for seed in seeds)
-      for words, arm in arms.items()
-      if arm
-    }
-    true = fmean(results.headline(truth).values())
-    gap = true - means["hard"]
+    means = {words: fmean(by_seed[seed] for seed in seeds) for words, by_seed in values.items()}
+    hard = means.pop("hard")
+    gap = means.pop("true") - hard
     closed = [
-      f"{words} {100 * (mean - means['hard']):+.2f} ({100 * (mean - means['hard']) / gap:.0f} %)"
+      f"{words} {100 * (mean - hard):+.2f}"
+      + (f" ({100 * (mean - hard) / gap:.0f} %)" if gap else "")
       for words, mean in means.items()
-      if words != "hard"
     ]
     lines.append(
       f"True labels add {100 * gap:+.2f} points to {strategy} 10 % with hard labels"

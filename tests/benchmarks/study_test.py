@@ -259,6 +259,10 @@ def test_one_seed_has_no_interval_and_no_full_of_another_corpus(tmp_path):
   assert "a relative gain of +14.3 % over one seed; against all, -2.4 %." in words
   assert "a relative gain of +5.6 % over one seed.\n" in words
   assert "A random quarter is -3.00 points from all rollouts." in words
+  for part, seed in (("truth", 0), ("truth", 1), ("grid", 1), ("soft", 0)):  # soft lacks a seed
+    _workdir(tmp_path / part, "random", 0.1, seed, 0.9 if part == "truth" else 0.8)
+  words = study_page.write(tmp_path, WHOLE)
+  assert "True labels add +20.00 points to random 10 %" in words and "soft +10.00 (50 %)." in words
   _workdir(tmp_path / "grid", "bis_by_position", 0.1, 0, 0.84)
   assert (
     "Best of the others is bis_by_position: 84.00, +20.0 % against random, +5.0 % against bis."
