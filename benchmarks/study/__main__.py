@@ -9,9 +9,9 @@ part of `arms` is swept (`launch/sweep.sh`), one workdir per arm and one arm per
 interrupted study and repeats deleted arms.
 
 OUT/index.html has figures and tables, OUT/results.json all numbers, OUT/table.md the table of
-docs/study.md, OUT/theory `benchmarks.study.theory` and OUT/positions.json `benchmarks.study.positions`.
-With --quick all is in OUT/quick, without the last two and from a backbone that is sooner made. Results
-and cost: docs/study.md.
+docs/study.md, OUT/theory `benchmarks.study.theory`, OUT/positions.json `benchmarks.study.positions` and
+OUT/caught.json `benchmarks.study.caught`. With --quick all is in OUT/quick, without the last three and
+from a backbone that is sooner made. Results and cost: docs/study.md.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.study import arms, positions, study_page, sweeps
+from benchmarks.study import arms, caught, positions, study_page, sweeps
 
 _OUT = flags.DEFINE_string("out", "runs/study", "folder of the arms and the page")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "seeds per arm at most; some have fewer", lower_bound=1)
@@ -72,7 +72,9 @@ def _run(folder: pathlib.Path, parts: Sequence[arms.Part], *, whole: bool) -> No
   sweeps.sweep([(arms.START, range(1))], folder, start)
   if not (folder / "theory" / "index.html").exists():
     sweeps.measure_theory(folder)
-  positions.write(folder, ["grid", arms.SECOND])  # not with --page, which needs no corpus
+  # Not with --page, which needs no corpus.
+  positions.write(folder, ["grid", arms.SECOND])
+  caught.write(folder, parts)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ docs/study.md tells how they were set.
 from configs import qwen_bis10
 
 KINDS = 36  # of tile in the corpora; the backbone learns to check on as many others
+KNOWN = range(KINDS, 2 * KINDS)  # to the backbone
 
 
 def get_config(form: str = ""):
@@ -25,7 +26,7 @@ def get_config(form: str = ""):
   c.evaluation.every = 200
   if form:  # to see, read and check: captions and many wrong notes
     c.selection.strategy, c.selection.fraction = "full", 1.0
-    c.corpus.toy.first_kind = KINDS
+    c.corpus.toy.first_kind = KNOWN.start
     c.pretrain.steps, c.corpus.toy.slip = 3000, 5.0
   if form == "learn":
     return c

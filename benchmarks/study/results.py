@@ -4,7 +4,7 @@ import itertools
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,19 +38,20 @@ def read(folder: pathlib.Path, parts: Sequence[Part]) -> list[dict[str, Any]]:
   "errors_lost": {seed: share}}: with grey images, at the threshold tuned on test. Thresholds that an
   arm lacks are absent.
   """
-  entries = []
+  return [arm | _of_seeds(workdirs) for arm, workdirs in finished(folder, parts)]
+
+
+def finished(
+  folder: pathlib.Path, parts: Sequence[Part]
+) -> Iterator[tuple[dict[str, Any], list[pathlib.Path]]]:
+  """Yields {"part", "words", "like", "strategy", "fraction"} of every arm, and its finished runs."""
   for part in parts:
-    for strategy in part.strategies:
-      for fraction in part.fractions:
-        pattern = f"{strategy}_{fraction:g}_seed*/evaluation.json"
-        workdirs = [path.parent for path in sorted((folder / part.name).glob(pattern))]
-        if workdirs:
-          entries.append(
-            {"part": part.name, "words": part.words, "like": part.like}
-            | {"strategy": strategy, "fraction": fraction}
-            | _of_seeds(workdirs)
-          )
-  return entries
+    for strategy, fraction in itertools.product(part.strategies, part.fractions):
+      pattern = f"{strategy}_{fraction:g}_seed*/evaluation.json"
+      workdirs = [path.parent for path in sorted((folder / part.name).glob(pattern))]
+      if workdirs:
+        arm = {"part": part.name, "words": part.words, "like": part.like}
+        yield arm | {"strategy": strategy, "fraction": fraction}, workdirs
 
 
 def _of_seeds(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
   words = "\n".join([*_backbones(folder), summary(entries, compared)])
-  positions = folder / "positions.json"
+  positions, caught = folder / "positions.json", folder / "caught.json"
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
   page.write(
     folder / "index.html",
@@ -63,6 +63,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     ablations=_arm_table([entry for entry in entries if entry not in main], compared),
     measures=_measure_table(entries),
     positions=positions.exists() and _positions_table(json.loads(positions.read_text())),
+    caught=caught.exists() and _caught_table(json.loads(caught.read_text())),
     has_theory=(folder / "theory" / "index.html").exists(),
   )
   return f"{words}\nsee {folder / 'index.html'}"
@@ -335,6 +336,20 @@ def _positions_table(predicted: Mapping[str, Sequence[float]]) -> page.Table:
     for name, (kept, mixed, share) in predicted.items()
   ]
   return page.Table(["run", "rollouts kept", "mixed", "of the labels' entropy"], rows)
+
+
+def _caught_table(caught: Sequence[Entry]) -> page.Table:
+  shares = ("wrong_known", "wrong_new", "right_known", "right_new")
+  rows = [
+    [_arm(entry), *(f"{100 * entry[name]:.1f} %" for name in shares), f"{entry['not_learned']:.1f}"]
+    for entry in caught
+  ]
+  words = [
+    f"{which} notes rejected, {kinds} kinds"
+    for which in ("wrong", "right")
+    for kinds in ("known", "new")
+  ]
+  return page.Table(["arm", *words, "kinds not learned"], rows)
 
 
 def _measure_table(entries: Sequence[Entry]) -> page.Table:

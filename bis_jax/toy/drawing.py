@@ -92,7 +92,7 @@ def _draw_corpus(pool: Workers, part: pathlib.Path, knobs: Knobs) -> None:
 
 def _draw_benchmark(pool: Workers, part: pathlib.Path, knobs: Knobs) -> None:
   (part / "benchmark").mkdir()
-  for items in pool.imap(records.draw_benchmark, list(_benchmark_tasks(knobs, part))):
+  for items in pool.imap(records.draw_benchmark, list(benchmark_groups(knobs, part))):
     _append(part / "benchmark" / "test.jsonl", items)
 
 
@@ -122,7 +122,8 @@ def _corpus_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
       )
 
 
-def _benchmark_tasks(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+def benchmark_groups(knobs: Knobs, part: pathlib.Path) -> Iterator[Groups]:
+  """Yields the benchmark's groups in the order of its items, one item per group."""
   for source, about in enumerate(SOURCES):
     first = knobs.benchmark_items * source // len(SOURCES)
     items = knobs.benchmark_items * (source + 1) // len(SOURCES) - first

@@ -14,7 +14,7 @@ import numpy as np
 from bis_jax.toy import policies
 from bis_jax.toy.pictures import MOST_STRIPES, draw_picture
 from bis_jax.toy.policies import Problems, Solutions
-from bis_jax.toy.questions import SCORES, SOURCES, Kinds, Question, Source, ask, fact
+from bis_jax.toy.questions import SCORES, SOURCES, Kinds, Question, Scene, Source, ask, fact
 
 # Slip rates of the policies that write the benchmark's solutions.
 BENCHMARK_POLICIES = {"toy-policy-large": 0.08, "toy-policy-medium": 0.12, "toy-policy-small": 0.16}
@@ -181,14 +181,21 @@ def _json_lines(records: list[dict]) -> bytes:
   return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
+def scene_and_question(groups: Groups, group: int) -> tuple[Scene, Question]:
+  """Returns what a group is about: a function of `groups.seed`, source and kinds, and of `group`."""
   source = SOURCES[groups.source]
+  place = f"{groups.seed}/{source.name}"
+  rng = random.Random(f"{place}/scene/{group % groups.scenes}")
+  scene = source.scene(rng, groups.kinds)
+  return scene, ask(random.Random(f"{place}/question/{group}"), source, scene)
+
+
+def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
   n_groups = -(-groups.rollouts // groups.rollouts_per_group)
   asked, captions = [], []
   for group in range(groups.first, groups.first + n_groups):
+    scene, question = scene_and_question(groups, group)
     index = group % groups.scenes
-    rng = random.Random(f"{groups.seed}/{source.name}/scene/{index}")
-    scene = source.scene(rng, groups.kinds)
     names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
     facts = [f"{fact(panel, panel.score)}." for panels in scene for panel in panels]
     if group < groups.scenes and not groups.described:
@@ -197,8 +204,6 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
         path = groups.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw_picture(panels))
-    rng = random.Random(f"{groups.seed}/{source.name}/question/{group}")
-    question = ask(rng, source, scene)
     if groups.described:
       asked.append(_Asked(question, [], " ".join([*facts, question.text])))
     else:
