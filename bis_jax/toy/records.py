@@ -185,8 +185,7 @@ def scene_and_question(groups: Groups, group: int) -> tuple[Scene, Question]:
   """Returns what a group is about: a function of `groups.seed`, source and kinds, and of `group`."""
   source = SOURCES[groups.source]
   place = f"{groups.seed}/{source.name}"
-  rng = random.Random(f"{place}/scene/{group % groups.scenes}")
-  scene = source.scene(rng, groups.kinds)
+  scene = source.scene(random.Random(f"{place}/scene/{group % groups.scenes}"), groups.kinds)
   return scene, ask(random.Random(f"{place}/question/{group}"), source, scene)
 
 
@@ -195,8 +194,8 @@ def _draw_and_ask(groups: Groups) -> tuple[list[_Asked], list[dict]]:
   asked, captions = [], []
   for group in range(groups.first, groups.first + n_groups):
     scene, question = scene_and_question(groups, group)
-    index = group % groups.scenes
-    names = [f"{groups.folder}/{index:06d}{'ab'[i]}.png" for i in range(len(scene))]
+    stem = f"{groups.folder}/{group % groups.scenes:06d}"
+    names = [f"{stem}{letter}.png" for letter in "ab"[: len(scene)]]
     facts = [f"{fact(panel, panel.score)}." for panels in scene for panel in panels]
     if group < groups.scenes and not groups.described:
       captions.append({"image": names, "question": _CAPTION_QUESTION, "sentences": facts})
