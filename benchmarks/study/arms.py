@@ -106,6 +106,9 @@ ABLATIONS = (
   ),
   _ablation("truth", "true labels", {"labels.kind": "truth"}, *_TWO),
   *(_ablation(kind, f"{kind} labels", {"labels.kind": kind}, *_TWO) for kind in ("soft", "beta")),
+  # Fewer mixed rollouts than a tenth holds. BIS is expected ahead: it takes all of them, and
+  # `bis_by_position` a tenth.
+  _ablation("rare", "mixed rollouts rare", {"corpus.toy.slip": 0.5}, *_TWO, "bis_by_position"),
   _ablation("tau_0.5", "tau 0.5", {"corpus.tau": 0.5}, *_TWO),
   _ablation("n_mc_4", "N = 4", {"corpus.toy.n_mc": 4}, *_TWO),
   *(
