@@ -77,24 +77,27 @@ _SECOND = {
   "corpus.toy.lapse": 2.0,
   "corpus.toy.n_mc": 8,
 }
+_ONE = {"selection.alpha": 1.0}
 CONFIRM = (
   Part(SECOND, ("full",), (1.0,), _SECOND | _LONG, "second corpus", seeds=1),
   Part(SECOND, (*_TWO, *NEWER[:3]), (0.1,), _SECOND | _SMALL, "second corpus"),
   Part(SECOND, NEWER[3:], (0.1,), _SECOND | _SMALL, "second corpus", seeds=_FEW),
   Part(FRESH, (*_TWO, "bis_by_position"), (0.1,), _SMALL, "fresh seeds", first_seed=100),
+  # Was ahead as an ablation of the first corpus, so it has to show on others.
+  Part("alpha_1_fresh", ("bis",), (0.1,), _ONE, "alpha 1, fresh seeds", FRESH, first_seed=100),
+  Part("alpha_1_second", ("bis",), (0.1,), _SECOND | _ONE, "alpha 1, second corpus", SECOND),
 )
 # From a backbone whose first run is shorter, in a folder of its own.
 WEAK_BACKBONE, WEAK_LEARN = "backbone_weak", {"train.steps": 500}
 WEAK = (
   Part("weak", ("full",), (1.0,), _LONG, "weak backbone", seeds=1),
   Part("weak", (*_TWO, "bis_by_position"), (0.1,), _SMALL, "weak backbone"),
+  Part("alpha_1_weak", ("bis",), (0.1,), _ONE, "alpha 1, weak backbone", like="weak"),
 )
 # Arms that differ in one setting.
 ABLATIONS = (
-  *(
-    _ablation(f"alpha_{alpha:g}", f"alpha {alpha:g}", {"selection.alpha": alpha}, "bis")
-    for alpha in (0.0, 1.0)
-  ),
+  _ablation("alpha_0", "alpha 0", {"selection.alpha": 0.0}, "bis"),
+  Part("alpha_1", ("bis",), (0.1,), _ONE, "alpha 1", like="grid"),
   _ablation("global", "one ranking over all sources", {"selection.per_source": False}, "bis"),
   _ablation(
     "plain_r", "R = 0 without positives", {"selection.reliability_if_no_positive": 0.0}, "bis"
