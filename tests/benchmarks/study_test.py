@@ -113,7 +113,7 @@ def test_parts_have_their_own_number_of_seeds():
   for strategy in ("random", "bis", "bis_by_position"):
     assert seeds["grid", strategy, 0.1] == seeds[arms.SECOND, strategy, 0.1] == range(5)
     assert seeds[arms.FRESH, strategy, 0.1] == range(100, 105)
-  assert seeds["full", "full", 1.0] == range(5)
+  assert seeds["full", "full", 1.0] == range(3)
   assert seeds["truth", "bis", 0.1] == seeds["grid", "mixed", 0.1] == range(3)
   assert {len(own) for _, own in arms.seeds_of(arms.QUICK, 2)} == {1, 2}
 
