@@ -13,7 +13,8 @@ from bis_jax.reports import page, plots
 from bis_jax.reports.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
-_CURVES = ("full", "random", "mixed", "bis")  # drawn over training steps, at a tenth
+_CURVES = ("full", "random", "mixed", "bis")  # drawn over fractions, and tenths over steps
+_SAME_CORPUS = ("grid", "alpha_0", "alpha_1")  # arms that only differ in what is selected
 # Parts with arms of their own for random, BIS and the newer strategies.
 _TENTHS = {
   "grid": "",
@@ -25,7 +26,7 @@ _AGAINST = {
   "random": "against its random",
   "bis": "against its BIS",
   "full": "against full",
-  "recipe": "against the recipe's arm",
+  "recipe": "against recipe's",
 }
 _PAPER_GAIN = 0.041  # BIS over random at a tenth, relative (arXiv 2602.04145, abstract)
 _LABELS = {"grid": "hard", "soft": "soft", "beta": "Beta-Binomial"}
@@ -49,12 +50,13 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
   (folder / "table.md").write_text(readme_table(entries), encoding="utf-8")
   words = "\n".join([*_backbones(folder), summary(entries, compared)])
   positions, caught = folder / "positions.json", folder / "caught.json"
+  predicted = json.loads(positions.read_text()) if positions.exists() else {}
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
   page.write(
     folder / "index.html",
     "study.html",
     pathlib.Path(__file__).with_name("templates"),
-    figures=_figures(entries, compared),
+    figures=_figures(entries, compared) | _mixed_figure(entries, predicted),
     plots=folder / "plots",
     title="Does a tenth do?",
     summary=words.splitlines(),
@@ -62,7 +64,7 @@ def write(folder: pathlib.Path, parts: Sequence[Part]) -> str:
     grid=_arm_table(main, compared),
     ablations=_arm_table([entry for entry in entries if entry not in main], compared),
     measures=_measure_table(entries),
-    positions=positions.exists() and _positions_table(json.loads(positions.read_text())),
+    positions=predicted and _positions_table(predicted),
     caught=caught.exists() and _caught_table(json.loads(caught.read_text())),
     has_theory=(folder / "theory" / "index.html").exists(),
   )
@@ -324,7 +326,7 @@ def _arm_table(entries: Sequence[Entry], compared: Sequence[Entry]) -> page.Tabl
     "steps",
     "overall x 100",
     *_AGAINST.values(),
-    "errors lost, grey images",
+    "lost with grey",
   ]
   used = [i for i in range(len(head)) if any(row[i] for row in rows)]
   return page.Table([head[i] for i in used], [[row[i] for i in used] for row in rows])
@@ -370,6 +372,7 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, b
   against = _against_random(entries, compared)
   gains = [(_setting(e), one["relative"], *one["relative_interval"]) for e, one in against]
   main = [entry for entry in entries if entry["part"] in ("full", "grid")]
+  main = [entry for entry in main if entry["strategy"] in _CURVES]
   rows = [Row(_strategy(e), e["fraction"], dict(results.headline(e))) for e in main]
   figures = {}
   if rows:
@@ -382,6 +385,19 @@ def _figures(entries: Sequence[Entry], compared: Sequence[Entry]) -> dict[str, b
   if runs := _runs(entries):
     figures["overall_against_step"] = plots.against_step(runs, _WORDS)
   return figures
+
+
+def _mixed_figure(
+  entries: Sequence[Entry], predicted: Mapping[str, Sequence[float]]
+) -> dict[str, bytes]:
+  """Returns the figure of tenths over their share of mixed rollouts, by `predicted` of seed 0."""
+  points = {}
+  for entry in entries:
+    found = predicted.get(f"{entry['part']}/{entry['strategy']}_0.1_seed0")
+    if found and entry["fraction"] == 0.1 and entry["part"] in _SAME_CORPUS:
+      name = ", ".join(filter(None, (_strategy(entry), entry["words"])))
+      points[name] = found[1], fmean(results.headline(entry).values())
+  return {"overall_against_mixed": study_plots.against_mixed(points, _WORDS)} if points else {}
 
 
 def _runs(entries: Sequence[Entry]) -> list[Run]:

@@ -43,3 +43,22 @@ def gains(rows: Sequence[tuple[str, float, float, float]], label: str, *, marked
   axes.set_xlim(max(-40, min(0, *ends) - 2), min(100, max(*ends, 0) + 2))
   style.label_lines(axes, [row[0] for row in rows])
   return style.png_bytes(figure)
+
+
+def against_mixed(points: Mapping[str, tuple[float, float]], measure: str) -> bytes:
+  """Returns a scatter plot of tenths over their share of mixed rollouts.
+
+  `points` holds (share of mixed rollouts, measure), both in [0, 1], by name.
+  """
+  figure, axes = style.new_figure("mixed rollouts in the tenth, %", measure)
+  values = [100 * value for _, value in points.values()]
+  line = 0.05 * (max(values) - min(values))  # height of a name
+  lowest = {"left": -np.inf, "right": -np.inf}  # where the next name may stand
+  for name, (share, value) in sorted(points.items(), key=lambda point: point[1][1]):
+    axes.plot(100 * share, 100 * value, "o", color=style.BLUE, markersize=6)
+    side = "right" if share > 0.5 else "left"  # end of the name at the dot, inside the figure
+    y = max(100 * value, lowest[side])
+    lowest[side] = y + line
+    x = 100 * share + (-2 if side == "right" else 2)
+    axes.text(x, y, name, ha=side, va="center", fontsize=8)
+  return style.png_bytes(figure)
