@@ -51,6 +51,7 @@ def against_mixed(points: Mapping[str, tuple[float, float]], measure: str) -> by
   `points` holds (share of mixed rollouts, measure), both in [0, 1], by name.
   """
   figure, axes = style.new_figure("mixed rollouts in the tenth, %", measure)
+  axes.set_xlim(0, 100)
   values = [100 * value for _, value in points.values()]
   line = 0.05 * (max(values) - min(values))  # height of a name
   lowest = {"left": -np.inf, "right": -np.inf}  # where the next name may stand

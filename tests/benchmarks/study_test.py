@@ -271,6 +271,8 @@ def test_one_seed_has_no_interval_and_no_full_of_another_corpus(tmp_path):
 
 
 def test_the_page_says_what_the_workdirs_hold(finished):
+  predicted = {f"grid/{name}_0.1_seed0": [480, 0.1, 0.2] for name in ("bis", "random")}
+  (finished / "positions.json").write_text(json.dumps(predicted))
   words = study_page.write(finished, WHOLE)
   assert "BIS 10 % (200 steps) reaches 80.50 ± 0.71 and random 10 % 70.40 ± 0.57" in words
   assert "a relative gain of +14.3 %" in words
@@ -304,7 +306,7 @@ def test_the_page_says_what_the_workdirs_hold(finished):
   html = (finished / "index.html").read_text()
   for text in ("overall_source_weighted", "alpha 0", "tuned_on_test", "80.50 ± 0.71", "25 %"):
     assert text in html
-  for name in ("against_fraction", "against_step"):
+  for name in ("against_fraction", "against_mixed", "against_step"):
     assert (finished / "plots" / f"overall_{name}.png").stat().st_size > 10_000
   for name in ("gain_over_random", "tenths_by_seed"):
     assert (finished / "plots" / f"{name}.png").stat().st_size > 10_000
