@@ -73,7 +73,7 @@ def _run(folder: pathlib.Path, parts: Sequence[arms.Part], *, whole: bool) -> No
   if not (folder / "theory" / "index.html").exists():
     sweeps.measure_theory(folder)
   # Not with --page, which needs no corpus.
-  positions.write(folder, dict.fromkeys(part.name for part in parts))
+  positions.write(folder, [*arms.SELECTIONS, arms.SECOND, "rare"])
   caught.write(folder, parts)
 
 

@@ -123,6 +123,8 @@ ABLATIONS = (
     for policy, word in (("negative", "negative"), ("ignore", "left out"))
   ),
 )
+# Parts of the first corpus, backbone and labels: their arms differ in the selection alone.
+SELECTIONS = ("grid", "alpha_0", "alpha_1", "global", "plain_r")
 # A checkpoint of the initial student, for the theory's measurement.
 START = Part("start", ("random",), (0.1,), {"train.steps": 1, "optim.learning_rate": 1e-9})
 QUICK = (

@@ -7,14 +7,13 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.study import results, study_plots
-from benchmarks.study.arms import FRESH, SECOND, WEAK_BACKBONE, Part
+from benchmarks.study.arms import FRESH, SECOND, SELECTIONS, WEAK_BACKBONE, Part
 from bis_jax import files
 from bis_jax.reports import page, plots
 from bis_jax.reports.run_table import Row, Run
 
 _WORDS = "overall_source_weighted x 100, tuned on test"
 _CURVES = ("full", "random", "mixed", "bis")  # drawn over fractions, and tenths over steps
-_SAME_CORPUS = ("grid", "alpha_0", "alpha_1")  # arms that only differ in what is selected
 # Parts with arms of their own for random, BIS and the newer strategies.
 _TENTHS = {
   "grid": "",
@@ -394,7 +393,7 @@ def _mixed_figure(
   points = {}
   for entry in entries:
     found = predicted.get(f"{entry['part']}/{entry['strategy']}_0.1_seed0")
-    if found and entry["fraction"] == 0.1 and entry["part"] in _SAME_CORPUS:
+    if found and entry["fraction"] == 0.1 and entry["part"] in SELECTIONS:
       name = ", ".join(filter(None, (_strategy(entry), entry["words"])))
       points[name] = found[1], fmean(results.headline(entry).values())
   return {"overall_against_mixed": study_plots.against_mixed(points, _WORDS)} if points else {}

@@ -123,15 +123,16 @@ def test_what_is_compared_can_be_run():
   compared = {strategy for part in arms.MAIN for strategy in part.strategies}
   assert set(STRATEGIES) - compared == {"reliability_only", "semdedup"}  # as `reliable`; by texts
   assert {f for part in arms.MAIN for f in part.fractions} == {0.05, 0.1, 0.25, 0.5, 1.0}
-  for part in (*arms.MAIN, *arms.CONFIRM, *arms.ABLATIONS, *arms.QUICK, arms.START):
+  whole = (*arms.MAIN, *arms.CONFIRM, *arms.WEAK, *arms.ABLATIONS)
+  assert {*arms.SELECTIONS, arms.SECOND, "rare"} <= {part.name for part in whole}
+  for part in (*whole, *arms.QUICK, arms.START):
     for quick in ({}, arms.QUICK_SETTINGS):
       c = recipe.get_config()
       c.update_from_flattened_dict(dict(quick) | dict(part.settings))
       for strategy in part.strategies:
         c.selection.strategy, c.selection.fraction = strategy, part.fractions[0]
         config_lib.check(c)
-  names = [(p.name, s, f) for p in (*arms.MAIN, *arms.CONFIRM, *arms.ABLATIONS)
-           for s in p.strategies for f in p.fractions]  # fmt: skip
+  names = [(p.name, s, f) for p in whole for s in p.strategies for f in p.fractions]
   assert len(set(names)) == len(names)
 
 
